@@ -1,0 +1,1 @@
+"""Measurements on pixels and samples, independent of any network."""

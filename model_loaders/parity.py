@@ -1,0 +1,120 @@
+"""Check this network against the public reference's numbers: `make parity GOLDEN=file`.
+
+The file holds a random-weight model under LTX-2's names, inputs, and what the OmniForcing reference computed
+from them in float32 (omniforcing.md, section 9). One line per quantity: its name and the largest absolute
+difference over the largest absolute value. Exits 1 if any is above 1e-4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..networks.config import TransformerConfig
+from ..networks.full_sequence import causal_forward
+from ..networks.transformer import CausalAVTransformer, text_keys
+from ..samplers.noise import Stream
+from ..samplers.rollout import Prompt, SamplerSettings, new_stream, rollout
+from ..samplers.state import StreamSettings
+from .keymap import split_layout
+
+LIMIT = 1e-4
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """max|a - b| / max|b|."""
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+class Golden:
+    """A fixture file: its model, its inputs and its numbers."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"cannot read {path}: {error}; expected a safetensors parity fixture") from error
+        if "config" not in metadata:
+            raise ValueError(f"{path} has no 'config' in its metadata; expected a parity fixture")
+        self.raw = json.loads(metadata["config"])["transformer"]
+        self.config = TransformerConfig.from_dict(self.raw)
+        self.blocks = len(self.raw["video_blocks"])
+        self.height, self.width = self.raw["latent_height"], self.raw["latent_width"]
+
+    def model(self) -> CausalAVTransformer:
+        """The network with the fixture's weights, every key used."""
+        weights = {
+            key.removeprefix("model."): value for key, value in self.tensors.items() if key.startswith("model.")
+        }
+        model = CausalAVTransformer(self.config)
+        model.load_state_dict(split_layout(weights, self.config), strict=True)
+        return model.eval()
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.tensors[key]
+
+
+@torch.no_grad()
+def errors(golden: Golden) -> Iterator[tuple[str, float]]:
+    """Relative error of every quantity, by name."""
+    model = golden.model()
+    text = text_keys(model, golden["input.video_context"], golden["input.audio_context"])
+    video_in, audio_in = golden["input.video_latent"], golden["input.audio_latent"]
+    # The fixture keeps video as (b, f, c, h, w); the network takes (b, c, f, h, w).
+    video_in = video_in.transpose(1, 2)
+
+    def compare(name: str, video: Tensor, audio: Tensor, suffix: str) -> Iterator[tuple[str, float]]:
+        yield f"{name}.video", relative_error(video.transpose(1, 2), golden[f"{name}.video_{suffix}"])
+        yield f"{name}.audio", relative_error(audio, golden[f"{name}.audio_{suffix}"])
+
+    sigmas = golden["input.video_sigma"], golden["input.audio_sigma"]
+    yield from compare("causal", *causal_forward(model, video_in, audio_in, *sigmas, text), "velocity")
+    one = golden.raw["bidirectional_sigma"]
+    flat = [torch.full_like(sigma, one) for sigma in sigmas]
+    out = causal_forward(model, video_in, audio_in, *flat, text, causal=False)
+    yield from compare("bidirectional", *out, "velocity")
+
+    def noise(block: int, step: int, stream: Stream, shape: tuple[int, ...]) -> Tensor:
+        tensor = golden[f"rollout.noise.{stream}.{block}.{step}"]
+        return tensor.transpose(1, 2) if stream == "video" else tensor
+
+    sampler = SamplerSettings("multi", tuple(golden["rollout.sigmas"].tolist()), method="renoise")
+    batch = video_in.shape[0]
+    settings = StreamSettings(golden.height, golden.width, window=golden.blocks, seeds=(0,) * batch)
+    state = new_stream(model, "golden", settings)
+    made = rollout(model, Prompt(text), state, golden.blocks, sampler, model_id="golden", noise=noise)
+    latents = [block for block, _ in made]
+    yield from compare(
+        "rollout",
+        torch.cat([block.video for block in latents], dim=2),
+        torch.cat([block.audio for block in latents], dim=1),
+        "latent",
+    )
+
+
+def main() -> int:
+    """Print the errors; 1 if any is above the limit."""
+    parser = argparse.ArgumentParser(prog="make parity", description=__doc__)
+    parser.add_argument("golden", type=Path, help="fixture file (safetensors)")
+    arguments = parser.parse_args()
+    try:
+        found = list(errors(Golden(arguments.golden)))
+    except (ValueError, KeyError, RuntimeError) as error:
+        sys.stderr.write(f"parity: {error}\n")
+        return 2
+    for name, error in found:
+        sys.stdout.write(f"{name} {error:.3e}\n")
+    return int(any(not error <= LIMIT for _, error in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Pure torch networks: the causal dual-stream transformer and the small codecs."""

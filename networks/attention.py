@@ -1,0 +1,95 @@
+"""Multi-head attention over LTX-2's modules, with keys that may come from a cache.
+
+b batch, n query tokens, m key tokens, a heads, d head dim, c channels.
+Queries and keys are normalised over the full inner width before the split into heads (omniforcing.md,
+section 1). The kernel is a parameter: `scaled_dot_product_attention` here, ComfyUI's choice (xformers, sage,
+flash) inside ComfyUI.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from .rope import RopeTable, rotate
+
+
+class AttentionKernel(Protocol):
+    """Softmax attention of q (b, a, n, d) over k, v (b, a, m, d); mask (n, m) bool, True = visible."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Return (b, a, n, d)."""
+        ...
+
+
+class KeyValueStore(Protocol):
+    """Where attention finds the past: takes this block's keys and values, returns those to attend over."""
+
+    def extend(self, path: str, k: Tensor, v: Tensor, rope: RopeTable) -> tuple[Tensor, Tensor]:
+        """Keys (not yet rotated) and values (b, a, n, d) of this block -> rotated keys, values (b, a, m, d)."""
+        ...
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Torch's own scaled dot product attention."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+class Attention(nn.Module):
+    """Parameters of one attention, under LTX-2's names; `attend` below runs it."""
+
+    def __init__(
+        self,
+        query_dim: int,
+        context_dim: int,
+        heads: int,
+        head_dim: int,
+        *,
+        eps: float,
+        operations: object,
+        dtype: object = None,
+        device: object = None,
+    ) -> None:
+        super().__init__()
+        inner = heads * head_dim
+        kwargs = {"dtype": dtype, "device": device}
+        self.heads = heads
+        self.to_q = operations.Linear(query_dim, inner, **kwargs)
+        self.to_k = operations.Linear(context_dim, inner, **kwargs)
+        self.to_v = operations.Linear(context_dim, inner, **kwargs)
+        self.to_out = nn.ModuleList([operations.Linear(inner, query_dim, **kwargs)])
+        self.q_norm = operations.RMSNorm(inner, eps=eps, **kwargs)
+        self.k_norm = operations.RMSNorm(inner, eps=eps, **kwargs)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(b, n, a*d) -> (b, a, n, d)."""
+    return rearrange(x, "b n (a d) -> b a n d", a=heads)
+
+
+def keys_values(module: nn.Module, context: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Normalised, unrotated keys and values (b, a, m, d) of a context (b, m, c)."""
+    k = split_heads(module.k_norm(module.to_k(context)), heads)
+    return k, split_heads(module.to_v(context), heads)
+
+
+def attend(
+    module: nn.Module,
+    x: Tensor,
+    heads: int,
+    kernel: AttentionKernel,
+    *,
+    key_values: tuple[Tensor, Tensor],
+    query_rope: RopeTable | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Attend from x (b, n, c) over ready keys and values (rotated where they should be); (b, n, c)."""
+    q = split_heads(module.q_norm(module.to_q(x)), heads)
+    if query_rope is not None:
+        q = rotate(q, query_rope)
+    k, v = key_values
+    out = kernel(q, k.to(q.dtype), v.to(q.dtype), mask)
+    return module.to_out[0](rearrange(out, "b a n d -> b n (a d)"))

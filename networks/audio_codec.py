@@ -1,0 +1,313 @@
+"""The small audio codec: 16 kHz sound <-> 32 numbers at 25 Hz, causal, decoded by a harmonic-plus-noise synthesiser.
+
+Idea: latents hold what is heard (pitch, envelope, noise), not the waveform's phase, so a small generator can
+model them; the synthesiser (vocoder.py) makes the samples. Latent 0 is the sound's first 10 ms frame, every
+later latent is the next four frames. All convolutions look back only, and decoding is functional: the state
+is an immutable value, so streaming in any cut equals decoding the whole.
+
+Letters: b batch, n samples, f audio frames (100 Hz), s audio latents (25 Hz), c channels; f = 4 s - 3, n = 160 f.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - PyTorch's usual name
+from einops import rearrange
+from torch import Tensor, nn
+
+from .vocoder import (
+    Controls,
+    HarmonicNoiseVocoder,
+    VocoderConfig,
+    VocoderState,
+    hz_to_mel,
+    mel_to_hz,
+)
+
+_STRIDE = 4
+_AMPLITUDE_SLOPE = 2.3
+
+
+@dataclass(frozen=True)
+class AudioCodecConfig:
+    """Sizes of the codec. Rates are fixed by the format: 16 kHz, 160-sample frames, 4 frames per latent."""
+
+    latent_channels: int = 32
+    channels: int = 128
+    encoder_dilations: tuple[int, ...] = (1, 2, 4)
+    encoder_latent_blocks: int = 1
+    decoder_latent_blocks: int = 2
+    decoder_dilations: tuple[int, ...] = (1, 2)
+    sample_rate: int = 16000
+    hop: int = 160
+    window: int = 640
+    pitch_features: int = 147
+    short_bands: int = 24
+    f0_bins: int = 128
+    f0_min: float = 50.0
+    f0_max: float = 1200.0
+    harmonic_bands: int = 64
+    noise_bands: int = 16
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> AudioCodecConfig:
+        """Build from a checkpoint's metadata; raises ValueError for a field that this version does not know."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(
+                f"audio codec config: found unknown fields {unknown}, expected some of {sorted(known)}; "
+                "the file was made by another version of this pack: update the pack or the file."
+            )
+        tuples = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**tuples)  # type: ignore[arg-type]
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+class AudioDecoderState(NamedTuple):
+    """What decoding remembers between calls; never written into, so it can be shared and forked.
+
+    caches: one (b, c, reach) tensor per causal convolution; vocoder: phase, noise position, last controls.
+    """
+
+    caches: tuple[Tensor, ...]
+    vocoder: VocoderState
+
+
+class _Caches:
+    """Hands each convolution its past in call order and collects what it leaves behind."""
+
+    def __init__(self, past: tuple[Tensor, ...] | None) -> None:
+        self._past: Iterator[Tensor] | None = None if past is None else iter(past)
+        self.left: list[Tensor] = []
+
+    def extend(self, x: Tensor, reach: int) -> Tensor:
+        past = x.new_zeros(*x.shape[:-1], reach) if self._past is None else next(self._past).to(x)
+        x = torch.cat([past, x], dim=-1)
+        self.left.append(x[..., x.shape[-1] - reach :].detach())
+        return x
+
+
+class CausalConv(nn.Module):
+    """1-D convolution over (b, c, t) that sees the present and `(kernel - 1) * dilation` steps of the past."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, dilation: int = 1) -> None:
+        super().__init__()
+        self.reach = (kernel - 1) * dilation
+        self.conv = nn.Conv1d(c_in, c_out, kernel, dilation=dilation)
+
+    def forward(self, x: Tensor, caches: _Caches) -> Tensor:
+        return self.conv(caches.extend(x, self.reach))
+
+
+class ChannelNorm(nn.Module):
+    """RMS norm over channels at each time step: it never mixes times, so it is causal by construction."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-6) * self.scale)
+
+
+class ResidualBlock(nn.Module):
+    """x + mix(silu(conv(silu(norm(x))))), causal."""
+
+    def __init__(self, channels: int, dilation: int = 1) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(channels)
+        self.conv = CausalConv(channels, channels, 3, dilation)
+        self.mix = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, x: Tensor, caches: _Caches) -> Tensor:
+        return x + self.mix(F.silu(self.conv(F.silu(self.norm(x)), caches)))
+
+
+class SoundFeatures(nn.Module):
+    """Wave (b, n) -> (b, features, f): what the encoder hears in windows that end with each frame.
+
+    Log-magnitude STFT (640 samples), an autocorrelation on a log-spaced pitch grid (computed from the same
+    spectrum, it makes pitch easy to read) and a short 160-sample mel spectrum (it makes onsets sharp).
+    """
+
+    window: Tensor
+    short_window: Tensor
+    autocorrelation: Tensor
+    short_mel: Tensor
+
+    def __init__(self, config: AudioCodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        bins = config.window // 2 + 1
+        self.size = bins + config.pitch_features + config.short_bands
+        self.register_buffer("window", torch.hann_window(config.window), persistent=False)
+        self.register_buffer("short_window", torch.hann_window(config.hop), persistent=False)
+        low, high = math.log(config.f0_min), math.log(config.f0_max)
+        pitch = torch.exp(torch.linspace(low, high, config.pitch_features, dtype=torch.float64))
+        k = torch.arange(bins, dtype=torch.float64)[:, None]
+        turns = k / config.window * (config.sample_rate / pitch)
+        matrix = torch.cos(2 * math.pi * turns)
+        self.register_buffer("autocorrelation", matrix.float(), persistent=False)
+        self.register_buffer("short_mel", self._mel(), persistent=False)
+
+    def _mel(self) -> Tensor:
+        bins, bands = self.config.hop // 2 + 1, self.config.short_bands
+        nyquist = self.config.sample_rate / 2
+        edges = mel_to_hz(torch.linspace(0, float(hz_to_mel(torch.tensor(nyquist))), bands + 2))
+        frequency = torch.linspace(0, nyquist, bins)[:, None]
+        # A triangle narrower than a bin would miss every bin: widen it to one bin.
+        width = nyquist / (bins - 1)
+        rise = (frequency - edges[:-2]) / (edges[1:-1] - edges[:-2]).clamp(min=width)
+        fall = (edges[2:] - frequency) / (edges[2:] - edges[1:-1]).clamp(min=width)
+        return torch.minimum(rise, fall).clamp(min=0.0)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        size, hop = self.config.window, self.config.hop
+        frames = F.pad(wave, (size - hop, 0)).unfold(-1, size, hop)
+        magnitude = torch.fft.rfft(frames * self.window).abs() * (4 / size)
+        level = (torch.log(magnitude + 1e-5) + 6) / 3
+        compressed = magnitude + 1e-5
+        pitch = (compressed @ self.autocorrelation) / compressed.sum(-1, keepdim=True)
+        short = torch.fft.rfft(frames[..., size - hop :] * self.short_window).abs() * (4 / hop)
+        short = (torch.log(short @ self.short_mel + 1e-5) + 6) / 3
+        return rearrange(torch.cat([level, pitch * 2, short], dim=-1), "b f c -> b c f")
+
+
+class AudioCodec(nn.Module):
+    """Encoder, decoder and synthesiser, with the statistics that bring latents to unit scale."""
+
+    latent_mean: Tensor
+    latent_std: Tensor
+    f0_grid: Tensor
+
+    def __init__(self, config: AudioCodecConfig = AudioCodecConfig()) -> None:  # noqa: B008 - frozen value
+        super().__init__()
+        self.config = config
+        c, z = config.channels, config.latent_channels
+        self.features = SoundFeatures(config)
+        self.encoder_in = nn.Conv1d(self.features.size, c, 1)
+        self.encoder_blocks = nn.ModuleList(ResidualBlock(c, d) for d in config.encoder_dilations)
+        self.down = nn.Conv1d(c, c, _STRIDE, stride=_STRIDE)
+        self.encoder_latent = nn.ModuleList(
+            ResidualBlock(c) for _ in range(config.encoder_latent_blocks)
+        )
+        self.encoder_norm = ChannelNorm(c)
+        self.encoder_out = nn.Conv1d(c, 2 * z, 1)
+
+        self.decoder_in = CausalConv(z, c, 3)
+        self.decoder_latent = nn.ModuleList(
+            ResidualBlock(c) for _ in range(config.decoder_latent_blocks)
+        )
+        self.up = nn.Conv1d(c, _STRIDE * c, 1)
+        self.decoder_blocks = nn.ModuleList(ResidualBlock(c, d) for d in config.decoder_dilations)
+        self.decoder_norm = ChannelNorm(c)
+        heads = config.f0_bins + config.harmonic_bands + config.noise_bands
+        self.heads = nn.Conv1d(c, heads, 1)
+        with torch.no_grad():
+            self.heads.weight.mul_(0.3)
+            self.heads.bias[config.f0_bins :].fill_(-2.5)  # start quiet: amplitudes of about 0.003
+        self.vocoder = HarmonicNoiseVocoder(
+            VocoderConfig(
+                config.sample_rate, config.hop, config.harmonic_bands, config.noise_bands,
+                config.f0_min, config.f0_max,
+            )
+        )  # fmt: skip
+        grid = torch.linspace(math.log(config.f0_min), math.log(config.f0_max), config.f0_bins)
+        self.register_buffer("f0_grid", grid, persistent=False)
+        self.register_buffer("latent_mean", torch.zeros(z))
+        self.register_buffer("latent_std", torch.ones(z))
+
+    def encode(self, wave: Tensor) -> Tensor:
+        """Sound (b, n) in [-1, 1] at 16 kHz -> normalised latents (b, s, c); n must be 160 (4 s - 3).
+
+        Raises ValueError for any other length or shape.
+        """
+        mean, _ = self.encode_moments(wave)
+        return (mean - self.latent_mean) / self.latent_std
+
+    def encode_moments(self, wave: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation (b, s, c) of the latents, not normalised (for training)."""
+        hop = self.config.hop
+        if wave.ndim != 2 or wave.shape[1] % hop or (wave.shape[1] // hop) % _STRIDE != 1:
+            raise ValueError(
+                f"audio encode: found wave of shape {tuple(wave.shape)}, expected (batch, samples) with "
+                f"samples = {hop} * (1 + {_STRIDE} k); pad or cut the sound (1 s blocks: 160 + 16000 K)."
+            )
+        caches = _Caches(None)
+        x = self.encoder_in(self.features(wave.to(self.encoder_in.weight.dtype)))
+        for block in self.encoder_blocks:
+            x = block(x, caches)
+        # Latent 0 ends with frame 0, so three frames of silence stand before it.
+        x = self.down(F.pad(x, (_STRIDE - 1, 0)))
+        for block in self.encoder_latent:
+            x = block(x, caches)
+        mean, log_std = self.encoder_out(self.encoder_norm(x)).chunk(2, dim=1)
+        return rearrange(mean, "b c s -> b s c"), rearrange(log_std.clamp(-8, 4), "b c s -> b s c")
+
+    def decode(
+        self, latent: Tensor, state: AudioDecoderState | None = None
+    ) -> tuple[Tensor, AudioDecoderState]:
+        """Normalised latents (b, s, c) -> sound (b, n) and the state after it.
+
+        With state None the stream starts: the first latent gives 160 samples, every other one 640. Given the
+        state of the call before, every latent gives 640. Raises ValueError for a wrong shape or batch.
+        """
+        self._check(latent, state)
+        raw = latent.to(self.latent_std) * self.latent_std + self.latent_mean
+        caches = None if state is None else state.caches
+        played = []
+        # One latent at a time: the convolutions then round alike in every cut. Pitch is summed up to phase,
+        # so rounding that depended on the cut would be heard, growing, in all that follows.
+        for one in raw.split(1, dim=1):
+            controls, _, caches = self.decode_controls(one, caches)
+            played.append(controls)
+        controls = Controls(*(torch.cat(values, dim=1) for values in zip(*played, strict=True)))
+        wave, vocoder = self.vocoder(controls, None if state is None else state.vocoder)
+        return wave, AudioDecoderState(caches, vocoder)
+
+    def decode_controls(
+        self, raw: Tensor, caches: tuple[Tensor, ...] | None = None
+    ) -> tuple[Controls, Tensor, tuple[Tensor, ...]]:
+        """Unnormalised latents (b, s, c) -> controls per frame, pitch logits (b, f, bins), new caches.
+
+        caches None starts a stream (4 s - 3 frames), otherwise 4 s frames follow.
+        """
+        memory = _Caches(caches)
+        x = rearrange(raw, "b s c -> b c s").to(self.heads.weight.dtype)
+        x = self.decoder_in(x, memory)
+        for block in self.decoder_latent:
+            x = block(x, memory)
+        x = rearrange(self.up(x), "b (r c) s -> b c (s r)", r=_STRIDE)
+        if caches is None:
+            x = x[..., _STRIDE - 1 :]
+        for block in self.decoder_blocks:
+            x = block(x, memory)
+        out = rearrange(self.heads(self.decoder_norm(x)), "b c f -> b f c").float()
+        sizes = [self.config.f0_bins, self.config.harmonic_bands, self.config.noise_bands]
+        logits, harmonics, noise = out.split(sizes, dim=-1)
+        log_f0 = torch.softmax(logits, dim=-1) @ self.f0_grid.float()
+        # Straight below, saturating above: silence is easy to reach and no sound exceeds amplitude 1.
+        loudness = (_AMPLITUDE_SLOPE * F.logsigmoid(part) for part in (harmonics, noise))
+        return Controls(log_f0.exp(), *loudness), logits, tuple(memory.left)
+
+    def _check(self, latent: Tensor, state: AudioDecoderState | None) -> None:
+        z = self.config.latent_channels
+        if latent.ndim != 3 or latent.shape[2] != z or latent.shape[1] == 0:
+            raise ValueError(
+                f"audio decode: found latents of shape {tuple(latent.shape)}, expected (batch, latents >= 1, "
+                f"{z}); audio latents are laid out (b, s, c)."
+            )
+        if state is not None and state.vocoder.phase.shape[0] != latent.shape[0]:
+            raise ValueError(
+                f"audio decode: found a state of batch {state.vocoder.phase.shape[0]} and latents of batch "
+                f"{latent.shape[0]}, expected them equal; pass the state of this very stream."
+            )

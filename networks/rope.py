@@ -1,0 +1,171 @@
+"""Rotary positions measured in physical units: seconds and pixels, so that both streams share one clock.
+
+b batch, a heads, n tokens, d head dim, r rotation pairs per head (d/2), f video latents, s audio latents.
+LTX-2 measures a token at the middle of the time (and pixel) span that it stands for (omniforcing.md,
+section 1, RoPE). Everything inside this pack uses the split ("rotate half") layout; interleaved checkpoints
+are permuted once at load (`interleaved_to_split`), which is the same rotation.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from .config import TransformerConfig
+from .layout import BlockLayout
+
+
+class RopeTable(NamedTuple):
+    """Cosines and sines of every token's rotation, each (a, n, r)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def tokens(self, start: int, stop: int | None = None) -> RopeTable:
+        """The table of a run of tokens."""
+        return RopeTable(self.cos[:, start:stop], self.sin[:, start:stop])
+
+    def index(self, order: Tensor) -> RopeTable:
+        """The table with its tokens in another order, or repeated."""
+        return RopeTable(self.cos[:, order], self.sin[:, order])
+
+    def to(self, like: Tensor) -> RopeTable:
+        """The table in the dtype and on the device of `like`."""
+        return RopeTable(
+            self.cos.to(device=like.device, dtype=like.dtype), self.sin.to(device=like.device, dtype=like.dtype)
+        )
+
+
+class StreamTables(NamedTuple):
+    """The four tables of a run of blocks: self-attention per stream and the shared time axis across them."""
+
+    video: RopeTable
+    audio: RopeTable
+    cross_video: RopeTable
+    cross_audio: RopeTable
+
+
+def rotate(x: Tensor, table: RopeTable) -> Tensor:
+    """Rotate queries or keys (b, a, n, d) by their tokens' angles, in the split layout."""
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = table
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def video_seconds(config: TransformerConfig, start: int, stop: int) -> Tensor:
+    """Time of video latents [start, stop) in seconds, (f,): the middle of the frames each covers.
+
+    In float32 and in this order of operations, as LTX-2 computes them: the highest frequency multiplies a
+    position's rounding error by 15,000.
+    """
+    return _middle(config, start, stop, config.video_time_stride) / config.fps
+
+
+def audio_seconds(config: TransformerConfig, start: int, stop: int) -> Tensor:
+    """Time of audio latents [start, stop) in seconds, (s,)."""
+    middle = _middle(config, start, stop, config.audio_time_stride)
+    return middle * config.audio_hop_length / config.audio_sampling_rate
+
+
+def _middle(config: TransformerConfig, start: int, stop: int, stride: int) -> Tensor:
+    """Middle (or begin) of the codec frames that latents stand for; the first latent has stride 1."""
+    index = torch.arange(start, stop, dtype=torch.float32)
+    begin, end = (stride * index - (stride - 1)).clamp(min=0), stride * index + 1
+    return (begin + end) / 2 if config.use_middle_indices_grid else begin
+
+
+def _frequencies(config: TransformerConfig, count: int) -> Tensor:
+    """(count,) angular frequencies (pi/2) theta^(k/(count-1)), in the checkpoint's own precision."""
+    theta = config.positional_embedding_theta
+    if config.frequencies_precision == "float64":
+        grid = np.power(theta, np.linspace(0.0, 1.0, count, dtype=np.float64)) * (math.pi / 2)
+        return torch.from_numpy(grid).to(torch.float32)
+    return torch.pow(theta, torch.linspace(0.0, 1.0, count, dtype=torch.float32)) * (math.pi / 2)
+
+
+def _table(config: TransformerConfig, fractions: Tensor, heads: int, head_dim: int) -> RopeTable:
+    """Angles of positions given as fractions (n, axes) of the trained range, spread over all heads.
+
+    Angles run frequency-major, axis-minor over the whole inner width; channels left over are an identity
+    rotation at the front.
+    """
+    tokens, axes = fractions.shape
+    pairs = heads * head_dim // 2
+    frequencies = _frequencies(config, heads * head_dim // (2 * axes))
+    signed = (2 * fractions - 1).to(torch.float32)
+    angles = rearrange(signed[:, None, :] * frequencies[None, :, None], "n k x -> n (k x)")
+    cos, sin = angles.cos(), angles.sin()
+    pad = pairs - angles.shape[1]
+    cos = torch.cat((torch.ones(tokens, pad), cos), dim=1)
+    sin = torch.cat((torch.zeros(tokens, pad), sin), dim=1)
+    return RopeTable(*(rearrange(t, "n (a r) -> a n r", a=heads).contiguous() for t in (cos, sin)))
+
+
+def _with_sinks(table: RopeTable, sinks: int) -> RopeTable:
+    """Prepend sink tokens, which are not rotated: cos 1, sin 0 (OmniForcing, equation 8)."""
+    heads, _, pairs = table.cos.shape
+    return RopeTable(
+        torch.cat((torch.ones(heads, sinks, pairs), table.cos), dim=1),
+        torch.cat((torch.zeros(heads, sinks, pairs), table.sin), dim=1),
+    )
+
+
+@lru_cache(maxsize=64)
+def stream_tables(config: TransformerConfig, blocks: int, height: int, width: int) -> StreamTables:
+    """Tables of blocks 0..blocks-1 in token order (sinks first in audio), float32 on the CPU.
+
+    Args:
+        blocks: how many blocks from the start; a rolled window uses the same tables, because its blocks
+            are re-based to follow the prefix directly.
+        height, width: latent grid of the video.
+    """
+    layout: BlockLayout = config.layout
+    max_time, max_row, max_column = config.positional_embedding_max_pos
+    cross_max = max(max_time, config.audio_positional_embedding_max_pos[0])
+    middle = 0.5 if config.use_middle_indices_grid else 0.0
+    space = config.video_space_stride
+    times = video_seconds(config, 0, layout.video_latents(blocks))
+    rows = (torch.arange(height, dtype=torch.float32) + middle) * space
+    columns = (torch.arange(width, dtype=torch.float32) + middle) * space
+    grid = torch.stack(
+        (
+            repeat(times / max_time, "f -> (f h w)", h=height, w=width),
+            repeat(rows / max_row, "h -> (f h w)", f=len(times), w=width),
+            repeat(columns / max_column, "w -> (f h w)", f=len(times), h=height),
+        ),
+        dim=1,
+    )
+    audio_times = audio_seconds(config, 0, layout.audio_latents(blocks))
+    audio_fraction = audio_times / config.audio_positional_embedding_max_pos[0]
+    heads, head_dim = config.audio_num_attention_heads, config.audio_attention_head_dim
+    frame_times = repeat(times, "f -> (f p) 1", p=height * width)
+    sinks = config.num_audio_sink_tokens
+    return StreamTables(
+        video=_table(config, grid, config.num_attention_heads, config.attention_head_dim),
+        audio=_with_sinks(_table(config, audio_fraction[:, None], heads, head_dim), sinks),
+        cross_video=_table(config, frame_times / cross_max, heads, head_dim),
+        cross_audio=_with_sinks(_table(config, audio_times[:, None] / cross_max, heads, head_dim), sinks),
+    )
+
+
+def interleaved_to_split(rows: Tensor, heads: int) -> Tensor:
+    """Reorder the output channels of a q/k projection (or its norm weight) from interleaved to split RoPE.
+
+    Inside each head, pair (2i, 2i+1) moves to (i, d/2 + i): the same rotation (omniforcing.md, section 0,
+    point 3).
+
+    Args:
+        rows: (heads * d, ...) weight, bias or norm weight.
+    """
+    return rearrange(rows, "(a r two) ... -> (a two r) ...", a=heads, two=2).contiguous()
+
+
+def split_to_interleaved(rows: Tensor, heads: int) -> Tensor:
+    """The inverse of `interleaved_to_split`."""
+    return rearrange(rows, "(a two r) ... -> (a r two) ...", a=heads, two=2).contiguous()

@@ -1,0 +1,250 @@
+"""The rollout: block after block, each denoised in a few or in many steps from a past that it only reads.
+
+b batch, c channels, f h w video latent grid, s audio latents.
+Few-step mode tells the network its step size d = sigma_i - sigma_(i+1); multi-step mode has d = 0 and may use
+classifier-free guidance (mutual_forcing.md, sections 3.2 and 4). After the last step one refresh pass over the
+clean block writes its keys and values (omniforcing.md, section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..networks.kv_cache import OpenBlock, RollingCache
+from ..networks.modulation import Modulation, modulation
+from ..networks.transformer import TextKeys
+from .noise import NoiseSource, noise_of
+from .sigmas import few_step_sigmas, ltx2_sigmas
+from .state import BlockLatents, StreamSettings, StreamState, check_state
+
+Mode = Literal["few", "multi"]
+Method = Literal["euler", "renoise"]
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How a block is denoised.
+
+    Attributes:
+        mode: which of the network's two modes is asked for.
+        sigmas: noise levels from 1 down to 0.
+        guidance: classifier-free guidance; 1 = off. Multi-step mode only: few-step mode has it built in.
+        method: `euler` follows the velocity; `renoise` predicts the clean block and adds fresh noise.
+    """
+
+    mode: Mode
+    sigmas: tuple[float, ...]
+    guidance: float = 1.0
+    method: Method = "euler"
+
+    def __post_init__(self) -> None:
+        falling = all(a > b for a, b in pairwise(self.sigmas))
+        if len(self.sigmas) < 2 or not falling or self.sigmas[-1] != 0:
+            raise ValueError(f"sigmas are {self.sigmas}, expected at least two falling values that end at 0")
+        if self.guidance < 1:
+            raise ValueError(f"guidance is {self.guidance}, expected 1 (off) or more")
+
+    @property
+    def steps(self) -> int:
+        """Network evaluations per block, the refresh not counted."""
+        return len(self.sigmas) - 1
+
+
+def sampler_settings(
+    mode: Mode, steps: int | None = None, guidance: float | None = None, method: Method | None = None
+) -> SamplerSettings:
+    """Settings of a mode with its own defaults: few = 4 steps; multi = 50 steps, guidance 3.
+
+    Raises:
+        ValueError: an unknown mode or method, or a number of steps that cannot be made.
+    """
+    if mode == "few":
+        # Guidance is folded into few-step mode by its training, so asking for it again is a mistake.
+        if guidance not in (None, 1.0):
+            raise ValueError(
+                f"guidance is {guidance} in few-step mode, expected 1: choose mode 'multi' to use guidance"
+            )
+        return SamplerSettings(mode, few_step_sigmas(4 if steps is None else steps), 1.0, method or "euler")
+    if mode == "multi":
+        sigmas = ltx2_sigmas(50 if steps is None else steps)
+        return SamplerSettings(mode, sigmas, 3.0 if guidance is None else guidance, method or "euler")
+    raise ValueError(f"mode is {mode!r}, expected 'few' or 'multi'")
+
+
+class Prompt(NamedTuple):
+    """Text keys of the prompt and, where guidance needs it, of the empty prompt."""
+
+    text: TextKeys
+    unguided: TextKeys | None = None
+
+
+class Step(NamedTuple):
+    """Told to `on_step` after every network evaluation of the sampler."""
+
+    block: int
+    step: int
+    steps: int
+
+
+class NonFiniteBlockError(RuntimeError):
+    """A block came out with NaN or infinity; the blocks before it are untouched."""
+
+    def __init__(self, block: int, stream: str) -> None:
+        super().__init__(
+            f"block {block} (second {block} of the stream) has NaN or infinite values in its {stream}; the "
+            f"{block} blocks before it are kept. Try another seed or float32, or check the model file"
+        )
+        self.block = block
+
+
+def new_stream(model: nn.Module, model_id: str, settings: StreamSettings) -> StreamState:
+    """The state before the first block."""
+    return StreamState(settings, model_id, model.config.layout, (), RollingCache(settings.window))
+
+
+class _Constants:
+    """Modulations, computed once per sigma and mode."""
+
+    def __init__(self, model: nn.Module, like: Tensor) -> None:
+        self.model, self.like = model, like
+        self.known: dict[tuple[float, float], Modulation] = {}
+
+    def at(self, sigma: float, step_size: float = 0.0) -> Modulation:
+        if (sigma, step_size) not in self.known:
+            level = torch.full((1, 1), sigma, device=self.like.device, dtype=torch.float32)
+            step = torch.full_like(level, step_size)
+            self.known[sigma, step_size] = modulation(
+                self.model, self.model.config, level, level, step, self.like.dtype
+            )
+        return self.known[sigma, step_size]
+
+
+@torch.no_grad()
+def rebuild_cache(
+    model: nn.Module, text: TextKeys, latents: tuple[BlockLatents, ...], settings: StreamSettings, like: Tensor
+) -> RollingCache:
+    """Keys and values of finished blocks, made again from their clean latents: one refresh per block.
+
+    Exactly what the stream itself wrote, if the prompt was the same throughout.
+    """
+    constants = _Constants(model, like)
+    cache = RollingCache(settings.window)
+    for block in latents:
+        opened = OpenBlock(model, cache, settings.height, settings.width, like)
+        cache = opened.commit(block.video.to(like), block.audio.to(like), text, constants.at(0.0))
+    return cache
+
+
+def rollout(
+    model: nn.Module,
+    prompt: Prompt,
+    state: StreamState,
+    blocks: int,
+    sampler: SamplerSettings,
+    *,
+    model_id: str,
+    on_step: Callable[[Step], None] | None = None,
+    noise: NoiseSource | None = None,
+) -> Iterator[tuple[BlockLatents, StreamState]]:
+    """Yield `blocks` further blocks, each with the state after it. `state` itself is not changed.
+
+    Args:
+        on_step: called after every denoising step; an exception raised there stops within that step, and
+            what was yielded before stays good.
+        noise: where noise comes from; by default named by the state's seeds.
+
+    Raises:
+        ValueError: the state belongs to another model, or guidance has no empty prompt to compare with.
+        NonFiniteBlockError: a block has NaN; names the block.
+    """
+    check_state(state, model_id, model.config.layout)
+    if blocks < 1:
+        raise ValueError(f"blocks is {blocks}, expected at least 1")
+    guided = sampler.guidance != 1.0
+    if guided and prompt.unguided is None:
+        raise ValueError("guidance needs the text keys of the empty prompt; encode '' as well")
+    like = next(model.parameters()).new_empty(0)
+    if not like.is_floating_point() or like.element_size() < 2:
+        like = like.to(torch.bfloat16)
+    settings = state.settings
+    source = noise or noise_of(settings.seeds)
+    constants = _Constants(model, like)
+    if state.cache is None:
+        state = replace(state, cache=rebuild_cache(model, prompt.text, state.latents, settings, like))
+    if guided and state.unguided is None:
+        unguided = rebuild_cache(model, prompt.unguided, state.latents, settings, like)
+        state = replace(state, unguided=unguided)
+    if not guided:
+        # A cache that is not extended would fall behind; it is rebuilt if guidance comes back.
+        state = replace(state, unguided=None)
+    for _ in range(blocks):
+        latents, state = _next_block(model, prompt, state, sampler, constants, source, on_step, like)
+        yield latents, state
+
+
+@torch.no_grad()
+def _next_block(
+    model: nn.Module,
+    prompt: Prompt,
+    state: StreamState,
+    sampler: SamplerSettings,
+    constants: _Constants,
+    noise: NoiseSource,
+    on_step: Callable[[Step], None] | None,
+    like: Tensor,
+) -> tuple[BlockLatents, StreamState]:
+    settings, index = state.settings, state.next_block
+    batch = len(settings.seeds)
+    opened = OpenBlock(model, state.cache, settings.height, settings.width, like)
+    branches = [(opened, prompt.text)]
+    if sampler.guidance != 1.0:
+        unguided = OpenBlock(model, state.unguided, settings.height, settings.width, like)
+        branches.append((unguided, prompt.unguided))
+
+    def draw(step: int) -> tuple[Tensor, Tensor]:
+        return (
+            noise(index, step, "video", (batch, *opened.video_shape)).to(like.device),
+            noise(index, step, "audio", (batch, *opened.audio_shape)).to(like.device),
+        )
+
+    video, audio = draw(0)
+    for step, (sigma, next_sigma) in enumerate(pairwise(sampler.sigmas)):
+        mode = constants.at(sigma, sigma - next_sigma if sampler.mode == "few" else 0.0)
+        velocities = [
+            branch.velocity(video.to(like.dtype), audio.to(like.dtype), text, mode) for branch, text in branches
+        ]
+        (video_v, audio_v), *rest = [tuple(v.float() for v in pair) for pair in velocities]
+        if rest:
+            video_v = rest[0][0] + sampler.guidance * (video_v - rest[0][0])
+            audio_v = rest[0][1] + sampler.guidance * (audio_v - rest[0][1])
+        if sampler.method == "euler":
+            video = video - (sigma - next_sigma) * video_v
+            audio = audio - (sigma - next_sigma) * audio_v
+        else:
+            video, audio = video - sigma * video_v, audio - sigma * audio_v
+            if next_sigma > 0:
+                fresh_video, fresh_audio = draw(step + 1)
+                video = (1 - next_sigma) * video + next_sigma * fresh_video
+                audio = (1 - next_sigma) * audio + next_sigma * fresh_audio
+        if on_step is not None:
+            on_step(Step(index, step, sampler.steps))
+    for stream, value in (("video", video), ("audio", audio)):
+        if not torch.isfinite(value).all():
+            raise NonFiniteBlockError(index, stream)
+    caches = [
+        branch.commit(video.to(like.dtype), audio.to(like.dtype), text, constants.at(0.0))
+        for branch, text in branches
+    ]
+    latents = BlockLatents(video.float().cpu(), audio.float().cpu())
+    return latents, replace(
+        state,
+        latents=(*state.latents, latents),
+        cache=caches[0],
+        unguided=caches[1] if len(caches) > 1 else None,
+    )

@@ -1,0 +1,61 @@
+"""Noise schedules: LTX-2's shifted and stretched list, and the few entries of it that few-step mode visits.
+
+Sources: omniforcing.md, section 5 (LTX-2's scheduler; OmniForcing's step list 1000/909/725/421/0).
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+
+TERMINAL = 0.1
+BASE_TOKENS, MAX_TOKENS = 1024, 4096
+BASE_SHIFT, MAX_SHIFT = 0.95, 2.05
+FEW_STEP_GRID = 40
+FEW_STEP_TIMES = (1000, 909, 725, 421, 0)
+
+
+def ltx2_sigmas(steps: int, tokens: int = MAX_TOKENS) -> tuple[float, ...]:
+    """LTX-2's schedule of `steps` steps: steps + 1 values from 1 to 0, the last but one at 0.1.
+
+    Args:
+        tokens: sequence length that sets the shift; OmniForcing leaves it at 4096.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}, expected at least 1")
+    shift = BASE_SHIFT + (MAX_SHIFT - BASE_SHIFT) * (tokens - BASE_TOKENS) / (MAX_TOKENS - BASE_TOKENS)
+    grid = torch.linspace(1.0, 0.0, steps + 1)
+    factor = math.exp(shift)
+    inner = grid[:-1]
+    shifted = factor / (factor + (1.0 / inner - 1.0))
+    if steps > 1:
+        rest = 1.0 - shifted
+        shifted = 1.0 - rest * (1.0 - TERMINAL) / rest[-1]
+    return (*shifted.tolist(), 0.0)
+
+
+def few_step_sigmas(steps: int) -> tuple[float, ...]:
+    """The schedule of few-step mode: 4 steps visit OmniForcing's list, 8 halve each of its intervals.
+
+    Other numbers take entries of the 40-step list at even distances in index.
+
+    Raises:
+        ValueError: more steps than the list has.
+    """
+    if not 1 <= steps <= FEW_STEP_GRID:
+        raise ValueError(
+            f"few-step mode was asked for {steps} steps, expected 1 to {FEW_STEP_GRID} (4 and 8 are trained)"
+        )
+    grid = ltx2_sigmas(FEW_STEP_GRID)
+    coarse = [min(range(len(grid)), key=lambda i: abs(grid[i] - t / 1000)) for t in FEW_STEP_TIMES]
+    if steps == 4:
+        indices = coarse
+    elif steps == 8:
+        indices = [coarse[0]]
+        for a, b in pairwise(coarse):
+            indices += [(a + b + 1) // 2, b]
+    else:
+        indices = [round(i * FEW_STEP_GRID / steps) for i in range(steps + 1)]
+    return tuple(grid[i] for i in indices)

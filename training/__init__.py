@@ -1,0 +1,1 @@
+"""Recipes that train the models; nothing here is imported by the nodes."""

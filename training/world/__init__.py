@@ -1,0 +1,1 @@
+"""The procedural world: short cartoons with true sound, captions and events."""
