@@ -33,6 +33,14 @@ class KeyValueStore(Protocol):
         ...
 
 
+class KeyPattern(Protocol):
+    """A sparser way than a mask to say which keys each query sees."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, kernel: AttentionKernel) -> Tensor:
+        """Attention of q (b, a, n, d) over k, v (b, a, m, d) under the pattern; (b, a, n, d)."""
+        ...
+
+
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Torch's own scaled dot product attention."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -84,12 +92,13 @@ def attend(
     *,
     key_values: tuple[Tensor, Tensor],
     query_rope: RopeTable | None = None,
-    mask: Tensor | None = None,
+    mask: Tensor | KeyPattern | None = None,
 ) -> Tensor:
     """Attend from x (b, n, c) over ready keys and values (rotated where they should be); (b, n, c)."""
     q = split_heads(module.q_norm(module.to_q(x)), heads)
     if query_rope is not None:
         q = rotate(q, query_rope)
     k, v = key_values
-    out = kernel(q, k.to(q.dtype), v.to(q.dtype), mask)
+    k, v = k.to(q.dtype), v.to(q.dtype)
+    out = kernel(q, k, v, mask) if mask is None or isinstance(mask, Tensor) else mask.attend(q, k, v, kernel)
     return module.to_out[0](rearrange(out, "b a n d -> b n (a d)"))

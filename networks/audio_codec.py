@@ -1,11 +1,14 @@
-"""The small audio codec: 16 kHz sound <-> 32 numbers at 25 Hz, causal, decoded by a harmonic-plus-noise synthesiser.
+"""The small audio codec: 16 kHz sound <-> 32 numbers at 25 Hz, causal, decoded by a
+harmonic-plus-noise synthesiser.
 
-Idea: latents hold what is heard (pitch, envelope, noise), not the waveform's phase, so a small generator can
-model them; the synthesiser (vocoder.py) makes the samples. Latent 0 is the sound's first 10 ms frame, every
-later latent is the next four frames. All convolutions look back only, and decoding is functional: the state
-is an immutable value, so streaming in any cut equals decoding the whole.
+Idea: latents hold what is heard (pitch, envelope, noise), not the waveform's phase, so a small
+generator can model them; the synthesiser (vocoder.py) makes the samples. Latent 0 is the sound's
+first 10 ms frame, every later latent is the next four frames. All convolutions look back only, and
+decoding is functional: the state is an immutable value, so streaming in any cut equals decoding the
+whole.
 
-Letters: b batch, n samples, f audio frames (100 Hz), s audio latents (25 Hz), c channels; f = 4 s - 3, n = 160 f.
+Letters: b batch, n samples, f audio frames (100 Hz), s audio latents (25 Hz), c channels; f = 4 s -
+3, n = 160 f.
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ _AMPLITUDE_SLOPE = 2.3
 
 @dataclass(frozen=True)
 class AudioCodecConfig:
-    """Sizes of the codec. Rates are fixed by the format: 16 kHz, 160-sample frames, 4 frames per latent."""
+    """Sizes of the codec. Rates are fixed by the format: 16 kHz, 160-sample frames, 4 frames per
+    latent.
+    """
 
     latent_channels: int = 32
     channels: int = 128
@@ -56,13 +61,16 @@ class AudioCodecConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> AudioCodecConfig:
-        """Build from a checkpoint's metadata; raises ValueError for a field that this version does not know."""
+        """Build from a checkpoint's metadata; raises ValueError for a field that this version does
+        not know.
+        """
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(
-                f"audio codec config: found unknown fields {unknown}, expected some of {sorted(known)}; "
-                "the file was made by another version of this pack: update the pack or the file."
+                f"audio codec config: found unknown fields {unknown}, expected some of "
+                f"{sorted(known)}; the file was made by another version of this pack: update "
+                "the pack or the file."
             )
         tuples = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
         return cls(**tuples)  # type: ignore[arg-type]
@@ -75,7 +83,8 @@ class AudioCodecConfig:
 class AudioDecoderState(NamedTuple):
     """What decoding remembers between calls; never written into, so it can be shared and forked.
 
-    caches: one (b, c, reach) tensor per causal convolution; vocoder: phase, noise position, last controls.
+    caches: one (b, c, reach) tensor per causal convolution; vocoder: phase, noise position, last
+    controls.
     """
 
     caches: tuple[Tensor, ...]
@@ -97,7 +106,9 @@ class _Caches:
 
 
 class CausalConv(nn.Module):
-    """1-D convolution over (b, c, t) that sees the present and `(kernel - 1) * dilation` steps of the past."""
+    """1-D convolution over (b, c, t) that sees the present and `(kernel - 1) * dilation` steps of
+    the past.
+    """
 
     def __init__(self, c_in: int, c_out: int, kernel: int, dilation: int = 1) -> None:
         super().__init__()
@@ -109,7 +120,9 @@ class CausalConv(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """RMS norm over channels at each time step: it never mixes times, so it is causal by construction."""
+    """RMS norm over channels at each time step: it never mixes times, so it is causal by
+    construction.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -135,8 +148,9 @@ class ResidualBlock(nn.Module):
 class SoundFeatures(nn.Module):
     """Wave (b, n) -> (b, features, f): what the encoder hears in windows that end with each frame.
 
-    Log-magnitude STFT (640 samples), an autocorrelation on a log-spaced pitch grid (computed from the same
-    spectrum, it makes pitch easy to read) and a short 160-sample mel spectrum (it makes onsets sharp).
+    Log-magnitude STFT (640 samples), an autocorrelation on a log-spaced pitch grid (computed from
+    the same spectrum, it makes pitch easy to read) and a short 160-sample mel spectrum (it makes
+    onsets sharp).
     """
 
     window: Tensor
@@ -227,7 +241,8 @@ class AudioCodec(nn.Module):
         self.register_buffer("latent_std", torch.ones(z))
 
     def encode(self, wave: Tensor) -> Tensor:
-        """Sound (b, n) in [-1, 1] at 16 kHz -> normalised latents (b, s, c); n must be 160 (4 s - 3).
+        """Sound (b, n) in [-1, 1] at 16 kHz -> normalised latents (b, s, c); n must be 160 (4 s -
+        3).
 
         Raises ValueError for any other length or shape.
         """
@@ -235,12 +250,15 @@ class AudioCodec(nn.Module):
         return (mean - self.latent_mean) / self.latent_std
 
     def encode_moments(self, wave: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log standard deviation (b, s, c) of the latents, not normalised (for training)."""
+        """Mean and log standard deviation (b, s, c) of the latents, not normalised (for
+        training).
+        """
         hop = self.config.hop
         if wave.ndim != 2 or wave.shape[1] % hop or (wave.shape[1] // hop) % _STRIDE != 1:
             raise ValueError(
-                f"audio encode: found wave of shape {tuple(wave.shape)}, expected (batch, samples) with "
-                f"samples = {hop} * (1 + {_STRIDE} k); pad or cut the sound (1 s blocks: 160 + 16000 K)."
+                f"audio encode: found wave of shape {tuple(wave.shape)}, expected (batch, samples) "
+                f"with samples = {hop} * (1 + {_STRIDE} k); pad or cut the sound (blocks of a "
+                "second: 160 + 16000 K)."
             )
         caches = _Caches(None)
         x = self.encoder_in(self.features(wave.to(self.encoder_in.weight.dtype)))
@@ -258,15 +276,17 @@ class AudioCodec(nn.Module):
     ) -> tuple[Tensor, AudioDecoderState]:
         """Normalised latents (b, s, c) -> sound (b, n) and the state after it.
 
-        With state None the stream starts: the first latent gives 160 samples, every other one 640. Given the
-        state of the call before, every latent gives 640. Raises ValueError for a wrong shape or batch.
+        With state None the stream starts: the first latent gives 160 samples, every other one 640.
+        Given the state of the call before, every latent gives 640. Raises ValueError for a wrong
+        shape or batch.
         """
         self._check(latent, state)
         raw = latent.to(self.latent_std) * self.latent_std + self.latent_mean
         caches = None if state is None else state.caches
         played = []
-        # One latent at a time: the convolutions then round alike in every cut. Pitch is summed up to phase,
-        # so rounding that depended on the cut would be heard, growing, in all that follows.
+        # One latent at a time: the convolutions then round alike in every cut. Pitch is summed up
+        # to phase, so rounding that depended on the cut would be heard, growing, in all that
+        # follows.
         for one in raw.split(1, dim=1):
             controls, _, caches = self.decode_controls(one, caches)
             played.append(controls)
@@ -277,7 +297,8 @@ class AudioCodec(nn.Module):
     def decode_controls(
         self, raw: Tensor, caches: tuple[Tensor, ...] | None = None
     ) -> tuple[Controls, Tensor, tuple[Tensor, ...]]:
-        """Unnormalised latents (b, s, c) -> controls per frame, pitch logits (b, f, bins), new caches.
+        """Unnormalised latents (b, s, c) -> controls per frame, pitch logits (b, f, bins), new
+        caches.
 
         caches None starts a stream (4 s - 3 frames), otherwise 4 s frames follow.
         """
@@ -295,7 +316,8 @@ class AudioCodec(nn.Module):
         sizes = [self.config.f0_bins, self.config.harmonic_bands, self.config.noise_bands]
         logits, harmonics, noise = out.split(sizes, dim=-1)
         log_f0 = torch.softmax(logits, dim=-1) @ self.f0_grid.float()
-        # Straight below, saturating above: silence is easy to reach and no sound exceeds amplitude 1.
+        # Straight below, saturating above: silence is easy to reach and no sound exceeds amplitude
+        # 1.
         loudness = (_AMPLITUDE_SLOPE * F.logsigmoid(part) for part in (harmonics, noise))
         return Controls(log_f0.exp(), *loudness), logits, tuple(memory.left)
 
@@ -303,11 +325,12 @@ class AudioCodec(nn.Module):
         z = self.config.latent_channels
         if latent.ndim != 3 or latent.shape[2] != z or latent.shape[1] == 0:
             raise ValueError(
-                f"audio decode: found latents of shape {tuple(latent.shape)}, expected (batch, latents >= 1, "
-                f"{z}); audio latents are laid out (b, s, c)."
+                f"audio decode: found latents of shape {tuple(latent.shape)}, expected (batch, "
+                f"latents >= 1, {z}); audio latents are laid out (b, s, c)."
             )
         if state is not None and state.vocoder.phase.shape[0] != latent.shape[0]:
             raise ValueError(
-                f"audio decode: found a state of batch {state.vocoder.phase.shape[0]} and latents of batch "
-                f"{latent.shape[0]}, expected them equal; pass the state of this very stream."
+                f"audio decode: found a state of batch {state.vocoder.phase.shape[0]} and latents "
+                f"of batch {latent.shape[0]}, expected them equal; pass the state of this very "
+                "stream."
             )

@@ -1,12 +1,12 @@
-"""Streaming causal building blocks: space and time factorised, with the past carried in a functional state.
+"""Streaming causal building blocks: space and time apart, the past carried in a functional state.
 
-Letters: b batch, f frames, h height, w width, c channels. Activations are (b, f, h, w, c): the channel comes
-last, so that a temporal conv is one matrix product over stacked frames, and a spatial conv sees a
-channels-last image without a copy.
+Letters: b batch, f frames, h height, w width, c channels. Activations are (b, f, h, w, c): the
+channel comes last, so that a temporal conv is one matrix product over stacked frames, and a spatial
+conv sees a channels-last image without a copy.
 
-A stream is cut anywhere and still computes the same numbers, because each temporal layer asks `Stream` for
-the few frames before its input; what it will need next time goes into the next state. Before the first frame
-of a stream every layer sees copies of its first frame.
+A stream is cut anywhere and still computes the same numbers, because each temporal layer asks
+`Stream` for the few frames before its input; what it will need next time goes into the next state.
+Before the first frame of a stream every layer sees copies of its first frame.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ StreamState = tuple[Tensor, ...]
 
 
 class Stream:
-    """One pass over one chunk: hands each temporal layer its past and collects the state after the chunk.
+    """One pass over one chunk: gives each temporal layer its past, collects the state after it.
 
     Layers must call `extend` in the same order in every pass; the state is a tuple in that order.
     """
@@ -48,15 +48,17 @@ class Stream:
             index = len(self._next)
             if index >= len(self._past):
                 raise ValueError(
-                    f"the stream state has {len(self._past)} tensors and the network needs more; pass the "
-                    "state that this network's previous call returned, or None at a stream's start"
+                    f"the stream state has {len(self._past)} tensors and the network needs more; "
+                    "pass the state that this network's previous call returned, or None at a "
+                    "stream's start"
                 )
             past = self._past[index]
             expected = (x.shape[0], frames, *x.shape[2:])
             if tuple(past.shape) != expected:
                 raise ValueError(
                     f"stream state {index} has shape {tuple(past.shape)}, expected {expected} "
-                    "(b f h w c); batch and size stay the same within a stream, start a new one with None"
+                    "(b f h w c); batch and size stay the same within a stream, start a new one "
+                    "with None"
                 )
         extended = torch.cat([past.to(x.dtype), x], dim=1)
         # A copy, so that a state keeps these frames alive and not the whole chunk.
@@ -69,7 +71,7 @@ class Stream:
 
 
 def norm(x: Tensor) -> Tensor:
-    """RMS norm over the channels of each position; (.., c) -> (.., c). The next layer holds the scale."""
+    """RMS norm over the channels of each position, (.., c); the next layer holds the scale."""
     return F.rms_norm(x, (x.shape[-1],), eps=1e-5)
 
 
@@ -112,7 +114,7 @@ class TemporalDown(nn.Module):
 
 
 class TemporalUp(nn.Module):
-    """Twice the frame rate; (b f h w c) -> (b 2f h w c'), or 2f-1 frames in the first chunk of a stream."""
+    """Twice the frame rate; (b f h w c) -> (b 2f h w c'), 2f-1 frames at a stream's start."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -136,7 +138,8 @@ class SpatialUp(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + time(silu(space(silu(norm(x))))); without `temporal` the second layer mixes channels only."""
+    """x + time(silu(space(silu(norm(x))))); without `temporal` the second layer mixes channels
+    only."""
 
     def __init__(self, width: int, temporal: bool) -> None:
         super().__init__()

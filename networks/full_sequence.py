@@ -8,6 +8,7 @@ on its own past: a noisy block sees itself and the clean blocks before it (mutua
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,43 +16,91 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from .attention import AttentionKernel
 from .config import TransformerConfig
 from .modulation import modulation
-from .rope import StreamTables, stream_tables
+from .rope import RopeTable, StreamTables, stream_tables
 from .transformer import FreshKeys, Masks, Pass, TextKeys, patch_audio, patch_video, run_layers
+
+
+@dataclass(frozen=True)
+class BlockPattern:
+    """Which keys each run of queries sees, for sequences made of blocks: (query span, key spans, mask).
+
+    Stands in for a dense mask where most of it would be False: each run attends over just its keys. A mask,
+    if any, is (queries, keys) bool over the joined key spans.
+    """
+
+    runs: tuple[tuple[tuple[int, int], tuple[tuple[int, int], ...], Tensor | None], ...]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, kernel: AttentionKernel) -> Tensor:
+        """Attention of q (b, a, n, d) over k, v (b, a, m, d) under this pattern."""
+
+        def join(x: Tensor, spans: tuple[tuple[int, int], ...]) -> Tensor:
+            parts = [x[:, :, start:stop] for start, stop in spans if stop > start]
+            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+        out = [
+            kernel(q[:, :, start:stop], join(k, keys), join(v, keys), mask)
+            for (start, stop), keys, mask in self.runs
+        ]
+        return torch.cat(out, dim=2)
+
+    def dense(self, keys: int) -> Tensor:
+        """The same pattern as one mask (n, m) bool."""
+        rows = []
+        for (start, stop), spans, mask in self.runs:
+            row = torch.zeros(stop - start, keys, dtype=torch.bool)
+            columns = torch.cat([torch.arange(a, b) for a, b in spans])
+            row[:, columns] = True if mask is None else mask
+            rows.append(row)
+        return torch.cat(rows)
 
 
 @dataclass(frozen=True)
 class SequencePlan:
     """Who every token is: its block, its copy (0 = clean), its tables and who sees whom.
 
+    A plain sequence has copy 0 only. With noisy copies behind it, copy 0 lacks the last block, which nobody
+    would look at.
+
     Attributes:
-        video_block, audio_block: (n,) block of each token; sinks belong to block 0.
-        video_copy, audio_copy: (n,) which copy of the sequence the token belongs to.
-        audio_is_sink: (n,) bool.
+        video_group, audio_group: (n,) row of each token in the modulation: 0 for the clean copy, then one
+            per block and copy. Sinks belong to block 0.
+        video_clean, audio_clean: tokens of the clean copy.
     """
 
-    blocks: int
-    height: int
-    width: int
-    copies: int
-    video_block: Tensor
-    video_copy: Tensor
-    audio_block: Tensor
-    audio_copy: Tensor
-    audio_is_sink: Tensor
+    video_group: Tensor
+    audio_group: Tensor
+    video_clean: int
+    audio_clean: int
     tables: StreamTables
     masks: Masks
 
 
-def _visible(query: tuple[Tensor, Tensor], key: tuple[Tensor, Tensor]) -> Tensor:
-    """(n, m) bool: clean sees clean of its block and before; noisy sees its own block and clean before it."""
-    query_block, query_copy = (t[:, None] for t in query)
-    key_block, key_copy = (t[None, :] for t in key)
-    clean = (query_copy == 0) & (key_copy == 0) & (key_block <= query_block)
-    noisy_self = (query_copy > 0) & (key_copy == query_copy) & (key_block == query_block)
-    noisy_past = (query_copy > 0) & (key_copy == 0) & (key_block < query_block)
-    return clean | noisy_self | noisy_past
+def _visible(query_block: Tensor, key_block: Tensor) -> Tensor:
+    """Equations 3-5: (n, m) bool, blocks up to the query's own."""
+    return key_block[None, :] <= query_block[:, None]
+
+
+def _pattern(query_sizes: list[int], key_sizes: list[int], copies: int) -> BlockPattern:
+    """Clean queries under the causal mask; noisy block i sees the clean blocks before it, and itself."""
+    blocks = len(query_sizes)
+    query_block = torch.arange(blocks).repeat_interleave(torch.tensor(query_sizes))
+    key_block = torch.arange(blocks).repeat_interleave(torch.tensor(key_sizes))
+    query_clean, key_clean = sum(query_sizes[:-1]), sum(key_sizes[:-1])
+    runs = []
+    if query_clean:
+        mask = _visible(query_block[:query_clean], key_block[:key_clean])
+        runs.append(((0, query_clean), ((0, key_clean),), mask))
+    query_at, key_at = query_clean, key_clean
+    for _ in range(copies):
+        for block in range(blocks):
+            query_end, key_end = query_at + query_sizes[block], key_at + key_sizes[block]
+            past = sum(key_sizes[:block])
+            runs.append(((query_at, query_end), ((0, past), (key_at, key_end)), None))
+            query_at, key_at = query_end, key_end
+    return BlockPattern(tuple(runs))
 
 
 @lru_cache(maxsize=32)
@@ -63,46 +112,66 @@ def sequence_plan(
     `causal=False` drops all masks (the bidirectional base model).
     """
     layout, sinks = config.layout, config.num_audio_sink_tokens
-    video_block = torch.cat(
-        [
-            torch.full(((stop - start) * height * width,), block)
-            for block in range(blocks)
-            for start, stop in [layout.video_span(block)]
-        ]
-    )
-    audio_block = torch.cat(
-        [
-            torch.full((stop - start + (sinks if block == 0 else 0),), block)
-            for block in range(blocks)
-            for start, stop in [layout.audio_span(block)]
-        ]
-    )
-    is_sink = torch.arange(len(audio_block)) < sinks
-    rows = 1 + copies
-    video = (video_block.repeat(rows), torch.arange(rows).repeat_interleave(len(video_block)))
-    audio = (audio_block.repeat(rows), torch.arange(rows).repeat_interleave(len(audio_block)))
+
+    def sizes(span: Callable[[int], tuple[int, int]], per_latent: int, first_extra: int) -> list[int]:
+        spans = [span(block) for block in range(blocks)]
+        return [(b - a) * per_latent + (first_extra if i == 0 else 0) for i, (a, b) in enumerate(spans)]
+
+    video_sizes = sizes(layout.video_span, height * width, 0)
+    audio_sizes = sizes(layout.audio_span, 1, sinks)
+
+    def clean_tokens(lengths: list[int]) -> int:
+        return sum(lengths[:-1]) if copies else sum(lengths)
+
+    def groups(lengths: list[int]) -> Tensor:
+        rows = torch.arange(1, 1 + copies * blocks).repeat_interleave(torch.tensor(lengths).repeat(copies))
+        return torch.cat((torch.zeros(clean_tokens(lengths), dtype=torch.long), rows))
+
+    def repeated(table: RopeTable, lengths: list[int]) -> RopeTable:
+        noisy = torch.arange(sum(lengths)).repeat(copies)
+        return table.index(torch.cat((torch.arange(clean_tokens(lengths)), noisy)))
+
     once = stream_tables(config, blocks, height, width)
     tables = StreamTables(
-        *(table.index(torch.arange(table.cos.shape[1]).repeat(rows)) for table in once)
+        repeated(once.video, video_sizes),
+        repeated(once.audio, audio_sizes),
+        repeated(once.cross_video, video_sizes),
+        repeated(once.cross_audio, audio_sizes),
     )
-    masks = (
-        Masks(
-            video=_visible(video, video),
-            audio=_visible(audio, audio),
-            audio_to_video=_visible(video, audio),
-            video_to_audio=_visible(audio, video),
+
+    def mask(queries: list[int], keys: list[int]) -> Tensor | BlockPattern | None:
+        if not causal:
+            return None
+        if copies:
+            return _pattern(queries, keys, copies)
+        block = torch.arange(blocks)
+        return _visible(
+            block.repeat_interleave(torch.tensor(queries)), block.repeat_interleave(torch.tensor(keys))
         )
-        if causal
-        else Masks()
+
+    masks = Masks(
+        video=mask(video_sizes, video_sizes),
+        audio=mask(audio_sizes, audio_sizes),
+        audio_to_video=mask(video_sizes, audio_sizes),
+        video_to_audio=mask(audio_sizes, video_sizes),
     )
     return SequencePlan(
-        blocks, height, width, copies, *video, *audio, is_sink.repeat(rows), tables, masks
+        groups(video_sizes),
+        groups(audio_sizes),
+        clean_tokens(video_sizes),
+        clean_tokens(audio_sizes),
+        tables,
+        masks,
     )
 
 
 def _to(plan: SequencePlan, like: Tensor) -> tuple[StreamTables, Masks]:
-    tables = StreamTables(*(t.to(like) for t in plan.tables))
-    return tables, Masks(*(None if m is None else m.to(like.device) for m in plan.masks))
+    def move(mask: Tensor | BlockPattern | None) -> Tensor | BlockPattern | None:
+        if isinstance(mask, BlockPattern):
+            return BlockPattern(tuple((q, k, None if m is None else m.to(like.device)) for q, k, m in mask.runs))
+        return None if mask is None else mask.to(like.device)
+
+    return StreamTables(*(t.to(like) for t in plan.tables)), Masks(*(move(m) for m in plan.masks))
 
 
 def video_tokens(video: Tensor) -> Tensor:
@@ -162,6 +231,8 @@ def history_forward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Velocities of every noisy block, each seeing the clean blocks before it, in one pass.
 
+    Nobody sees the last block of the history, so it may hold anything.
+
     Args:
         clean: history, video (b, c, f, h, w) and audio (b, s, c); either stream None to run the other alone.
         noisy: the same blocks with noise, video (b, r, c, f, h, w) and audio (b, r, s, c) for r copies.
@@ -172,47 +243,51 @@ def history_forward(
         velocities shaped like `noisy`.
     """
     config = model.config
-    layout, sinks = config.layout, config.num_audio_sink_tokens
-    batch, copies, blocks = sigma.shape
+    sinks = config.num_audio_sink_tokens
+    copies, blocks = sigma.shape[1:]
     height, width = clean[0].shape[3:] if clean[0] is not None else (1, 1)
     plan = sequence_plan(config, blocks, height, width, copies)
     like = clean[0] if clean[0] is not None else clean[1]
     tables, masks = _to(plan, like)
-    zero = torch.zeros(batch, 1, device=sigma.device, dtype=sigma.dtype)
-    sigmas = torch.cat((zero, rearrange(sigma, "b r k -> b (r k)")), dim=1)
-    steps = None
-    if step_size is not None:
-        steps = torch.cat((zero, rearrange(step_size, "b r k -> b (r k)")), dim=1)
 
-    def groups(block: Tensor, copy: Tensor) -> Tensor:
-        return torch.where(copy == 0, 0, 1 + (copy - 1) * blocks + block).to(sigma.device)
+    def with_clean(values: Tensor) -> Tensor:
+        rows = rearrange(values, "b r k -> b (r k)")
+        return torch.cat((torch.zeros_like(rows[:, :1]), rows), dim=1)
 
     with_video, with_audio = clean[0] is not None, clean[1] is not None
+    sigmas = with_clean(sigma)
     run = Pass(
         modulation(
-            model, config, sigmas if with_video else None, sigmas if with_audio else None, steps, like.dtype
+            model,
+            config,
+            sigmas if with_video else None,
+            sigmas if with_audio else None,
+            None if step_size is None else with_clean(step_size),
+            like.dtype,
         ),
         text,
         tables,
         (FreshKeys(),) * config.num_layers,
         masks,
-        groups(plan.video_block, plan.video_copy),
-        groups(plan.audio_block, plan.audio_copy),
+        plan.video_group.to(sigma.device),
+        plan.audio_group.to(sigma.device),
     )
     video = audio = None
     if with_video:
-        rows = torch.cat((clean[0][:, None], noisy[0]), dim=1)
-        video = patch_video(model, rearrange(rows, "b r c f h w -> b (r f h w) c"))
+        history = video_tokens(clean[0])[:, : plan.video_clean]
+        current = rearrange(noisy[0], "b r c f h w -> b (r f h w) c")
+        video = patch_video(model, torch.cat((history, current), dim=1))
     if with_audio:
         rows = torch.cat((clean[1][:, None], noisy[1]), dim=1)
         tokens = patch_audio(model, rearrange(rows, "b r s c -> (b r) s c"), with_sinks=True)
-        audio = rearrange(tokens, "(b r) n c -> b (r n) c", r=1 + copies)
-    video_out, audio_out = run_layers(model, video, audio, run)
+        tokens = rearrange(tokens, "(b r) n c -> b r n c", r=1 + copies)
+        current = rearrange(tokens[:, 1:], "b r n c -> b (r n) c")
+        audio = torch.cat((tokens[:, 0, : plan.audio_clean], current), dim=1)
+    video, audio = run_layers(model, video, audio, run)
     if with_video:
-        video_out = rearrange(
-            video_out, "b (r f h w) c -> b r c f h w", r=1 + copies, h=height, w=width
-        )[:, 1:]
+        video = rearrange(
+            video[:, plan.video_clean :], "b (r f h w) c -> b r c f h w", r=copies, h=height, w=width
+        )
     if with_audio:
-        audio_out = rearrange(audio_out, "b (r n) c -> b r n c", r=1 + copies)[:, 1:, sinks:]
-        assert audio_out.shape[2] == layout.audio_latents(blocks)
-    return video_out, audio_out
+        audio = rearrange(audio[:, plan.audio_clean :], "b (r n) c -> b r n c", r=copies)[:, :, sinks:]
+    return video, audio

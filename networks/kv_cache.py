@@ -66,6 +66,14 @@ class RollingCache:
             indices, blocks = indices[:1] + indices[2:], blocks[:1] + blocks[2:]
         return replace(self, indices=indices, blocks=blocks)
 
+    def to(self, like: Tensor) -> RollingCache:
+        """The same keys and values in the dtype and on the device of `like` (itself if they are)."""
+        blocks = tuple(
+            tuple(LayerKeys(*((k.to(like), v.to(like)) for k, v in layer)) for layer in block)
+            for block in self.blocks
+        )
+        return replace(self, blocks=blocks)
+
     def bytes(self) -> int:
         """Memory of the kept keys and values."""
         return sum(
@@ -217,8 +225,17 @@ class OpenBlock:
         run = Pass(modulation, text, self.tables, self.stores)
         return run_layers(
             self.model,
-            patch_video(self.model, rearrange(video, "b c f h w -> b (f h w) c")),
-            patch_audio(self.model, audio, with_sinks=self.is_prefix),
+            patch_video(self.model, _plain(rearrange(video, "b c f h w -> b (f h w) c"))),
+            patch_audio(self.model, _plain(audio), with_sinks=self.is_prefix),
             run,
             heads=heads,
         )
+
+
+def _plain(tokens: Tensor) -> Tensor:
+    """The same tokens in rows, one after the other.
+
+    Equal numbers that lie differently in memory go through different matrix kernels, which round
+    differently: a state that was loaded or rebuilt would not go on bit for bit.
+    """
+    return tokens.clone(memory_format=torch.contiguous_format)

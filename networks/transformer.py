@@ -16,7 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Attention, AttentionKernel, KeyValueStore, attend, keys_values, sdpa
+from .attention import (
+    Attention,
+    AttentionKernel,
+    KeyPattern,
+    KeyValueStore,
+    attend,
+    keys_values,
+    sdpa,
+)
 from .config import TransformerConfig
 from .modulation import AdaLNSingle, Modulation, StreamModulation
 from .rope import StreamTables, rotate
@@ -163,12 +171,12 @@ def text_keys(model: nn.Module, video_context: Tensor, audio_context: Tensor) ->
 
 
 class Masks(NamedTuple):
-    """Who sees whom on the four paths, each (n, m) bool with True = visible, or None for everything."""
+    """Who sees whom on the four paths: (n, m) bool with True = visible, a block pattern, or None = all."""
 
-    video: Tensor | None = None
-    audio: Tensor | None = None
-    audio_to_video: Tensor | None = None
-    video_to_audio: Tensor | None = None
+    video: Tensor | KeyPattern | None = None
+    audio: Tensor | KeyPattern | None = None
+    audio_to_video: Tensor | KeyPattern | None = None
+    video_to_audio: Tensor | KeyPattern | None = None
 
 
 class FreshKeys:
@@ -204,7 +212,11 @@ def _rows(table: Tensor, values: Tensor, groups: Tensor | None) -> tuple[Tensor,
     """Table rows (k, c) plus values (b, g, k, c), spread over tokens: k tensors (b, n or 1, c)."""
     rows = table.to(values) + values
     if groups is not None:
-        rows = rows[:, groups]
+        # A product with a one-hot matrix: the same rows, but its backward is one product as well, where that
+        # of an index is a slow scatter.
+        chosen = F.one_hot(groups, rows.shape[1]).to(rows)
+        rows = torch.einsum("ng,bgkc->kbnc", chosen, rows)
+        return rows.unbind(dim=0)
     return rows.unbind(dim=2)
 
 

@@ -1,17 +1,21 @@
-"""A small causal video autoencoder: 16 times smaller in space, 8 times in time, decoded as a stream.
+"""A small causal video autoencoder: 32x smaller in space, 8x in time, decoded as a stream.
 
-Letters: b batch, c latent channels, F pixel frames, H W pixel size, f h w latent frames and size, with
-F = 1 + 8 (f - 1), H = 16 h, W = 16 w. Latent 0 is pixel frame 0; latent j > 0 is the frames 8j-7 .. 8j. Neither
-way looks ahead. Pixels are in [-1, 1]; latents leave `encode` with mean 0 and standard deviation 1 per channel.
+Letters: b batch, c latent channels, F pixel frames, H W pixel size, f h w latent frames and size,
+with F = 1 + 8 (f - 1), H = 32 h, W = 32 w. Latent 0 is pixel frame 0; latent j > 0 is the frames
+8j-7 .. 8j. Neither way looks ahead. Pixels are in [-1, 1]; latents leave `encode` with mean 0 and
+standard deviation 1 per channel.
 
-Most layers run where a frame is 8x8 or 4x4 features, and time is mixed nowhere above that: flat-coloured
-pictures need their detail in space, and this is what keeps decoding far below real time on a CPU.
+Most layers run where a frame is 8x8 or 4x4 features, and time is mixed nowhere above that:
+flat-coloured pictures need their detail in space, and this is what keeps decoding far below real
+time on a CPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
+from math import ceil
 
 import torch
 from einops import rearrange
@@ -24,21 +28,25 @@ from .causal_conv import (
     SpatialUp,
     Stream,
     StreamState,
+    TemporalConv,
     TemporalDown,
     TemporalUp,
 )
 
-SPACE_STRIDE = 16
+SPACE_STRIDE = 32
 TIME_STRIDE = 8
 PATCH = 4
+# 2x2 neighbours of the 1/16 grid are folded into channels: a transformer gets fewer and richer tokens, and the
+# latent is LTX-2's own shape, 128 channels at 1/32.
+FOLD = 2
 
 VideoDecoderState = StreamState
-"""What the decoder remembers between chunks: the last frames before each temporal conv. Immutable."""
+"""What the decoder remembers between chunks: the frames before each temporal conv. Immutable."""
 
 
 @dataclass(frozen=True)
 class VideoCodecConfig:
-    """Sizes of the codec. Widths are channels at a quarter, an eighth and a sixteenth of the pixel size."""
+    """Sizes of the codec: channels before folding, and at 1/4, 1/8 and 1/16 of the pixel size."""
 
     latent_channels: int = 32
     fine_width: int = 64
@@ -49,7 +57,14 @@ class VideoCodecConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"VideoCodecConfig.{field.name} is {value!r}, expected a positive integer")
+                raise ValueError(
+                    f"VideoCodecConfig.{field.name} is {value!r}, expected a positive integer"
+                )
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latents that `encode` gives."""
+        return self.latent_channels * FOLD**2
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> VideoCodecConfig:
@@ -57,8 +72,8 @@ class VideoCodecConfig:
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise ValueError(
-                f"the video codec config has unknown entries {sorted(unknown)}; the checkpoint may be of a "
-                "newer version of this pack, update it"
+                f"the video codec config has unknown entries {sorted(unknown)}; the checkpoint "
+                "may be of a newer version of this pack, update it"
             )
         return cls(**values)  # type: ignore[arg-type] - checked in __post_init__
 
@@ -68,7 +83,7 @@ class VideoCodecConfig:
 
 
 class VideoCodec(nn.Module):
-    """The codec. `encode` and `decode` speak normalised latents; `encode_moments` is for its training."""
+    """The codec. `encode` and `decode` speak normalised latents; its training, raw moments."""
 
     def __init__(self, config: VideoCodecConfig | None = None) -> None:
         super().__init__()
@@ -119,7 +134,8 @@ class VideoCodec(nn.Module):
     def _initialise(self) -> None:
         """Keep the signal's size through both halves, and start with little noise on the latents.
 
-        With torch's default the latents start far below the noise of the KL term, and learning waits for them.
+        With torch's default the latents start far below the noise of the KL term, and learning
+        waits for them.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
@@ -133,11 +149,22 @@ class VideoCodec(nn.Module):
         moments.weight[self.config.latent_channels :].mul_(0.1)
         moments.bias[self.config.latent_channels :] = -4.0
 
+    @property
+    def context_latents(self) -> int:
+        """How many latents before a chunk still show in its frames; older ones change nothing."""
+        frames, rate = Fraction(0), 1
+        for layer in self.decoder:
+            if isinstance(layer, TemporalUp):
+                rate *= 2
+            elif isinstance(layer, ResidualBlock) and isinstance(layer.time, TemporalConv):
+                frames += Fraction(2, rate)
+        return ceil(frames)
+
     def encode_moments(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of the raw latents.
 
         Args:
-            video: (b 3 F H W) in [-1, 1], F = 1 + 8k, H and W multiples of 16.
+            video: (b 3 F H W) in [-1, 1], F = 1 + 8k, H and W multiples of 32.
         Returns:
             Two tensors (b c f h w), not normalised.
         Raises:
@@ -150,9 +177,10 @@ class VideoCodec(nn.Module):
         return mean, logvar.clamp(-12.0, 4.0)
 
     def encode(self, video: Tensor) -> Tensor:
-        """Return the normalised latent mean (b c f h w) of a video (b 3 F H W) in [-1, 1]; see above."""
+        """Return the normalised latent mean (b c f h w) of a video (b 3 F H W) in [-1, 1]."""
         mean, _ = self.encode_moments(video)
-        return (mean - _per_channel(self.latent_mean)) / _per_channel(self.latent_std)
+        latent = (mean - _per_channel(self.latent_mean)) / _per_channel(self.latent_std)
+        return rearrange(latent, "b c f (h y) (w x) -> b (c y x) f h w", y=FOLD, x=FOLD)
 
     def decode(
         self, latent: Tensor, state: VideoDecoderState | None = None
@@ -163,16 +191,21 @@ class VideoCodec(nn.Module):
             latent: (b c f h w) normalised latents, any f >= 1.
             state: what the previous chunk's call returned; None at a stream's start.
         Returns:
-            The video (b 3 F H W), about [-1, 1] and not clipped, F = 8f, or 8f - 7 at a stream's start; and the
-            state for the next chunk. The given state is left as it was.
+            The video (b 3 F H W), about [-1, 1] and not clipped, F = 8f, or 8f - 7 at a stream's
+            start; and the state for the next chunk. The given state is left as it was.
         Raises:
             ValueError: for another shape, or for a state of another stream.
         """
-        if latent.ndim != 5 or latent.shape[1] != self.config.latent_channels or latent.shape[2] < 1:
+        if (
+            latent.ndim != 5
+            or latent.shape[1] != self.config.channels
+            or latent.shape[2] < 1
+        ):
             raise ValueError(
                 f"video latents have shape {tuple(latent.shape)}, expected (batch, "
-                f"{self.config.latent_channels}, frames >= 1, height, width)"
+                f"{self.config.channels}, frames >= 1, height, width)"
             )
+        latent = rearrange(latent, "b (c y x) f h w -> b c f (h y) (w x)", y=FOLD, x=FOLD)
         raw = latent * _per_channel(self.latent_std) + _per_channel(self.latent_mean)
         return self.decode_raw(raw, state)
 
@@ -187,25 +220,27 @@ class VideoCodec(nn.Module):
 
 
 def latent_frames(frames: int) -> int:
-    """Return how many latents `frames` pixel frames make; raises ValueError unless frames = 1 + 8k."""
+    """Return how many latents `frames` pixel frames make; ValueError unless frames = 1 + 8k."""
     if frames < 1 or frames % TIME_STRIDE != 1:
         lower = max(1, frames - (frames - 1) % TIME_STRIDE)
         raise ValueError(
-            f"the video has {frames} frames, expected 1 + {TIME_STRIDE}k; cut it to {lower} or extend it to "
-            f"{lower + TIME_STRIDE if frames > 1 else lower}"
+            f"the video has {frames} frames, expected 1 + {TIME_STRIDE}k; cut it to {lower} or "
+            f"extend it to {lower + TIME_STRIDE if frames > 1 else lower}"
         )
     return 1 + frames // TIME_STRIDE
 
 
 def _check_video(video: Tensor) -> None:
     if video.ndim != 5 or video.shape[1] != 3:
-        raise ValueError(f"the video has shape {tuple(video.shape)}, expected (batch, 3, frames, height, width)")
+        raise ValueError(
+            f"the video has shape {tuple(video.shape)}, expected (batch, 3, frames, height, width)"
+        )
     latent_frames(video.shape[2])
     height, width = video.shape[3:]
     if height < 1 or width < 1 or height % SPACE_STRIDE or width % SPACE_STRIDE:
         raise ValueError(
-            f"the video is {width}x{height} pixels (width x height), expected multiples of {SPACE_STRIDE}; "
-            "resize or crop it"
+            f"the video is {width}x{height} pixels (width x height), expected multiples of "
+            f"{SPACE_STRIDE}; resize or crop it"
         )
 
 

@@ -1,11 +1,13 @@
-"""Harmonic-plus-noise synthesiser: a few control values per 10 ms become a waveform, with no learned weights.
+"""Harmonic-plus-noise synthesiser: a few control values per 10 ms become a waveform, with no
+learned weights.
 
-Idea: one pitch drives a stack of sines whose loudness is read from a spectral envelope, and fixed band-passed
-noise supplies the rest. Everything that a cut could disturb (phase, position in the noise, the last control
-frame) is a value in `VocoderState`, so a stream that is cut anywhere sounds exactly like the whole.
+Idea: one pitch drives a stack of sines whose loudness is read from a spectral envelope, and fixed
+band-passed noise supplies the rest. Everything that a cut could disturb (phase, position in the
+noise, the last control frame) is a value in `VocoderState`, so a stream that is cut anywhere sounds
+exactly like the whole.
 
-Letters: b batch, f control frames (100 Hz), n samples inside a frame (160), h harmonics, k harmonic bands,
-m noise bands.
+Letters: b batch, f control frames (100 Hz), n samples inside a frame (160), h harmonics, k harmonic
+bands, m noise bands.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ class VocoderConfig:
 
 
 class Controls(NamedTuple):
-    """What the synthesiser plays: f0 (b, f) in Hz; harmonics (b, f, k) and noise (b, f, m) in log amplitude."""
+    """What the synthesiser plays: f0 (b, f) in Hz; harmonics (b, f, k) and noise (b, f, m) in log
+    amplitude.
+    """
 
     f0: Tensor
     harmonics: Tensor
@@ -46,7 +50,9 @@ class Controls(NamedTuple):
 
 
 class VocoderState(NamedTuple):
-    """Everything a stream remembers: the last control frame, phase (b,) in cycles, float64; samples made so far."""
+    """Everything a stream remembers: the last control frame, phase (b,) in cycles, float64; samples
+    made so far.
+    """
 
     last: Controls
     phase: Tensor
@@ -64,7 +70,9 @@ def mel_to_hz(mel: Tensor) -> Tensor:
 
 
 def noise_table(bands: int, sample_rate: int) -> Tensor:
-    """Return (m, 65536) band-passed noise of unit RMS per band, periodic, the same on every machine."""
+    """Return (m, 65536) band-passed noise of unit RMS per band, periodic, the same on every
+    machine.
+    """
     generator = torch.Generator().manual_seed(_TABLE_SEED)
     white = torch.randn(TABLE_LENGTH, generator=generator, dtype=torch.float64)
     spectrum = torch.fft.rfft(white)
@@ -72,7 +80,8 @@ def noise_table(bands: int, sample_rate: int) -> Tensor:
     top = hz_to_mel(torch.tensor(sample_rate / 2, dtype=torch.float64))
     position = hz_to_mel(frequency) / top * bands - 0.5
     centre = torch.arange(bands, dtype=torch.float64)[:, None]
-    # The outer bands also take what lies beyond their centres; sqrt makes neighbours add up in power.
+    # The outer bands also take what lies beyond their centres; sqrt makes neighbours add up in
+    # power.
     share = (1.0 - (position.clamp(0, bands - 1) - centre).abs()).clamp(min=0.0).sqrt()
     table = torch.fft.irfft(spectrum * share, n=TABLE_LENGTH)
     return (table / table.square().mean(-1, keepdim=True).sqrt()).float()
@@ -94,9 +103,10 @@ class HarmonicNoiseVocoder(nn.Module):
     ) -> tuple[Tensor, VocoderState]:
         """Play f frames: `(b, f*160)` samples and the state after them.
 
-        Inside a frame every control runs linearly from the previous frame's value to this frame's, which it
-        reaches at the last sample; the first frame of a stream holds its own value. Gradients flow to the
-        amplitudes, not to the pitch. Raises ValueError for controls whose shapes do not agree.
+        Inside a frame every control runs linearly from the previous frame's value to this frame's,
+        which it reaches at the last sample; the first frame of a stream holds its own value.
+        Gradients flow to the amplitudes, not to the pitch. Raises ValueError for controls whose
+        shapes do not agree.
         """
         self._check(controls)
         b, f = controls.f0.shape
@@ -126,12 +136,15 @@ class HarmonicNoiseVocoder(nn.Module):
         found = (tuple(controls.harmonics.shape), tuple(controls.noise.shape))
         if found != expected or f == 0:
             raise ValueError(
-                f"vocoder controls for f0 of shape {(b, f)}: found harmonics and noise {found}, expected "
-                f"{expected} and at least one frame; build them with AudioCodec.decode_controls."
+                f"vocoder controls for f0 of shape {(b, f)}: found harmonics and noise {found}, "
+                f"expected {expected} and at least one frame; build them with "
+                "AudioCodec.decode_controls."
             )
 
     def _phase(self, f0: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """Cycles (b, f, n) modulo 1 as float32, and the phase (b,) after the last sample as float64."""
+        """Cycles (b, f, n) modulo 1 as float32, and the phase (b,) after the last sample as
+        float64.
+        """
         hop, rate = self.config.hop, self.config.sample_rate
         f0 = f0.double()
         before, after = f0[:, :-1], f0[:, 1:]
@@ -161,10 +174,11 @@ class HarmonicNoiseVocoder(nn.Module):
         return log_amplitude.exp() * (frequency < nyquist)
 
     def _harmonics(self, phase: Tensor, amplitude: Tensor) -> Tensor:
-        """Sum the harmonics of phase (b, f, n) under amplitudes (b, f+1, h) that run linearly in a frame.
+        """Sum the harmonics of phase (b, f, n) under amplitudes (b, f+1, h) that run linearly in a
+        frame.
 
-        Harmonic h = 16 g + r is split by sin(x + y) = sin x cos y + cos x sin y into 16 sines for r and one
-        per group g, so that the (b, f, n, h) table of all sines is never formed.
+        Harmonic h = 16 g + r is split by sin(x + y) = sin x cos y + cos x sin y into 16 sines for r
+        and one per group g, so that the (b, f, n, h) table of all sines is never formed.
         """
         ends = F.pad(_ends(amplitude), (0, 0, 0, -amplitude.shape[-1] % _GROUP))
         ends = rearrange(ends, "b f (g r) e -> b f r (g e)", r=_GROUP)

@@ -1,11 +1,12 @@
 """Time as integers: frames and samples of a stream, counted from absolute block and latent indices.
 
-Both codecs give their first latent stride 1: video latent 0 is one frame and every later one 8, audio latent 0
-is one audio frame and every later one 4 (160 samples each at 16 kHz).
+Both codecs give their first latent stride 1: video latent 0 is one frame and every later one 8,
+audio latent 0 is one audio frame and every later one 4 (160 samples each at 16 kHz).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -42,18 +43,37 @@ class Clock:
         frames = 1 + (latents - 1) * self.audio_stride if latents else 0
         return frames * self.samples_per_audio_frame
 
-    def blocks_for(self, seconds: float | Fraction) -> int:
-        """Fewest blocks (prefix included) whose frames last at least `seconds`.
+    def frame_span(self, block: int) -> tuple[int, int]:
+        """First and one-past-last video frame of a block."""
+        return self.frames(block), self.frames(block + 1)
+
+    def sample_span(self, block: int) -> tuple[int, int]:
+        """First and one-past-last audio sample of a block."""
+        return self.samples(block), self.samples(block + 1)
+
+    def seconds(self, blocks: int) -> Fraction:
+        """How long the frames of the first `blocks` blocks last."""
+        return self.frames(blocks) / Fraction(self.fps)
+
+    def blocks_for(self, seconds: float | Fraction, start: int = 0) -> int:
+        """Fewest blocks after the first `start` whose frames last at least `seconds`.
+
+        From the start of a stream the prefix is one of them: 10 s are 240 frames, and with a prefix
+        of one frame that takes 11 blocks (241 frames).
 
         Raises:
-            ValueError: not a positive length.
+            ValueError: not a positive, finite length.
         """
-        if not seconds > 0:
-            raise ValueError(f"length is {seconds} seconds, expected more than 0")
-        wanted = Fraction(seconds).limit_denominator(1000) * self.fps
-        blocks = 1
-        while self.frames(blocks) < wanted:
-            blocks += 1
-        # The prefix alone (1+24k frames) gives one frame more than whole seconds: 10 s needs 240 frames,
-        # and 10 blocks after a one-frame prefix already hold 241.
-        return blocks
+        if not 0 < seconds < math.inf:
+            raise ValueError(f"length is {seconds} seconds, expected a number above 0")
+        # A float such as 241 / 24 may lie a hair above what was meant: that must not cost a block.
+        wanted = math.ceil(Fraction(seconds) * self.fps - Fraction(1, 1_000_000))
+        last_frame = self.frames(start) + max(wanted, 1)
+        latents = 1 + _divided_up(last_frame - 1, self.video_stride)
+        further = max(0, latents - self.layout.video_first)
+        blocks = 1 + _divided_up(further, self.layout.video_next)
+        return max(blocks - start, 1)
+
+
+def _divided_up(a: int, b: int) -> int:
+    return -(-a // b)

@@ -1,7 +1,7 @@
 """Named noise: (seed, block, step, stream) gives the tensor, whatever was drawn before.
 
-So a clip does not depend on how it was cut into chunks, on what ran earlier or on the device (architecture.md,
-decision 5). The global generators are left as they are.
+So a clip does not depend on how it was cut into chunks, on what ran earlier or on the device
+(architecture.md, decision 5). The global generators are left as they are.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def noise_of(seeds: Sequence[int]) -> NoiseSource:
 
     def source(block: int, step: int, stream: Stream, shape: tuple[int, ...]) -> Tensor:
         if shape[0] != len(seeds):
-            raise ValueError(f"noise: found a batch of {shape[0]}, expected one entry per seed ({len(seeds)})")
+            raise ValueError(
+                f"noise: found a batch of {shape[0]}, expected one entry per seed ({len(seeds)})"
+            )
         return torch.stack([named_noise(seed, block, step, stream, shape[1:]) for seed in seeds])
 
     return source

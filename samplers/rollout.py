@@ -1,17 +1,18 @@
-"""The rollout: block after block, each denoised in a few or in many steps from a past that it only reads.
+"""The rollout: block after block, each denoised in steps from a past that it only reads.
 
 b batch, c channels, f h w video latent grid, s audio latents.
-Few-step mode tells the network its step size d = sigma_i - sigma_(i+1); multi-step mode has d = 0 and may use
-classifier-free guidance (mutual_forcing.md, sections 3.2 and 4). After the last step one refresh pass over the
-clean block writes its keys and values (omniforcing.md, section 4).
+Few-step mode tells the network its step size d = sigma_i - sigma_(i+1); multi-step mode has d = 0
+and may use classifier-free guidance (mutual_forcing.md, sections 3.2 and 4). After the last step
+one refresh pass over the clean block writes its keys and values (omniforcing.md, section 4).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from .state import BlockLatents, StreamSettings, StreamState, check_state
 
 Mode = Literal["few", "multi"]
 Method = Literal["euler", "renoise"]
+FEW_STEPS, MULTI_STEPS, GUIDANCE = 4, 50, 3.0
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,10 @@ class SamplerSettings:
     Attributes:
         mode: which of the network's two modes is asked for.
         sigmas: noise levels from 1 down to 0.
-        guidance: classifier-free guidance; 1 = off. Multi-step mode only: few-step mode has it built in.
-        method: `euler` follows the velocity; `renoise` predicts the clean block and adds fresh noise.
+        guidance: classifier-free guidance; 1 = off. Multi-step mode only: few-step mode has it
+            built in.
+        method: `euler` follows the velocity; `renoise` predicts the clean block and adds fresh
+            noise.
     """
 
     mode: Mode
@@ -44,11 +48,24 @@ class SamplerSettings:
     method: Method = "euler"
 
     def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise ValueError(f"mode is {self.mode!r}, expected 'few' or 'multi'")
+        if self.method not in get_args(Method):
+            raise ValueError(f"method is {self.method!r}, expected 'euler' or 'renoise'")
         falling = all(a > b for a, b in pairwise(self.sigmas))
-        if len(self.sigmas) < 2 or not falling or self.sigmas[-1] != 0:
-            raise ValueError(f"sigmas are {self.sigmas}, expected at least two falling values that end at 0")
-        if self.guidance < 1:
+        if len(self.sigmas) < 2 or not falling or self.sigmas[-1] != 0 or self.sigmas[0] > 1:
+            raise ValueError(
+                f"sigmas are {self.sigmas}, expected at least two falling values from 1 down to 0"
+            )
+        if not 1 <= self.guidance < math.inf:
             raise ValueError(f"guidance is {self.guidance}, expected 1 (off) or more")
+        # Guidance is folded into few-step mode by its training, so asking for it again is a
+        # mistake.
+        if self.mode == "few" and self.guidance != 1:
+            raise ValueError(
+                f"guidance is {self.guidance} in few-step mode, expected 1: choose mode 'multi' "
+                "to use guidance"
+            )
 
     @property
     def steps(self) -> int:
@@ -57,24 +74,23 @@ class SamplerSettings:
 
 
 def sampler_settings(
-    mode: Mode, steps: int | None = None, guidance: float | None = None, method: Method | None = None
+    mode: Mode,
+    steps: int | None = None,
+    guidance: float | None = None,
+    method: Method | None = None,
 ) -> SamplerSettings:
     """Settings of a mode with its own defaults: few = 4 steps; multi = 50 steps, guidance 3.
 
     Raises:
         ValueError: an unknown mode or method, or a number of steps that cannot be made.
     """
-    if mode == "few":
-        # Guidance is folded into few-step mode by its training, so asking for it again is a mistake.
-        if guidance not in (None, 1.0):
-            raise ValueError(
-                f"guidance is {guidance} in few-step mode, expected 1: choose mode 'multi' to use guidance"
-            )
-        return SamplerSettings(mode, few_step_sigmas(4 if steps is None else steps), 1.0, method or "euler")
-    if mode == "multi":
-        sigmas = ltx2_sigmas(50 if steps is None else steps)
-        return SamplerSettings(mode, sigmas, 3.0 if guidance is None else guidance, method or "euler")
-    raise ValueError(f"mode is {mode!r}, expected 'few' or 'multi'")
+    few = mode == "few"
+    if steps is None:
+        steps = FEW_STEPS if few else MULTI_STEPS
+    sigmas = few_step_sigmas(steps) if few else ltx2_sigmas(steps)
+    if guidance is None:
+        guidance = 1.0 if few else GUIDANCE
+    return SamplerSettings(mode, sigmas, guidance, method or "euler")
 
 
 class Prompt(NamedTuple):
@@ -97,8 +113,8 @@ class NonFiniteBlockError(RuntimeError):
 
     def __init__(self, block: int, stream: str) -> None:
         super().__init__(
-            f"block {block} (second {block} of the stream) has NaN or infinite values in its {stream}; the "
-            f"{block} blocks before it are kept. Try another seed or float32, or check the model file"
+            f"block {block} has NaN or infinite values in its {stream}; the {block} blocks before "
+            "it are kept. Try another seed or float32, or check the model file"
         )
         self.block = block
 
@@ -127,15 +143,23 @@ class _Constants:
 
 @torch.no_grad()
 def rebuild_cache(
-    model: nn.Module, text: TextKeys, latents: tuple[BlockLatents, ...], settings: StreamSettings, like: Tensor
+    model: nn.Module,
+    text: TextKeys,
+    latents: tuple[BlockLatents, ...],
+    settings: StreamSettings,
+    like: Tensor,
+    on_rebuild: Callable[[int, int], None] | None = None,
 ) -> RollingCache:
-    """Keys and values of finished blocks, made again from their clean latents: one refresh per block.
+    """Keys and values of finished blocks, made again from their latents: one refresh per block.
 
-    Exactly what the stream itself wrote, if the prompt was the same throughout.
+    Exactly what the stream itself wrote, if the prompt was the same throughout. Every block is
+    needed, also those that have left the window: the kept ones saw them when they were made.
     """
     constants = _Constants(model, like)
     cache = RollingCache(settings.window)
-    for block in latents:
+    for index, block in enumerate(latents):
+        if on_rebuild is not None:
+            on_rebuild(index, len(latents))
         opened = OpenBlock(model, cache, settings.height, settings.width, like)
         cache = opened.commit(block.video.to(like), block.audio.to(like), text, constants.at(0.0))
     return cache
@@ -150,18 +174,26 @@ def rollout(
     *,
     model_id: str,
     on_step: Callable[[Step], None] | None = None,
+    on_rebuild: Callable[[int, int], None] | None = None,
     noise: NoiseSource | None = None,
+    like: Tensor | None = None,
 ) -> Iterator[tuple[BlockLatents, StreamState]]:
     """Yield `blocks` further blocks, each with the state after it. `state` itself is not changed.
 
     Args:
-        on_step: called after every denoising step; an exception raised there stops within that step, and
-            what was yielded before stays good.
+        prompt: text keys of one entry, or of one for every clip of the batch.
+        on_step: called after every denoising step; an exception raised there stops within that
+            step, and what was yielded before stays good.
+        on_rebuild: called with (blocks done, blocks in all) while a state without keys gets them
+            back; an exception raised there stops as well.
         noise: where noise comes from; by default named by the state's seeds.
+        like: tensor with the device and dtype to compute in; by default the model's first
+            parameter.
 
     Raises:
-        ValueError: the state belongs to another model, or guidance has no empty prompt to compare with.
-        NonFiniteBlockError: a block has NaN; names the block.
+        ValueError: at once, if the state belongs to another model, guidance has no empty prompt to
+            compare with, or the prompt's batch is not the stream's.
+        NonFiniteBlockError: while iterating, if a block has NaN; names the block.
     """
     check_state(state, model_id, model.config.layout)
     if blocks < 1:
@@ -169,23 +201,65 @@ def rollout(
     guided = sampler.guidance != 1.0
     if guided and prompt.unguided is None:
         raise ValueError("guidance needs the text keys of the empty prompt; encode '' as well")
-    like = next(model.parameters()).new_empty(0)
+    batch = len(state.settings.seeds)
+    prompt = Prompt(
+        _spread(prompt.text, batch), _spread(prompt.unguided, batch) if guided else None
+    )
+    if like is None:
+        like = next(model.parameters()).new_empty(0)
     if not like.is_floating_point() or like.element_size() < 2:
         like = like.to(torch.bfloat16)
-    settings = state.settings
-    source = noise or noise_of(settings.seeds)
-    constants = _Constants(model, like)
-    if state.cache is None:
-        state = replace(state, cache=rebuild_cache(model, prompt.text, state.latents, settings, like))
-    if guided and state.unguided is None:
-        unguided = rebuild_cache(model, prompt.unguided, state.latents, settings, like)
-        state = replace(state, unguided=unguided)
-    if not guided:
-        # A cache that is not extended would fall behind; it is rebuilt if guidance comes back.
-        state = replace(state, unguided=None)
-    for _ in range(blocks):
-        latents, state = _next_block(model, prompt, state, sampler, constants, source, on_step, like)
-        yield latents, state
+    source = noise or noise_of(state.settings.seeds)
+
+    # The checks above must not wait for the first block to be asked for, so the loop is a generator
+    # inside.
+    def generate(state: StreamState) -> Iterator[tuple[BlockLatents, StreamState]]:
+        constants = _Constants(model, like)
+        state = _with_keys(model, prompt, state, like, on_rebuild)
+        for _ in range(blocks):
+            latents, state = _next_block(
+                model, prompt, state, sampler, constants, source, on_step, like
+            )
+            yield latents, state
+
+    return generate(state)
+
+
+def _spread(text: TextKeys, batch: int) -> TextKeys:
+    """One entry's text keys for every clip of the batch."""
+    found = text.video[0][0].shape[0]
+    if found == batch:
+        return text
+    if found != 1:
+        raise ValueError(
+            f"the prompt has {found} entries and the stream {batch} clips; give one prompt for all "
+            "or one each"
+        )
+
+    def spread(layers: tuple[tuple[Tensor, Tensor], ...]) -> tuple[tuple[Tensor, Tensor], ...]:
+        return tuple((k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)) for k, v in layers)
+
+    return TextKeys(spread(text.video), spread(text.audio))
+
+
+def _with_keys(
+    model: nn.Module,
+    prompt: Prompt,
+    state: StreamState,
+    like: Tensor,
+    on_rebuild: Callable[[int, int], None] | None,
+) -> StreamState:
+    """The state with keys and values for every branch of the prompt and for no other."""
+
+    def keys(text: TextKeys, cache: RollingCache | None) -> RollingCache:
+        if cache is not None:
+            return cache.to(like)  # a loaded state lies on the CPU
+        return rebuild_cache(model, text, state.latents, state.settings, like, on_rebuild)
+
+    # Keys of a branch that is not extended would fall behind; they are rebuilt if guidance comes
+    # back.
+    unguided = None if prompt.unguided is None else keys(prompt.unguided, state.unguided)
+    return replace(state, cache=keys(prompt.text, state.cache), unguided=unguided)
 
 
 @torch.no_grad()
@@ -203,7 +277,7 @@ def _next_block(
     batch = len(settings.seeds)
     opened = OpenBlock(model, state.cache, settings.height, settings.width, like)
     branches = [(opened, prompt.text)]
-    if sampler.guidance != 1.0:
+    if prompt.unguided is not None:
         unguided = OpenBlock(model, state.unguided, settings.height, settings.width, like)
         branches.append((unguided, prompt.unguided))
 
@@ -217,7 +291,8 @@ def _next_block(
     for step, (sigma, next_sigma) in enumerate(pairwise(sampler.sigmas)):
         mode = constants.at(sigma, sigma - next_sigma if sampler.mode == "few" else 0.0)
         velocities = [
-            branch.velocity(video.to(like.dtype), audio.to(like.dtype), text, mode) for branch, text in branches
+            branch.velocity(video.to(like.dtype), audio.to(like.dtype), text, mode)
+            for branch, text in branches
         ]
         (video_v, audio_v), *rest = [tuple(v.float() for v in pair) for pair in velocities]
         if rest:

@@ -1,4 +1,4 @@
-"""Noise schedules: LTX-2's shifted and stretched list, and the few entries of it that few-step mode visits.
+"""Noise schedules: LTX-2's shifted and stretched list, and the entries that few-step mode visits.
 
 Sources: omniforcing.md, section 5 (LTX-2's scheduler; OmniForcing's step list 1000/909/725/421/0).
 """
@@ -25,7 +25,9 @@ def ltx2_sigmas(steps: int, tokens: int = MAX_TOKENS) -> tuple[float, ...]:
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}, expected at least 1")
-    shift = BASE_SHIFT + (MAX_SHIFT - BASE_SHIFT) * (tokens - BASE_TOKENS) / (MAX_TOKENS - BASE_TOKENS)
+    shift = BASE_SHIFT + (MAX_SHIFT - BASE_SHIFT) * (tokens - BASE_TOKENS) / (
+        MAX_TOKENS - BASE_TOKENS
+    )
     grid = torch.linspace(1.0, 0.0, steps + 1)
     factor = math.exp(shift)
     inner = grid[:-1]
@@ -37,7 +39,7 @@ def ltx2_sigmas(steps: int, tokens: int = MAX_TOKENS) -> tuple[float, ...]:
 
 
 def few_step_sigmas(steps: int) -> tuple[float, ...]:
-    """The schedule of few-step mode: 4 steps visit OmniForcing's list, 8 halve each of its intervals.
+    """The schedule of few-step mode: 4 steps visit OmniForcing's list, 8 halve its intervals.
 
     Other numbers take entries of the 40-step list at even distances in index.
 
@@ -46,7 +48,8 @@ def few_step_sigmas(steps: int) -> tuple[float, ...]:
     """
     if not 1 <= steps <= FEW_STEP_GRID:
         raise ValueError(
-            f"few-step mode was asked for {steps} steps, expected 1 to {FEW_STEP_GRID} (4 and 8 are trained)"
+            f"few-step mode was asked for {steps} steps, expected 1 to {FEW_STEP_GRID} (4 and 8 "
+            "are trained)"
         )
     grid = ltx2_sigmas(FEW_STEP_GRID)
     coarse = [min(range(len(grid)), key=lambda i: abs(grid[i] - t / 1000)) for t in FEW_STEP_TIMES]

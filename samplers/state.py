@@ -1,10 +1,10 @@
 """The stream state: everything that is needed to go on from a block, as a value.
 
 b batch, c channels, f h w video latent grid, s audio latents.
-A state is never changed: the next block makes a new one that shares the older tensors, so it can be held,
-forked and handed to several consumers (architecture.md, decision 4). The clean latents are kept whole (about
-20 kB a second for the small model); keys and values only for the window, and if they are missing they are
-rebuilt from the latents.
+A state is never changed: the next block makes a new one that shares the older tensors, so it can be
+held, forked and handed to several consumers (architecture.md, decision 4). The clean latents are
+kept whole (about 20 kB a second for the small model); keys and values only for the window, and if
+they are missing they are rebuilt from the latents.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class StreamSettings:
                 f"stream settings: latent grid is {self.height}x{self.width}, expected at least 1x1"
             )
         if self.window < 1:
-            raise ValueError(f"stream settings: window is {self.window} blocks, expected at least 1")
+            raise ValueError(
+                f"stream settings: window is {self.window} blocks, expected at least 1"
+            )
         if not self.seeds:
             raise ValueError("stream settings: no seed, expected one per clip of the batch")
 
@@ -79,8 +81,21 @@ class StreamState:
         """Index of the block that comes next; equally the number of finished blocks."""
         return len(self.latents)
 
+    def without_keys(self) -> StreamState:
+        """The same state in little memory: keys and values are rebuilt when it goes on."""
+        return replace(self, cache=None, unguided=None)
+
     def reseeded(self, seeds: tuple[int, ...]) -> StreamState:
-        """The same past with other seeds for what follows."""
+        """The same past with other seeds for what follows.
+
+        Raises:
+            ValueError: another number of seeds than the stream has clips.
+        """
+        if len(seeds) != len(self.settings.seeds):
+            raise ValueError(
+                f"stream state holds {len(self.settings.seeds)} clips, found {len(seeds)} seeds; "
+                "give one each"
+            )
         return replace(self, settings=replace(self.settings, seeds=seeds))
 
 
@@ -92,15 +107,27 @@ def check_state(state: StreamState, model_id: str, layout: BlockLayout) -> None:
     """
     if state.version != STATE_VERSION:
         raise ValueError(
-            f"stream state has version {state.version}, expected {STATE_VERSION}: it was made by another "
-            "version of this pack; make the stream again, or open it with that version"
+            f"stream state has version {state.version}, expected {STATE_VERSION}: it was made by "
+            "another version of this pack; make the stream again, or open it with that version"
         )
     if state.layout != layout:
         raise ValueError(
-            f"stream state has blocks of {state.layout}, expected {layout}: it belongs to another model"
+            f"stream state has blocks of {state.layout}, expected {layout}: it belongs to another "
+            "model"
         )
     if state.model_id != model_id:
         raise ValueError(
-            f"stream state was made by model {state.model_id}, expected {model_id}: load the model that "
-            "made it, or start a new stream"
+            f"stream state was made by model {state.model_id}, expected {model_id}: load the "
+            "model that made it, or start a new stream"
         )
+    for cache in (state.cache, state.unguided):
+        if cache is not None and (cache.next_block, cache.window) != (
+            state.next_block,
+            state.settings.window,
+        ):
+            raise ValueError(
+                f"stream state holds keys up to block {cache.next_block} in a window of "
+                f"{cache.window}, "
+                f"expected {state.next_block} and {state.settings.window}: go on from "
+                "state.without_keys(), which makes them again"
+            )

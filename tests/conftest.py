@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from mutual_forcing.model_loaders.bundle import Bundle
 
 _path = Path(__file__).resolve().parents[1] / "launch.py"
 _spec = importlib.util.spec_from_file_location("mutual_forcing_launch", _path)
 _launch = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_launch)
 _launch.register()
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A whole model with random weights."""
+    from mutual_forcing.tests.tiny import tiny_bundle
+
+    return tiny_bundle(tmp_path_factory.mktemp("bundle"))

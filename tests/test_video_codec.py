@@ -1,9 +1,10 @@
-"""The video codec: streaming in any cut is the whole, nothing looks ahead, wrong shapes are named."""
+"""The video codec: a stream in any cut is the whole, nothing looks ahead, errors say why."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from einops import rearrange
 from mutual_forcing.networks.video_codec import VideoCodec, VideoCodecConfig, latent_frames
 
 CONFIG = VideoCodecConfig(latent_channels=4, fine_width=8, middle_width=8, coarse_width=12)
@@ -19,7 +20,7 @@ def codec() -> VideoCodec:
 
 
 def latents(frames: int, height: int = 2, width: int = 3) -> torch.Tensor:
-    return torch.randn(2, 4, frames, height, width, generator=torch.Generator().manual_seed(frames))
+    return torch.randn(2, 16, frames, height, width, generator=torch.Generator().manual_seed(frames))
 
 
 @pytest.mark.parametrize("cut", [(7,), (1, 6), (1, 3, 3), (2, 1, 4), (1,) * 7, (4, 1, 1, 1)])
@@ -55,7 +56,7 @@ def test_a_later_latent_changes_no_earlier_frame(codec: VideoCodec, changed: int
 
 @pytest.mark.parametrize("changed", [1, 8, 9, 12, 16])
 def test_a_later_frame_changes_no_earlier_latent(codec: VideoCodec, changed: int) -> None:
-    video = torch.rand(1, 3, 17, 16, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    video = torch.rand(1, 3, 17, 32, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     other = video.clone()
     other[:, :, changed:] *= -1.0
     first, second = codec.encode(video), codec.encode(other)
@@ -65,34 +66,37 @@ def test_a_later_frame_changes_no_earlier_latent(codec: VideoCodec, changed: int
 
 
 def test_shapes_and_normalised_latents(codec: VideoCodec) -> None:
-    video = torch.zeros(2, 3, 17, 32, 48)
+    video = torch.rand(2, 3, 17, 64, 96, generator=torch.Generator().manual_seed(0))
     latent = codec.encode(video)
-    assert latent.shape == (2, 4, 3, 2, 3)
+    assert latent.shape == (2, 16, 3, 2, 3)
     mean, logvar = codec.encode_moments(video)
     assert logvar.shape == mean.shape
-    raw = latent * codec.latent_std.view(1, -1, 1, 1, 1) + codec.latent_mean.view(1, -1, 1, 1, 1)
+    unfolded = rearrange(latent, "b (c y x) f h w -> b c f (h y) (w x)", y=2, x=2)
+    raw = unfolded * codec.latent_std.view(1, -1, 1, 1, 1) + codec.latent_mean.view(1, -1, 1, 1, 1)
     assert torch.allclose(raw, mean, atol=1e-5)
     output, state = codec.decode(latent)
     assert output.shape == video.shape
-    assert codec.decode(latent[:, :, :2], state)[0].shape == (2, 3, 16, 32, 48)
+    assert codec.decode(latent[:, :, :2], state)[0].shape == (2, 3, 16, 64, 96)
 
 
 @pytest.mark.parametrize("frames", [0, 2, 8, 16, 24, 26])
 def test_wrong_frame_count_is_named(codec: VideoCodec, frames: int) -> None:
     with pytest.raises(ValueError, match=rf"{frames} frames, expected 1 \+ 8k"):
-        codec.encode(torch.zeros(1, 3, frames, 16, 16))
+        codec.encode(torch.zeros(1, 3, frames, 32, 32))
     assert [latent_frames(n) for n in (1, 9, 25)] == [1, 2, 4]
 
 
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((1, 3, 9, 16, 24), "multiples of 16"),
-        ((1, 4, 9, 16, 16), r"expected \(batch, 3"),
-        ((3, 9, 16, 16), r"expected \(batch, 3"),
+        ((1, 3, 9, 32, 48), "multiples of 32"),
+        ((1, 4, 9, 32, 32), r"expected \(batch, 3"),
+        ((3, 9, 32, 32), r"expected \(batch, 3"),
     ],
 )
-def test_wrong_video_shape_is_named(codec: VideoCodec, shape: tuple[int, ...], message: str) -> None:
+def test_wrong_video_shape_is_named(
+    codec: VideoCodec, shape: tuple[int, ...], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         codec.encode(torch.zeros(shape))
 

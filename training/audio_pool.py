@@ -1,7 +1,7 @@
 """A cache of rendered sounds with their true pitch, and random crops of it.
 
-Rendering costs more than a training step, so a few thousand clips are rendered once into `.npy` files beside
-each other (sound int16, f0 float32, kind) and read through a memory map.
+Rendering costs more than a training step, so a few thousand clips are rendered once into `.npy`
+files beside each other (sound int16, f0 float32, kind) and read through a memory map.
 
 Letters: b batch, n samples at 16 kHz, f audio frames of 160 samples.
 """
@@ -25,24 +25,33 @@ _PARTS = ("sound", "f0", "kind")
 
 @dataclass(frozen=True)
 class AudioPool:
-    """sound int16 (clips, n); f0 float32 (clips, f) in Hz, 0 where unvoiced; kind (clips,) names."""
+    """sound int16 (clips, n); f0 float32 (clips, f) in Hz, 0 where unvoiced; kind (clips,)
+    names.
+    """
 
     sound: np.ndarray
     f0: np.ndarray
     kind: np.ndarray
 
-    def crops(self, rng: np.random.Generator, batch: int, frames: int) -> tuple[Tensor, Tensor]:
-        """Random crops: sound (b, n) float32 in [-1, 1] and f0 (b, f). Half of them hold some sound early.
+    def crops(
+        self, rng: np.random.Generator, batch: int, frames: int, speech: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Random crops: sound (b, n) float32 in [-1, 1] and f0 (b, f).
 
+        `speech` is the part of the batch that is drawn from speech alone, where the pool has any.
         Raises ValueError when the clips are shorter than the crop.
         """
         total = self.f0.shape[1]
         if frames > total:
             raise ValueError(
-                f"audio pool: found clips of {total} frames, expected at least {frames}; delete the pool files "
-                "so that they are rendered anew."
+                f"audio pool: found clips of {total} frames, expected at least {frames}; delete "
+                "the pool files so that they are rendered anew."
             )
         clips = rng.integers(0, len(self.sound), batch)
+        spoken = np.flatnonzero(self.kind == "speech")
+        if len(spoken):
+            chosen = int(speech * batch)
+            clips[:chosen] = rng.choice(spoken, chosen)
         starts = rng.integers(0, total - frames + 1, batch)
         sound = np.stack(
             [
@@ -61,7 +70,9 @@ def _path(base: Path, part: str) -> Path:
 
 
 def load_pool(base: Path, clips: int, seconds: int, seed: int) -> AudioPool:
-    """Open the pool at `base`, rendering it first when it is not there or holds other than `clips` clips."""
+    """Open the pool at `base`, rendering it first when it is not there or holds other than `clips`
+    clips.
+    """
     if all(_path(base, part).exists() for part in _PARTS):
         pool = AudioPool(*(np.load(_path(base, part), mmap_mode="r") for part in _PARTS))
         if len(pool.sound) == clips:

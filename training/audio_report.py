@@ -1,6 +1,7 @@
-"""Look at a trained audio codec: pitch, onset and spectrum errors per kind of scene, and pictures of both sounds.
+"""Look at a trained audio codec: pitch, onset and spectrum errors per kind of scene, and pictures
+of both sounds.
 
-    python launch.py training.audio_report --codec /work/cache/audio_codec.safetensors --out /tmp/audio_report
+    python launch.py training.audio_report --codec audio_codec.safetensors --out audio_report
 
 Letters: n samples at 16 kHz, f audio frames (100 Hz), t steps of 1 ms.
 """
@@ -32,19 +33,23 @@ DECIBEL = 20 / np.log(10)
 
 
 def rise_time(wave: NDArray[np.float32], begin: float, end: float) -> float:
-    """Second between `begin` and `end` at which the loudness (RMS of 4 ms, every 1 ms) rises fastest."""
+    """Second between `begin` and `end` at which loudness is half way from its foot to its top.
+
+    Loudness is the RMS of 9 ms (a period of the lowest voice) every 1 ms, so that it does not
+    follow the single periods of the wave.
+    """
+    step = SAMPLE_RATE // 1000
     first = max(0, int(begin * SAMPLE_RATE))
     part = wave[first : int(end * SAMPLE_RATE)].astype(np.float64)
-    power = np.convolve(part**2, np.ones(64) / 64, mode="same")[::16]
-    level = np.sqrt(power)
-    rise = np.maximum(level[4:] - level[:-4], 0)
-    # The centre of the rise, from its steepest millisecond: less jumpy than the millisecond itself.
-    peak = int(np.argmax(rise))
-    near = slice(max(0, peak - 3), peak + 4)
-    return (
-        first / SAMPLE_RATE
-        + (float(np.average(np.arange(len(rise))[near], weights=rise[near] + 1e-12)) + 2) / 1000
-    )
+    level = np.sqrt(np.convolve(part**2, np.hanning(18 * step) / (9 * step), mode="same")[::step])
+    top = int(np.argmax(level))
+    foot = int(np.argmin(level[: top + 1]))
+    half = (level[top] + level[foot]) / 2
+    above = foot + int(np.argmax(level[foot : top + 1] >= half))
+    below = max(above - 1, 0)
+    rise = level[above] - level[below]
+    part_way = (half - level[below]) / rise if rise > 0 else 0.0
+    return first / SAMPLE_RATE + (below + part_way) / 1000
 
 
 def onset_errors(scene: Scene, true: Tensor, made: Tensor) -> list[float]:
@@ -72,7 +77,9 @@ def spectral_distance(true: Tensor, made: Tensor) -> float:
 
 @torch.inference_mode()
 def measure(codec: AudioCodec, clips: int, seed: int) -> dict[str, dict[str, float]]:
-    """Errors on scenes never trained on, per kind; pitch counts where the frame is within 40 dB of full."""
+    """Errors on scenes never trained on, per kind; pitch counts where the frame is within 40 dB of
+    full.
+    """
     results = {}
     for kind in KINDS:
         rng = np.random.default_rng((seed, len(kind)))
@@ -105,7 +112,9 @@ def measure(codec: AudioCodec, clips: int, seed: int) -> dict[str, dict[str, flo
 
 @torch.inference_mode()
 def draw(codec: AudioCodec, out: Path, seed: int) -> list[Path]:
-    """Write one picture per kind: spectrogram of the true and of the decoded sound, pitch, and an onset."""
+    """Write one picture per kind: spectrogram of the true and of the decoded sound, pitch, and an
+    onset.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

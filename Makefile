@@ -1,0 +1,42 @@
+# `make demo` and `make test` are all that a newcomer needs; both set up .venv on their first run.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+# A checkout in ComfyUI's custom_nodes, or COMFYUI_PATH, makes `make test` run the workflows in it as well.
+PROMPT ?= a girl with red hair, pale skin and a green shirt on a blue background says ba mi tu in a high voice
+SECONDS_ ?= 10
+OUT ?= output
+
+.PHONY: demo test lint parity evaluate bench clean
+
+$(VENV)/.run: requirements-standalone.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-standalone.txt
+	touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.run
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	# torchaudio's wheel is linked to CUDA; only its pure Python part (resampling) is used here.
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps torchaudio==2.11.0
+	$(PY) -c "import torch, sys; sys.exit(torch.version.cuda is None)" || rm -f $(VENV)/lib/python*/site-packages/torchaudio/lib/*.so
+	touch $@
+
+demo: $(VENV)/.run
+	mkdir -p $(OUT)
+	$(PY) generate.py "$(PROMPT)" --seconds $(SECONDS_) --seed 7 -o $(OUT)/demo.mp4 --contact-sheet $(OUT)/demo.png
+
+lint: $(VENV)/.dev
+	$(PY) -m ruff check .
+
+test: lint
+	$(PY) -m pytest -c tests/pytest.ini tests -q --durations=10
+
+parity: $(VENV)/.run
+	@$(PY) launch.py model_loaders.parity $(GOLDEN)
+
+evaluate: $(VENV)/.dev
+	$(PY) launch.py metrics.evaluate
+	$(PY) launch.py metrics.longrun
+
+clean:
+	rm -rf $(VENV) output

@@ -1,0 +1,369 @@
+"""One safetensors file to a ready model: transformer, text encoder and both codecs.
+
+b batch, m text tokens, c channels.
+The transformer's keys carry LTX-2's names under `model.diffusion_model.`, as ComfyUI's loaders
+expect them; the other parts have prefixes of their own. The sizes of everything are JSON in the
+metadata key `config`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from ..networks.audio_codec import AudioCodec, AudioCodecConfig
+from ..networks.config import TransformerConfig
+from ..networks.text_encoder import TextEncoder, TextEncoderConfig
+from ..networks.transformer import CausalAVTransformer, text_keys
+from ..networks.video_codec import SPACE_STRIDE, VideoCodec, VideoCodecConfig
+from ..samplers.clock import Clock
+from ..samplers.decode import StreamDecoder
+from ..samplers.rollout import Mode, Prompt, new_stream
+from ..samplers.state import StreamSettings, StreamState
+from ..samplers.tensor_file import TensorFileError, read_tensors, write_tensors
+from .keymap import split_layout
+
+FORMAT = "mutual-forcing"
+TRANSFORMER, TEXT, VIDEO, AUDIO = (
+    "model.diffusion_model.",
+    "text_encoder.",
+    "video_codec.",
+    "audio_codec.",
+)
+REMEDY = (
+    "choose the model that ships with this pack (models/mutual_forcing_small.safetensors) or copy "
+    "it again"
+)
+
+
+class StreamDefaults(BaseModel):
+    """What a stream of this model is unless told otherwise."""
+
+    model_config = ConfigDict(frozen=True)
+
+    window: int = Field(default=4, ge=1)
+    height: int = Field(default=2, ge=1)
+    width: int = Field(default=2, ge=1)
+    fps: int = Field(default=24, ge=1)
+    sample_rate: int = Field(default=16000, ge=1)
+    default_mode: Mode = "multi"
+
+
+class _Header(BaseModel):
+    """The metadata key `config`; each part's own class checks what is inside."""
+
+    transformer: dict[str, object]
+    text_encoder: dict[str, object]
+    video_codec: dict[str, object]
+    audio_codec: dict[str, object]
+    stream: StreamDefaults = StreamDefaults()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model, ready to run.
+
+    Attributes:
+        transformer: in `dtype` on `device`; the other three are float32 on `device`.
+        clock: blocks, latents, frames and samples of its streams.
+        stream: sizes and mode of a stream unless told otherwise.
+        model_id: fingerprint of the file, whatever dtype it is loaded in.
+    """
+
+    transformer: CausalAVTransformer
+    text_encoder: TextEncoder
+    video_codec: VideoCodec
+    audio_codec: AudioCodec
+    clock: Clock
+    stream: StreamDefaults
+    model_id: str
+    device: torch.device
+    dtype: torch.dtype
+
+    @torch.no_grad()
+    def embed(self, text: str) -> Tensor:
+        """Text embedding (1, m, c), float32."""
+        return self.text_encoder.encode([text])
+
+    @torch.no_grad()
+    def prompt_of(self, context: Tensor, negative: Tensor | None = None) -> Prompt:
+        """Text keys of embeddings (b, m, c); `negative` is what guidance leads away from."""
+        like = next(self.transformer.parameters())
+
+        def keys(embedding: Tensor) -> object:
+            placed = embedding.to(device=like.device, dtype=self.dtype)
+            return text_keys(self.transformer, placed, placed)
+
+        return Prompt(keys(context), None if negative is None else keys(negative))
+
+    def prompt(self, text: str, guided: bool = False) -> Prompt:
+        """Text keys of a prompt and, where guidance will be used, of the empty prompt."""
+        return self.prompt_of(self.embed(text), self.embed("") if guided else None)
+
+    def check_prompt(self, text: str) -> None:
+        """Refuse a prompt that says nothing to this model.
+
+        Raises:
+            ValueError: the prompt is empty or has no word that the model knows.
+        """
+        known = ", ".join(self.text_encoder.config.vocabulary[:12])
+        if not text.strip():
+            raise ValueError(
+                f"the prompt is empty; say what should be seen and heard, in words such as: {known}"
+            )
+        words = re.findall(r"[a-z]+", text.lower())
+        if not any(word in self.text_encoder.ids for word in words):
+            raise ValueError(
+                f"the prompt {text!r} has no word that this model knows; it knows words such as: "
+                f"{known}"
+            )
+
+    def begin(self, seeds: tuple[int, ...] = (0,), window: int | None = None) -> StreamState:
+        """The state before the first block of a new stream, one clip per seed."""
+        kept = self.stream.window if window is None else window
+        settings = StreamSettings(self.stream.height, self.stream.width, kept, seeds)
+        return new_stream(self.transformer, self.model_id, settings)
+
+    def decoder(self) -> StreamDecoder:
+        """Latents to pictures and sound."""
+        return StreamDecoder(self.video_codec, self.audio_codec)
+
+    @property
+    def pixel_size(self) -> tuple[int, int]:
+        """Height and width of the pictures of a stream of the usual size."""
+        return self.stream.height * SPACE_STRIDE, self.stream.width * SPACE_STRIDE
+
+
+def shipped_model_path() -> Path:
+    """Where the model that comes with this pack lies."""
+    return Path(__file__).resolve().parents[1] / "models" / "mutual_forcing_small.safetensors"
+
+
+def load_bundle(
+    path: Path | str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    operations: object = nn,
+) -> Bundle:
+    """Load a model file.
+
+    Args:
+        dtype: of the transformer; the codecs and the text encoder are small and stay in float32.
+        operations: namespace with `Linear` and `RMSNorm` for the transformer.
+
+    Raises:
+        TensorFileError: the file cannot be used; one sentence with what was found and the next
+            step.
+    """
+    path = Path(path)
+    tensors, metadata = read_tensors(path, "the model file", REMEDY)
+    header = _header(path, metadata)
+    try:
+        configs = (
+            TransformerConfig.from_dict(header.transformer),
+            TextEncoderConfig.from_dict(header.text_encoder),
+            VideoCodecConfig.from_dict(header.video_codec),
+            AudioCodecConfig.from_dict(header.audio_codec),
+        )
+        _check_together(*configs)
+        # New modules draw random weights that are replaced at once; nobody's random numbers should
+        # change.
+        with torch.random.fork_rng(devices=[]):
+            transformer = CausalAVTransformer(configs[0], operations=operations, device="meta")
+            text_encoder, video_codec, audio_codec = (
+                TextEncoder(configs[1]),
+                VideoCodec(configs[2]),
+                AudioCodec(configs[3]),
+            )
+    except (ValueError, TypeError) as error:
+        raise TensorFileError(
+            f"the model file {path} has a config that does not work: {error}"
+        ) from error
+    parts = {TRANSFORMER: transformer, TEXT: text_encoder, VIDEO: video_codec, AUDIO: audio_codec}
+    _check_keys(path, parts, tensors)
+    device = torch.device(device)
+    for prefix, module in parts.items():
+        part_dtype = dtype if prefix == TRANSFORMER else torch.float32
+        weights = {
+            key.removeprefix(prefix): value.to(device=device, dtype=part_dtype, copy=True)
+            for key, value in tensors.items()
+            if key.startswith(prefix)
+        }
+        if prefix == TRANSFORMER:
+            weights = split_layout(weights, configs[0])
+        module.load_state_dict(weights, strict=True, assign=True)
+        module.to(device).eval().requires_grad_(False)
+    return Bundle(
+        transformer,
+        text_encoder,
+        video_codec,
+        audio_codec,
+        clock_of(configs[0], header.stream),
+        header.stream,
+        _fingerprint(header, tensors),
+        device,
+        dtype,
+    )
+
+
+def save_bundle(
+    path: Path | str,
+    transformer: CausalAVTransformer,
+    text_encoder: TextEncoder,
+    video_codec: VideoCodec,
+    audio_codec: AudioCodec,
+    stream: StreamDefaults,
+    *,
+    title: str,
+    license_name: str = "GPL-3.0-or-later",
+    dtype: torch.dtype = torch.bfloat16,
+    codec_dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write a model file; one that lies at `path` is replaced only when the new one is whole.
+
+    Args:
+        dtype: of the matrices of transformer and text encoder. Vectors (norms, biases, statistics)
+            always stay float32: they cost nothing.
+        codec_dtype: of the codecs' matrices; float16 has three bits more precision than bfloat16,
+            which can be seen and heard.
+
+    Raises:
+        OSError: it cannot be written.
+        ValueError: the parts do not fit together, or a weight is not finite.
+    """
+    _check_together(transformer.config, text_encoder.config, video_codec.config, audio_codec.config)
+    parts = {TRANSFORMER: transformer, TEXT: text_encoder, VIDEO: video_codec, AUDIO: audio_codec}
+    tensors = {}
+    for prefix, module in parts.items():
+        matrix_dtype = dtype if prefix in (TRANSFORMER, TEXT) else codec_dtype
+        for key, value in module.state_dict().items():
+            kept = value.detach().cpu().to(matrix_dtype if value.ndim > 1 else torch.float32)
+            if not torch.isfinite(kept).all():
+                raise ValueError(
+                    f"{prefix}{key} is not finite as {kept.dtype}; save an earlier checkpoint"
+                )
+            tensors[prefix + key] = kept
+    header = _Header(
+        # The weights in memory are in split order, whatever the file said that they came from.
+        transformer=transformer.config.to_dict() | {"rope_type": "split"},
+        text_encoder=text_encoder.config.to_dict(),
+        video_codec=video_codec.config.to_dict(),
+        audio_codec=audio_codec.config.to_dict(),
+        stream=stream,
+    )
+    metadata = {
+        "format": FORMAT,
+        "title": title,
+        "license": license_name,
+        "config": header.model_dump_json(),
+    }
+    write_tensors(Path(path), tensors, metadata, "the model file")
+
+
+def clock_of(config: TransformerConfig, stream: StreamDefaults) -> Clock:
+    """The clock of a model's streams."""
+    return Clock(
+        config.layout,
+        Fraction(stream.fps),
+        stream.sample_rate,
+        config.video_time_stride,
+        config.audio_time_stride,
+        config.audio_hop_length,
+    )
+
+
+def _header(path: Path, metadata: Mapping[str, str]) -> _Header:
+    if "config" not in metadata:
+        raise TensorFileError(
+            f"the model file {path} has no 'config' in its metadata, so it is not one of this "
+            f"pack's models; {REMEDY}"
+        )
+    try:
+        return _Header.model_validate_json(metadata["config"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "config"
+        raise TensorFileError(
+            f"the model file {path} has a config that does not work ({place}: {first['msg']}); "
+            f"{REMEDY}"
+        ) from error
+
+
+def _check_together(
+    transformer: TransformerConfig,
+    text: TextEncoderConfig,
+    video: VideoCodecConfig,
+    audio: AudioCodecConfig,
+) -> None:
+    pairs = (
+        ("in_channels", transformer.in_channels, "the video codec's", video.channels),
+        ("out_channels", transformer.out_channels, "in_channels", transformer.in_channels),
+        (
+            "audio_in_channels",
+            transformer.audio_in_channels,
+            "the audio codec's",
+            audio.latent_channels,
+        ),
+        (
+            "audio_out_channels",
+            transformer.audio_out_channels,
+            "audio_in_channels",
+            transformer.audio_in_channels,
+        ),
+        ("caption_channels", transformer.caption_channels, "the text encoder's dim", text.dim),
+    )
+    for name, found, other, expected in pairs:
+        if found != expected:
+            raise ValueError(
+                f"transformer config: {name} is {found}, expected {expected} ({other})"
+            )
+
+
+def _check_keys(path: Path, parts: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    expected = {
+        prefix + key: tuple(value.shape)
+        for prefix, module in parts.items()
+        for key, value in module.state_dict().items()
+    }
+    misshapen = [
+        f"{key} is {tuple(tensors[key].shape)}, expected {shape}"
+        for key, shape in expected.items()
+        if key in tensors and tuple(tensors[key].shape) != shape
+    ]
+    for problem, keys in (
+        ("lacks", sorted(expected.keys() - tensors.keys())),
+        ("has weights of another shape:", misshapen),
+        ("has weights that this model has no place for:", sorted(tensors.keys() - expected.keys())),
+    ):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise TensorFileError(
+                f"the model file {path} {problem} {'; '.join(keys[:3])}{more}; {REMEDY}"
+            )
+
+
+def _fingerprint(header: _Header, tensors: Mapping[str, Tensor]) -> str:
+    """16 hex digits from the config and about 64 values of every stored tensor, before any cast."""
+
+    def pieces() -> Iterator[bytes]:
+        parts = header.model_dump(exclude={"stream"})
+        yield json.dumps(parts, sort_keys=True).encode()
+        for key in sorted(tensors):
+            flat = tensors[key].flatten()
+            yield f"{key} {tuple(tensors[key].shape)}".encode()
+            yield flat[:: max(1, len(flat) // 64)].float().numpy().tobytes()
+
+    digest = hashlib.blake2b(digest_size=8)
+    for piece in pieces():
+        digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,116 @@
+"""The small model's text encoder: a closed vocabulary of words and two transformer layers.
+
+b batch, m tokens (always `length`), c channels, a heads, d head dim.
+It takes the place that Gemma 3 has for LTX-2. As there, every caption fills a fixed number of places: those
+that no word needs hold learned vectors of their own, so no attention mask is needed anywhere. The empty
+prompt is all such places and stands for "anything" in classifier-free guidance.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+logger = logging.getLogger("mutualforcing")
+
+PAD = 0
+_WORD = re.compile(r"[a-z]+")
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """Sizes, and the words that it knows in the order of their ids (from 1; 0 is an empty place)."""
+
+    vocabulary: tuple[str, ...]
+    dim: int = 128
+    layers: int = 2
+    heads: int = 4
+    length: int = 32
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON values."""
+        return asdict(self) | {"vocabulary": list(self.vocabulary)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, object]) -> TextEncoderConfig:
+        """Build from JSON.
+
+        Raises:
+            ValueError: no vocabulary, or heads that do not divide the width.
+        """
+        if not values.get("vocabulary"):
+            raise ValueError("text encoder config: vocabulary is empty, expected a list of words")
+        config = cls(**(values | {"vocabulary": tuple(values["vocabulary"])}))
+        if config.dim % config.heads:
+            raise ValueError(
+                f"text encoder config: dim {config.dim} is not a multiple of heads {config.heads}"
+            )
+        return config
+
+
+class _Layer(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention = nn.RMSNorm(dim)
+        self.to_qkv = nn.Linear(dim, 3 * dim)
+        self.to_out = nn.Linear(dim, dim)
+        self.norm_feed_forward = nn.RMSNorm(dim)
+        self.expand = nn.Linear(dim, 4 * dim)
+        self.contract = nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(
+            self.to_qkv(self.norm_attention(x)), "b m (three a d) -> three b a m d", three=3, a=self.heads
+        )
+        out = F.scaled_dot_product_attention(q, k, v)
+        x = x + self.to_out(rearrange(out, "b a m d -> b m (a d)"))
+        return x + self.contract(F.gelu(self.expand(self.norm_feed_forward(x))))
+
+
+class TextEncoder(nn.Module):
+    """Captions to embeddings for both streams."""
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.ids = {word: index + 1 for index, word in enumerate(config.vocabulary)}
+        self.word = nn.Embedding(len(config.vocabulary) + 1, config.dim)
+        self.place = nn.Parameter(torch.randn(config.length, config.dim) * 0.5)
+        self.layers = nn.ModuleList(_Layer(config.dim, config.heads) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.dim)
+
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        """Ids of the words that it knows, filled up with empty places to the fixed length.
+
+        Unknown words are left out, and words beyond the fixed length too; both are logged, because a prompt
+        that half works without a word said about it would puzzle whoever wrote it.
+        """
+        words = _WORD.findall(text.lower())
+        unknown = [word for word in words if word not in self.ids]
+        if unknown:
+            logger.warning("words that this model does not know are ignored: %s", ", ".join(unknown))
+        ids = [self.ids[word] for word in words if word in self.ids]
+        if len(ids) > self.config.length:
+            logger.warning("the prompt has %d words, only the first %d are used", len(ids), self.config.length)
+        ids = ids[: self.config.length]
+        return (*ids, *[PAD] * (self.config.length - len(ids)))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Token ids (b, m) to embeddings (b, m, c)."""
+        x = self.word(ids) + self.place
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x)
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings (b, m, c) of prompts; '' is the unconditional one."""
+        ids = torch.tensor([self.tokenize(text) for text in texts], device=self.place.device)
+        return self(ids)

@@ -1,0 +1,33 @@
+"""ComfyUI's view of the pack: one file per shelf of the menu; nodes check, call the engine, and wrap."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from ..model_loaders import compat
+from .clip import GenerateClip
+from .loaders import LoadModel
+from .state import LoadState, SaveState
+from .stream import DecodeChunk, SampleChunk, StreamSettingsNode
+
+NODES: list[type[io.ComfyNode]] = [
+    LoadModel,
+    StreamSettingsNode,
+    GenerateClip,
+    SampleChunk,
+    DecodeChunk,
+    SaveState,
+    LoadState,
+]
+
+
+class MutualForcingExtension(ComfyExtension):
+    """The pack, as ComfyUI loads it."""
+
+    async def on_load(self) -> None:
+        """Register models/mutual_forcing."""
+        compat.register_model_folder()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """Every node of the pack."""
+        return list(NODES)

@@ -1,0 +1,61 @@
+"""Nothing that was made is lost: what a cancelled or failed run had finished goes to the output folder."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..model_loaders import compat
+from ..samplers.state import StreamState
+from ..samplers.state_file import save_state
+
+logger = logging.getLogger("mutualforcing")
+UNFINISHED = "unfinished"
+
+
+class Finished:
+    """What is done so far: the stream's state, and the file that its clip is being written to."""
+
+    def __init__(self, state: StreamState, clip: Path | None = None) -> None:
+        self._before = state.next_block
+        self.state, self.clip = state, clip
+
+    @property
+    def blocks(self) -> int:
+        """Blocks finished by this run."""
+        return self.state.next_block - self._before
+
+
+@contextmanager
+def rescue(finished: Finished) -> Iterator[None]:
+    """Run the body; if it is cut short after at least one block, keep that and log where it lies.
+
+    The clip's working file is not needed after a whole run: Save Video writes the clip from memory.
+    The interruption or error itself goes on to ComfyUI. It may be a `BaseException`, so nothing is caught here.
+    """
+    whole = False
+    try:
+        yield
+        whole = True
+    finally:
+        if not whole and finished.blocks:
+            _keep(finished)
+        elif finished.clip is not None:
+            finished.clip.unlink(missing_ok=True)
+
+
+def _keep(finished: Finished) -> None:
+    try:
+        if finished.clip is not None and finished.clip.is_file():
+            clip = compat.output_file(UNFINISHED, "mp4")
+            shutil.move(finished.clip, clip)  # the two folders may lie on different disks
+            logger.warning("the clip so far was kept: %s", clip)
+        state = compat.output_file(UNFINISHED, "safetensors")
+        save_state(state, finished.state)
+        logger.warning("Load Stream can go on from where it stopped: %s", state)
+    except OSError as error:
+        # The first error must stay the one that the artist sees.
+        logger.error("what was finished could not all be kept: %s", error)

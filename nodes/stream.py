@@ -1,0 +1,231 @@
+"""Shelf "Stream": settle what a stream is, sample it chunk by chunk, and see and hear a chunk."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..model_loaders import compat
+from ..model_loaders.compat import HostModel
+from ..model_loaders.conditioning import Conditioning
+from ..networks.video_codec import SPACE_STRIDE
+from ..samplers.chunk import ChunkOrigin, chunk_origin, chunk_state, chunk_tensors
+from ..samplers.decode import joined
+from ..samplers.rollout import rollout
+from ..samplers.state import StreamState, check_state
+from . import request
+from .rescue import Finished, rescue
+from .types import ORIGIN, ModelWire, SettingsWire, StateWire, StreamPlan
+
+CHUNK, WHOLE = "this chunk", "whole stream"
+
+
+class StreamSettingsNode(io.ComfyNode):
+    """Stream Settings."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        size = (
+            "of the picture in pixels. The small model that comes with the pack was made for 64 x 64; enlarge "
+            "its frames afterwards."
+        )
+        return io.Schema(
+            node_id="MF_StreamSettings",
+            display_name="Stream Settings",
+            category="MutualForcing/Stream",
+            description="What stays the same for a whole stream: its size, how far back it remembers, its seed.",
+            search_aliases=["empty latent video", "size", "resolution", "seed"],
+            inputs=[
+                io.Int.Input(
+                    "width",
+                    default=64,
+                    min=SPACE_STRIDE,
+                    max=4096,
+                    step=SPACE_STRIDE,
+                    tooltip=f"Width {size}",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=64,
+                    min=SPACE_STRIDE,
+                    max=4096,
+                    step=SPACE_STRIDE,
+                    tooltip=f"Height {size}",
+                ),
+                io.Int.Input(
+                    "window",
+                    default=4,
+                    min=1,
+                    max=60,
+                    display_name="memory (seconds)",
+                    tooltip="How many seconds back the stream looks while it goes on. More holds together "
+                    "longer, and takes more time and memory per second.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Another number, another clip. The same number gives the same clip, however it is "
+                    "cut into chunks.",
+                ),
+            ],
+            outputs=[SettingsWire.Output("settings", tooltip="To Generate Clip, or to the first Sample Chunk.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, width: int, height: int) -> bool | str:
+        """Say which sizes can be made."""
+        for name, value in (("width", width), ("height", height)):
+            # A value that comes over a wire is not known yet; it is checked when the node runs.
+            if value is not None:
+                try:
+                    StreamPlan(**({"width": SPACE_STRIDE, "height": SPACE_STRIDE} | {name: value}), window=1, seed=0)
+                except ValueError as error:
+                    return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, width: int, height: int, window: int, seed: int) -> io.NodeOutput:
+        """Wrap them."""
+        return io.NodeOutput(StreamPlan(width, height, window, seed))
+
+
+class SampleChunk(io.ComfyNode):
+    """Sample Chunk."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="MF_SampleChunk",
+            display_name="Sample Chunk",
+            category="MutualForcing/Stream",
+            description="Makes the next seconds of a stream. Connect its state to another Sample Chunk to go on, "
+            "or to several to see several futures of the same past.",
+            search_aliases=["sampler", "extend video", "long video", "continue", "self forcing", "branch"],
+            inputs=[
+                *request.wires(),
+                io.Int.Input(
+                    "seconds",
+                    default=2,
+                    min=1,
+                    max=600,
+                    display_name="length (seconds)",
+                    tooltip="How many seconds this chunk adds.",
+                ),
+                *request.widgets(),
+            ],
+            outputs=[
+                StateWire.Output("state", tooltip="The stream up to here: to the next chunk, or to Save Stream."),
+                io.Latent.Output("video", tooltip="Pictures of this chunk, for Decode Chunk."),
+                io.Latent.Output("audio", tooltip="Sound of this chunk, for Decode Chunk."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: HostModel,
+        positive: Conditioning,
+        seconds: int,
+        mode: dict[str, object],
+        variation: int = 0,
+        negative: Conditioning | None = None,
+        settings: StreamPlan | None = None,
+        state: StreamState | None = None,
+    ) -> io.NodeOutput:
+        """Sample the blocks; what is finished survives an interruption."""
+        asked = request.read(model, positive, negative, settings, state, seconds, mode, variation)
+        progress = compat.Progress(asked.blocks * asked.sampler.steps)
+        finished = Finished(asked.state)
+        with rescue(finished):
+            for _, finished.state in rollout(
+                model.bundle.transformer,
+                asked.prompt,
+                asked.state,
+                asked.blocks,
+                asked.sampler,
+                model_id=model.bundle.model_id,
+                on_step=progress.step,
+                on_rebuild=progress.rebuild,
+                like=model.like,
+            ):
+                pass
+        origin = chunk_origin(finished.state, asked.state.next_block)
+        video, audio = chunk_tensors(origin)
+        return io.NodeOutput(
+            finished.state,
+            {"samples": video, ORIGIN: origin},
+            {"samples": audio, "type": "audio", ORIGIN: origin},
+        )
+
+
+class DecodeChunk(io.ComfyNode):
+    """Decode Chunk."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="MF_DecodeChunk",
+            display_name="Decode Chunk",
+            category="MutualForcing/Stream",
+            description="Turns a chunk into pictures and sound. Chunks that are put one after the other have no "
+            "seam, neither to the eye nor to the ear.",
+            search_aliases=["vae decode", "audio decode", "latent to image", "latent to video"],
+            inputs=[
+                ModelWire.Input("model", tooltip="From Load Mutual Forcing Model."),
+                io.Latent.Input("video", tooltip="From Sample Chunk."),
+                io.Latent.Input("audio", tooltip="From the same Sample Chunk."),
+                io.Combo.Input(
+                    "part",
+                    options=[CHUNK, WHOLE],
+                    default=CHUNK,
+                    tooltip="this chunk: only the seconds that it added. whole stream: everything from the "
+                    "beginning of the stream to the end of this chunk.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output("images", tooltip="Frames, for Create Video or any image node."),
+                io.Audio.Output("audio", tooltip="Sound, for Create Video or any audio node."),
+                io.Float.Output("fps", tooltip="Frames a second, for Create Video."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: HostModel, video: dict[str, object], audio: dict[str, object], part: str = CHUNK
+    ) -> io.NodeOutput:
+        """Decode both."""
+        bundle = model.bundle
+        origin = _origin(video, audio)
+        check_state(origin.state, bundle.model_id, bundle.transformer.config.layout)
+        model.make_ready()
+        state = chunk_state(origin, video["samples"], audio["samples"])
+        first = origin.first_block if part == CHUNK else 0
+        decoded = joined(_watched(bundle.decoder().decode_from(state, first)))
+        return io.NodeOutput(
+            decoded.video.flatten(0, 1),
+            {"waveform": decoded.audio, "sample_rate": bundle.clock.sample_rate},
+            float(bundle.clock.fps),
+        )
+
+
+def _origin(video: dict[str, object], audio: dict[str, object]) -> ChunkOrigin:
+    origins = video.get(ORIGIN), audio.get(ORIGIN)
+    for name, origin in zip(("video", "audio"), origins, strict=True):
+        if origin is None:
+            raise ValueError(
+                f"the '{name}' input did not come from Sample Chunk: connect Sample Chunk's {name} output"
+            )
+    if origins[0] is not origins[1]:
+        raise ValueError("video and audio come from two different chunks: connect both of one Sample Chunk")
+    return origins[0]
+
+
+def _watched(blocks):  # noqa: ANN001, ANN202 - passes an iterator through
+    for block in blocks:
+        compat.stop_if_asked()
+        yield block

@@ -1,0 +1,114 @@
+"""Decoding in any cut is decoding the whole, also from the middle of a stream."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mutual_forcing.model_loaders.bundle import Bundle
+from mutual_forcing.networks.video_codec import VideoCodec
+from mutual_forcing.samplers.decode import DecodedBlock, joined
+from mutual_forcing.samplers.state import BlockLatents, StreamState
+from mutual_forcing.tests.tiny import CHANNELS, VIDEO_CHANNELS
+
+BLOCKS = 5
+
+
+@pytest.fixture(scope="module")
+def stream(bundle: Bundle) -> StreamState:
+    generator = torch.Generator().manual_seed(0)
+    layout = bundle.transformer.config.layout
+
+    def block(index: int) -> BlockLatents:
+        video, audio = layout.video_span(index), layout.audio_span(index)
+        return BlockLatents(
+            torch.randn(2, VIDEO_CHANNELS, video[1] - video[0], 2, 2, generator=generator),
+            torch.randn(2, audio[1] - audio[0], CHANNELS, generator=generator),
+        )
+
+    start = bundle.begin((0, 1))
+    return StreamState(
+        start.settings, bundle.model_id, start.layout, tuple(block(i) for i in range(BLOCKS))
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(bundle: Bundle, stream: StreamState) -> DecodedBlock:
+    return bundle.decoder().decode(together(stream, 0, BLOCKS))[0]
+
+
+def together(stream: StreamState, start: int, stop: int) -> BlockLatents:
+    blocks = stream.latents[start:stop]
+    return BlockLatents(
+        torch.cat([b.video for b in blocks], dim=2), torch.cat([b.audio for b in blocks], dim=1)
+    )
+
+
+def difference(a: DecodedBlock, b: DecodedBlock) -> float:
+    assert a.video.shape == b.video.shape and a.audio.shape == b.audio.shape
+    return max((a.video - b.video).abs().max().item(), (a.audio - b.audio).abs().max().item())
+
+
+def test_shapes_ranges_and_lengths(bundle: Bundle, whole: DecodedBlock) -> None:
+    clock = bundle.clock
+    assert whole.video.shape == (2, clock.frames(BLOCKS), *bundle.pixel_size, 3)
+    assert whole.audio.shape == (2, 1, clock.samples(BLOCKS))
+    assert whole.video.min() >= 0 and whole.video.max() <= 1 and whole.video.std() > 0.05
+    assert whole.audio.abs().max() <= 1 and whole.audio.std() > 0.01
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.sets(st.integers(1, BLOCKS - 1)))
+def test_chunks_are_the_whole(
+    bundle: Bundle, stream: StreamState, whole: DecodedBlock, cuts: set[int]
+) -> None:
+    decoder, memory, parts = bundle.decoder(), None, []
+    edges = [0, *sorted(cuts), BLOCKS]
+    for start, stop in pairwise(edges):
+        decoded, memory = decoder.decode(together(stream, start, stop), memory)
+        parts.append(decoded)
+    assert difference(joined(parts), whole) < 1e-4
+
+
+@pytest.mark.parametrize("first", range(BLOCKS))
+def test_decoding_from_any_block_is_the_end_of_the_whole(
+    bundle: Bundle, stream: StreamState, whole: DecodedBlock, first: int
+) -> None:
+    part = joined(bundle.decoder().decode_from(stream, first))
+    frame, sample = bundle.clock.frames(first), bundle.clock.samples(first)
+    end = DecodedBlock(whole.video[:, frame:], whole.audio[:, :, sample:])
+    assert difference(part, end) < 1e-4
+
+
+def test_what_is_remembered_is_not_written_into(bundle: Bundle, stream: StreamState) -> None:
+    decoder = bundle.decoder()
+    _, memory = decoder.decode(stream.latents[0])
+    before = [t.clone() for t in (*memory.video, *memory.audio.caches, memory.audio.vocoder.phase)]
+    one, _ = decoder.decode(stream.latents[1], memory)
+    decoder.decode(stream.latents[2], memory)
+    again, _ = decoder.decode(stream.latents[1], memory)
+    after = (*memory.video, *memory.audio.caches, memory.audio.vocoder.phase)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert difference(one, again) == 0
+
+
+def test_the_video_context_is_three_latents_and_no_more(
+    bundle: Bundle, stream: StreamState
+) -> None:
+    assert VideoCodec().context_latents == bundle.video_codec.context_latents == 3
+    video = together(stream, 0, BLOCKS).video
+    other = video.clone()
+    other[:, :, 6] += 1
+    a, b = bundle.video_codec.decode(video)[0], bundle.video_codec.decode(other)[0]
+    changed = (a != b).amax(dim=(0, 1, 3, 4)).nonzero()
+    assert changed.min() >= 8 * 6 - 7 and changed.max() <= 8 * (6 + 3)
+
+
+def test_a_block_that_is_not_there_is_named(bundle: Bundle, stream: StreamState) -> None:
+    for block in (-1, BLOCKS + 1):
+        with pytest.raises(ValueError, match=f"has {BLOCKS} blocks.*found {block}"):
+            list(bundle.decoder().decode_from(stream, block))
+    assert list(bundle.decoder().decode_from(stream, BLOCKS)) == []

@@ -1,0 +1,218 @@
+"""One clip out of one video file: pictures at 24 a second and sound at 16 kHz, on one clock.
+
+f frames, h w pixels, n samples.
+Pictures and sound are both placed by the file's timestamps, never by counting, so variable frame rates, late
+sound tracks and rounded timestamps do not pull them apart. Only the part that is asked for is decoded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+import av
+import numpy as np
+import torch
+from av.audio.resampler import AudioResampler
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+Video: TypeAlias = NDArray[np.uint8]
+Wave: TypeAlias = NDArray[np.float32]
+
+FPS = 24
+RATE = 16000
+PREFIX = 160
+"""Samples before the first second's: those of the first frame (see `networks.layout`)."""
+
+# A playlist called clip.mp4 would make FFmpeg open the addresses in it; only real containers are let in.
+_OPTIONS = {"format_whitelist": "mov,matroska", "protocol_whitelist": "file"}
+# Seek points go by decoding time, which runs ahead of display, and sound decoders need a moment to settle.
+_PREROLL = 0.5
+# Matroska and WebM round timestamps to whole ms; without this, ties between two frames would flicker.
+_TIE = 0.0015
+# Sound that lies further than this (half a frame) from where it should follow is a real gap.
+_GAP = 0.5 / FPS
+# Source sound on either side of the clip, so that the resampling filter meets no edge.
+_MARGIN = 0.05
+
+
+class UnusableClipError(ValueError):
+    """A file that no clip can be taken from; the message says why, without naming the file."""
+
+
+def read_clip(file: Path | BinaryIO, seconds: int, size: int, at: float) -> tuple[Video, Wave | None]:
+    """Frames and sound of `seconds` seconds after the first frame.
+
+    The clip starts exactly on a frame of the file; sample 0 is heard when frame 0 is shown.
+
+    Args:
+        file: MP4, MOV, MKV or WebM.
+        size: side of the square pictures, in pixels: the middle of the frame, scaled.
+        at: where to start: 0 is the first frame of the file, 1 the latest start that leaves enough.
+
+    Returns:
+        video (1 + 24 s, size, size, 3) RGB, and sound (160 + 16000 s) or None if this part has none.
+
+    Raises:
+        UnusableClipError: too short, without pictures, or not to be read.
+    """
+    # A folder of data is other people's: a name such as "concat:a" must stay a file's name.
+    opened = str(file.resolve()) if isinstance(file, Path) else file
+    wave, rate = None, RATE
+    try:
+        with av.open(opened, options=_OPTIONS) as container:
+            stream = container.streams.best("video")
+            if stream is None:
+                raise UnusableClipError("no pictures: found no video stream, expected one")
+            first, last = _span(container, stream)
+            spare = last - first - seconds
+            if spare < -_TIE:
+                raise UnusableClipError(
+                    f"too short: found {last - first:.2f} s from the first frame to the last, "
+                    f"expected at least {seconds} s"
+                )
+            start, video = _pictures(container, stream, first + at * max(spare, 0), seconds, size)
+            stream = container.streams.best("audio")
+            if stream is not None:
+                wave, rate = _sound(container, stream, start - _MARGIN, seconds + PREFIX / RATE + 2 * _MARGIN)
+    except (OSError, av.error.FFmpegError) as error:
+        raise UnusableClipError(f"unreadable: {error}") from error
+    if wave is None:
+        return video, None
+    skip = round(_MARGIN * RATE)
+    return video, _resample(wave, rate)[skip : skip + PREFIX + RATE * seconds]
+
+
+def _seek(container: InputContainer, stream: VideoStream | AudioStream, seconds: float) -> None:
+    """To the last seek point before a time of the file's clock."""
+    container.seek(math.floor(seconds / stream.time_base), stream=stream, backward=True)
+
+
+def _span(container: InputContainer, stream: VideoStream) -> tuple[float, float]:
+    """When the first and the last frame are shown, seconds of the file's clock; nothing is decoded.
+
+    The header is not trusted: its length may be the sound's, and files get cut short.
+    """
+
+    def shown() -> Iterator[float]:
+        for packet in container.demux(stream):
+            if packet.pts is not None and not packet.is_discard:
+                yield float(packet.pts * packet.time_base)
+
+    first = next(shown(), None)
+    if first is None:
+        raise UnusableClipError("unreadable: found no frame with a timestamp")
+    last = None
+    if container.duration is not None:
+        end = (container.duration + (container.start_time or 0)) / av.time_base
+        _seek(container, stream, max(end, first))
+        last = max(shown(), default=None)
+    if last is None:  # no length in the header, or the file ends before it
+        _seek(container, stream, first)
+        last = max(shown(), default=first)
+    return first, last
+
+
+def _pictures(
+    container: InputContainer, stream: VideoStream, start: float, seconds: int, size: int
+) -> tuple[float, Video]:
+    """The frames nearest to 24 instants a second, and the time of the first: the frame nearest to `start`."""
+    _seek(container, stream, start - _PREROLL)
+    count = 1 + FPS * seconds
+    pictures: list[Video] = []
+    scaler = VideoReformatter()
+    shown: VideoFrame | None = None
+
+    def keep(until: float) -> None:
+        """`shown` stands for every instant up to `until`."""
+        nonlocal start
+        if not pictures and start <= until:
+            start = shown.time  # from here on, the frame's own clock: a source at 24 fps is kept as it is
+        instants = math.floor((until - start) * FPS) + 1
+        if (missing := min(instants, count) - len(pictures)) > 0:
+            pictures.extend([_picture(shown, stream, size, scaler)] * missing)
+
+    for frame in container.decode(stream):
+        if frame.pts is None or (shown is not None and frame.time <= shown.time):
+            continue
+        if shown is not None:
+            keep((shown.time + frame.time) / 2 + _TIE)
+        shown = frame
+        if len(pictures) == count:
+            break
+    else:
+        if shown is not None:
+            keep(shown.time + 0.5 / FPS + _TIE)
+    if len(pictures) < count:
+        raise UnusableClipError(
+            f"unreadable: found {len(pictures)} frames from {start:.2f} s on, expected {count}"
+        )
+    return start, np.stack(pictures)
+
+
+def _picture(frame: VideoFrame, stream: VideoStream, size: int, scaler: VideoReformatter) -> Video:
+    """(size, size, 3): the middle square, averaged over the area of each pixel, upright."""
+    aspect = frame.width / frame.height * float(stream.sample_aspect_ratio or 1)
+    width, height = max(size, round(size * aspect)), max(size, round(size / aspect))
+    scaled = scaler.reformat(frame, width, height, "rgb24", interpolation=Interpolation.AREA).to_ndarray()
+    top, left = (height - size) // 2, (width - size) // 2
+    square = scaled[top : top + size, left : left + size]
+    return np.rot90(square, round(frame.rotation / 90))  # telephones store films lying on their side
+
+
+def _sound(
+    container: InputContainer, stream: AudioStream, start: float, seconds: float
+) -> tuple[Wave | None, int]:
+    """Mono sound from `start` on at the file's own rate, silent where the file is, and that rate.
+
+    None if nothing at all is heard in this part.
+    """
+    _seek(container, stream, max(start - _PREROLL, 0))
+    wave: Wave | None = None
+    rate, position, heard = 0, 0, False
+    mixer, mixes = None, None
+    for frame in container.decode(stream):
+        if frame.pts is None:
+            continue
+        if wave is None:
+            rate = frame.sample_rate
+            wave = np.zeros(math.ceil(seconds * rate), dtype=np.float32)
+            position = round((frame.time - start) * rate)
+        if frame.sample_rate != rate:
+            raise UnusableClipError(f"unreadable: its sound changes from {rate} to {frame.sample_rate} Hz")
+        due = round((frame.time - start) * rate)
+        # Short of a gap, samples follow each other: rounded timestamps would tear holes of some samples.
+        position = due if abs(due - position) > _GAP * rate else position
+        if mixes != (kind := (frame.format.name, frame.layout.name)):
+            mixer, mixes = AudioResampler("fltp", "mono", rate), kind
+        mono = np.concatenate([part.to_ndarray()[0] for part in mixer.resample(frame)])
+        inside = slice(max(position, 0), max(min(position + len(mono), len(wave)), 0))
+        if inside.start < inside.stop:
+            wave[inside] = mono[inside.start - position : inside.stop - position]
+            heard = True
+        position += len(mono)
+        if position >= len(wave):
+            break
+    return (wave if heard else None), rate
+
+
+def _resample(wave: Wave, rate: int) -> Wave:
+    """(n) at `rate` to 16 kHz; sample 0 stays where it is."""
+    try:
+        from torchaudio.functional import resample
+    except (ImportError, OSError) as error:
+        raise ImportError(
+            f"sound of real videos needs torchaudio, which cannot be imported ({error}); install the version "
+            "of your torch, or beside a torch without CUDA delete the libraries in torchaudio/lib"
+        ) from error
+    # The filter has a tap set for every phase: at a rate such as 22255 Hz that would be gigabytes. Up to
+    # 0.15 % off at such rates, in no usual one.
+    rate = max(round(rate / 25), 1) * 25
+    return resample(torch.from_numpy(wave), rate, RATE).numpy()

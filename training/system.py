@@ -1,0 +1,62 @@
+"""What the recipes train: the transformer and its text encoder, and where they start from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..networks.config import TransformerConfig
+from ..networks.text_encoder import TextEncoder, TextEncoderConfig
+from ..networks.transformer import CausalAVTransformer, TextKeys, text_keys
+from .world.scene import VOCABULARY
+
+
+class System(nn.Module):
+    """The trained parts under one roof; both streams read the same caption embedding."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.transformer = CausalAVTransformer(config)
+        self.text_encoder = TextEncoder(TextEncoderConfig(VOCABULARY, dim=config.caption_channels))
+
+    def text(self, ids: Tensor) -> TextKeys:
+        """Text keys of token ids (b, m)."""
+        context = self.text_encoder(ids)
+        return text_keys(self.transformer, context, context)
+
+
+def math_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax attention as two products: on the CPU its backward is several times faster than SDPA's."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1) @ v
+
+
+@torch.no_grad()
+def initialise(system: System, seed: int) -> None:
+    """Fresh weights: every modulation starts at zero, so all gates are closed and the heads give zero.
+
+    The closed gates of the cross-modal attentions let joint training couple the streams gradually. The step
+    size embedding's last layer is zero as well: both modes start as one (mutual_forcing.md, section 3.2).
+    """
+    torch.manual_seed(seed)
+    for module in system.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.5)
+    model = system.transformer
+    for name, module in model.named_modules():
+        if name.endswith("adaln_single"):
+            nn.init.zeros_(module.linear.weight)
+            nn.init.zeros_(module.linear.bias)
+            if hasattr(module.emb, "step_size_embedder"):
+                nn.init.zeros_(module.emb.step_size_embedder.linear_2.weight)
+    for block in model.transformer_blocks:
+        # The text attention has no gate, so its own last layer starts small.
+        for attention in (block.attn2, block.audio_attn2):
+            attention.to_out[0].weight.mul_(0.1)
+    nn.init.zeros_(model.proj_out.weight)
+    nn.init.zeros_(model.audio_proj_out.weight)
