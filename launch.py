@@ -32,7 +32,9 @@ def register(root: Path = ROOT) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] in {"-h", "--help"}:
-        sys.exit("usage: python launch.py MODULE [ARGS], for example: python launch.py training.joint --help")
+        sys.exit(
+            "usage: python launch.py MODULE [ARGS], for example: python launch.py training.joint --help"
+        )
     register()
     name = f"{PACKAGE}.{sys.argv[1]}"
     sys.argv = [sys.argv[1], *sys.argv[2:]]

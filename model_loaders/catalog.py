@@ -1,7 +1,7 @@
 """Which files on disk are models or saved streams: told from the header of a safetensors file alone.
 
-A folder of checkpoints may hold hundreds of gigabytes that belong to other packs. The first bytes of each file
-say what it is; nothing else of it is read, and the answer is remembered until the file changes.
+A folder of checkpoints may hold hundreds of gigabytes that belong to other packs. The first bytes of each
+file say what it is; nothing else of it is read, and the answer is remembered until the file changes.
 """
 
 from __future__ import annotations

@@ -125,7 +125,9 @@ def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
     if precision == "automatic":
         half = comfy.model_management.should_use_bf16(device)
         return torch.bfloat16 if half else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
+        precision
+    ]
 
 
 def attention_kernel(choice: AttentionChoice, device: torch.device) -> AttentionKernel:
@@ -222,6 +224,8 @@ def saved_streams() -> dict[str, Path]:
     """Saved streams in output/mutual_forcing and its subfolders and in the input folder, newest first."""
     output = Path(folder_paths.get_output_directory()) / FOLDER
     found = [(path.relative_to(output).as_posix(), path) for path in output.rglob("*.safetensors")]
-    found += [(path.name, path) for path in Path(folder_paths.get_input_directory()).glob("*.safetensors")]
+    found += [
+        (path.name, path) for path in Path(folder_paths.get_input_directory()).glob("*.safetensors")
+    ]
     known = [(name, path, path.stat().st_mtime) for name, path in found if is_stream(path)]
     return {name: path for name, path, _ in sorted(known, key=lambda entry: entry[2])[::-1]}

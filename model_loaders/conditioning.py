@@ -80,26 +80,28 @@ def prompt_of(
     wanted, words = _single(positive, "prompt", width)
     if words == 0:
         raise ValueError(
-            "the prompt says nothing that this model knows: write in CLIP Text Encode what should be seen and "
-            "heard, in the words that the model card lists"
+            "the prompt says nothing that this model knows: write in CLIP Text Encode what should be "
+            "seen and heard, in the words that the model card lists"
         )
     keys = text_keys(transformer, wanted.to(like), wanted.to(like))
     if not guided:
         return Prompt(keys)
-    unwanted = encoder.encode([""]) if negative is None else _single(negative, "negative prompt", width)[0]
+    unwanted = (
+        encoder.encode([""]) if negative is None else _single(negative, "negative prompt", width)[0]
+    )
     return Prompt(keys, text_keys(transformer, unwanted.to(like), unwanted.to(like)))
 
 
 def _single(conditioning: Conditioning, name: str, width: int) -> tuple[Tensor, int | None]:
     if len(conditioning) != 1:
         raise ValueError(
-            f"the {name} wire carries {len(conditioning)} prompts, expected one: connect one CLIP Text Encode "
-            "and write everything there"
+            f"the {name} wire carries {len(conditioning)} prompts, expected one: connect one CLIP "
+            "Text Encode and write everything there"
         )
     embedding, extras = conditioning[0]
     if embedding.ndim != 3 or embedding.shape[-1] != width:
         raise ValueError(
-            f"the {name} was encoded for another model (embedding {tuple(embedding.shape)}, expected width "
-            f"{width}): connect the clip output of Load Mutual Forcing Model to CLIP Text Encode"
+            f"the {name} was encoded for another model (embedding {tuple(embedding.shape)}, expected "
+            f"width {width}): connect the clip output of Load Mutual Forcing Model to CLIP Text Encode"
         )
     return embedding, extras.get(WORDS)

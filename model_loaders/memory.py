@@ -9,7 +9,13 @@ WORKING_BYTES = 256 * 1024 * 1024
 
 
 def stream_bytes(
-    config: TransformerConfig, window: int, height: int, width: int, *, batch: int = 1, element_size: int = 4
+    config: TransformerConfig,
+    window: int,
+    height: int,
+    width: int,
+    *,
+    batch: int = 1,
+    element_size: int = 4,
 ) -> int:
     """Bytes of keys and values for a window of blocks, with and without prompt, plus working memory.
 

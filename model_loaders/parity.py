@@ -40,9 +40,11 @@ class Golden:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                self.tensors = {key: file.get_tensor(key) for key in file.keys()}
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"cannot read {path}: {error}; expected a safetensors parity fixture") from error
+            raise ValueError(
+                f"cannot read {path}: {error}; expected a safetensors parity fixture"
+            ) from error
         if "config" not in metadata:
             raise ValueError(f"{path} has no 'config' in its metadata; expected a parity fixture")
         self.raw = json.loads(metadata["config"])["transformer"]
@@ -53,7 +55,9 @@ class Golden:
     def model(self) -> CausalAVTransformer:
         """The network with the fixture's weights, every key used."""
         weights = {
-            key.removeprefix("model."): value for key, value in self.tensors.items() if key.startswith("model.")
+            key.removeprefix("model."): value
+            for key, value in self.tensors.items()
+            if key.startswith("model.")
         }
         model = CausalAVTransformer(self.config)
         model.load_state_dict(split_layout(weights, self.config), strict=True)
@@ -72,12 +76,19 @@ def errors(golden: Golden) -> Iterator[tuple[str, float]]:
     # The fixture keeps video as (b, f, c, h, w); the network takes (b, c, f, h, w).
     video_in = video_in.transpose(1, 2)
 
-    def compare(name: str, video: Tensor, audio: Tensor, suffix: str) -> Iterator[tuple[str, float]]:
-        yield f"{name}.video", relative_error(video.transpose(1, 2), golden[f"{name}.video_{suffix}"])
+    def compare(
+        name: str, video: Tensor, audio: Tensor, suffix: str
+    ) -> Iterator[tuple[str, float]]:
+        yield (
+            f"{name}.video",
+            relative_error(video.transpose(1, 2), golden[f"{name}.video_{suffix}"]),
+        )
         yield f"{name}.audio", relative_error(audio, golden[f"{name}.audio_{suffix}"])
 
     sigmas = golden["input.video_sigma"], golden["input.audio_sigma"]
-    yield from compare("causal", *causal_forward(model, video_in, audio_in, *sigmas, text), "velocity")
+    yield from compare(
+        "causal", *causal_forward(model, video_in, audio_in, *sigmas, text), "velocity"
+    )
     one = golden.raw["bidirectional_sigma"]
     flat = [torch.full_like(sigma, one) for sigma in sigmas]
     out = causal_forward(model, video_in, audio_in, *flat, text, causal=False)
@@ -91,7 +102,9 @@ def errors(golden: Golden) -> Iterator[tuple[str, float]]:
     batch = video_in.shape[0]
     settings = StreamSettings(golden.height, golden.width, window=golden.blocks, seeds=(0,) * batch)
     state = new_stream(model, "golden", settings)
-    made = rollout(model, Prompt(text), state, golden.blocks, sampler, model_id="golden", noise=noise)
+    made = rollout(
+        model, Prompt(text), state, golden.blocks, sampler, model_id="golden", noise=noise
+    )
     latents = [block for block, _ in made]
     yield from compare(
         "rollout",

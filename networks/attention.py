@@ -100,5 +100,9 @@ def attend(
         q = rotate(q, query_rope)
     k, v = key_values
     k, v = k.to(q.dtype), v.to(q.dtype)
-    out = kernel(q, k, v, mask) if mask is None or isinstance(mask, Tensor) else mask.attend(q, k, v, kernel)
+    out = (
+        kernel(q, k, v, mask)
+        if mask is None or isinstance(mask, Tensor)
+        else mask.attend(q, k, v, kernel)
+    )
     return module.to_out[0](rearrange(out, "b a n d -> b n (a d)"))

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - PyTorch's usual name
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -203,7 +203,7 @@ class AudioCodec(nn.Module):
     latent_std: Tensor
     f0_grid: Tensor
 
-    def __init__(self, config: AudioCodecConfig = AudioCodecConfig()) -> None:  # noqa: B008 - frozen value
+    def __init__(self, config: AudioCodecConfig = AudioCodecConfig()) -> None:
         super().__init__()
         self.config = config
         c, z = config.channels, config.latent_channels

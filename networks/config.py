@@ -68,7 +68,10 @@ class TransformerConfig:
     def layout(self) -> BlockLayout:
         """Latents per block."""
         return BlockLayout(
-            self.video_first_block, self.audio_first_block, self.video_next_block, self.audio_next_block
+            self.video_first_block,
+            self.audio_first_block,
+            self.video_next_block,
+            self.audio_next_block,
         )
 
     def to_dict(self) -> dict[str, object]:
@@ -92,7 +95,9 @@ class TransformerConfig:
             if numeric and (isinstance(value, bool) or not isinstance(value, (int, float))):
                 raise ValueError(f"transformer config: {key} is {value!r}, expected a number")
         if "video_blocks" in values and "audio_blocks" in values:
-            layout = BlockLayout.from_blocks(list(values["video_blocks"]), list(values["audio_blocks"]))
+            layout = BlockLayout.from_blocks(
+                list(values["video_blocks"]), list(values["audio_blocks"])
+            )
             kept |= {
                 "video_first_block": layout.video_first,
                 "audio_first_block": layout.audio_first,
@@ -109,9 +114,16 @@ class TransformerConfig:
         Raises:
             ValueError: naming the key, the value and what would fit.
         """
-        for key in ("num_layers", "num_attention_heads", "audio_num_attention_heads", "in_channels"):
+        for key in (
+            "num_layers",
+            "num_attention_heads",
+            "audio_num_attention_heads",
+            "in_channels",
+        ):
             if getattr(self, key) < 1:
-                raise ValueError(f"transformer config: {key} is {getattr(self, key)}, expected at least 1")
+                raise ValueError(
+                    f"transformer config: {key} is {getattr(self, key)}, expected at least 1"
+                )
         for key in ("attention_head_dim", "audio_attention_head_dim"):
             if getattr(self, key) < 2 or getattr(self, key) % 2:
                 raise ValueError(

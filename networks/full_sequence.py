@@ -105,7 +105,12 @@ def _pattern(query_sizes: list[int], key_sizes: list[int], copies: int) -> Block
 
 @lru_cache(maxsize=32)
 def sequence_plan(
-    config: TransformerConfig, blocks: int, height: int, width: int, copies: int = 0, causal: bool = True
+    config: TransformerConfig,
+    blocks: int,
+    height: int,
+    width: int,
+    copies: int = 0,
+    causal: bool = True,
 ) -> SequencePlan:
     """Plan of `blocks` blocks and `copies` noisy copies behind them (0: a plain sequence).
 
@@ -113,9 +118,13 @@ def sequence_plan(
     """
     layout, sinks = config.layout, config.num_audio_sink_tokens
 
-    def sizes(span: Callable[[int], tuple[int, int]], per_latent: int, first_extra: int) -> list[int]:
+    def sizes(
+        span: Callable[[int], tuple[int, int]], per_latent: int, first_extra: int
+    ) -> list[int]:
         spans = [span(block) for block in range(blocks)]
-        return [(b - a) * per_latent + (first_extra if i == 0 else 0) for i, (a, b) in enumerate(spans)]
+        return [
+            (b - a) * per_latent + (first_extra if i == 0 else 0) for i, (a, b) in enumerate(spans)
+        ]
 
     video_sizes = sizes(layout.video_span, height * width, 0)
     audio_sizes = sizes(layout.audio_span, 1, sinks)
@@ -124,7 +133,9 @@ def sequence_plan(
         return sum(lengths[:-1]) if copies else sum(lengths)
 
     def groups(lengths: list[int]) -> Tensor:
-        rows = torch.arange(1, 1 + copies * blocks).repeat_interleave(torch.tensor(lengths).repeat(copies))
+        rows = torch.arange(1, 1 + copies * blocks).repeat_interleave(
+            torch.tensor(lengths).repeat(copies)
+        )
         return torch.cat((torch.zeros(clean_tokens(lengths), dtype=torch.long), rows))
 
     def repeated(table: RopeTable, lengths: list[int]) -> RopeTable:
@@ -146,7 +157,8 @@ def sequence_plan(
             return _pattern(queries, keys, copies)
         block = torch.arange(blocks)
         return _visible(
-            block.repeat_interleave(torch.tensor(queries)), block.repeat_interleave(torch.tensor(keys))
+            block.repeat_interleave(torch.tensor(queries)),
+            block.repeat_interleave(torch.tensor(keys)),
         )
 
     masks = Masks(
@@ -168,7 +180,9 @@ def sequence_plan(
 def _to(plan: SequencePlan, like: Tensor) -> tuple[StreamTables, Masks]:
     def move(mask: Tensor | BlockPattern | None) -> Tensor | BlockPattern | None:
         if isinstance(mask, BlockPattern):
-            return BlockPattern(tuple((q, k, None if m is None else m.to(like.device)) for q, k, m in mask.runs))
+            return BlockPattern(
+                tuple((q, k, None if m is None else m.to(like.device)) for q, k, m in mask.runs)
+            )
         return None if mask is None else mask.to(like.device)
 
     return StreamTables(*(t.to(like) for t in plan.tables)), Masks(*(move(m) for m in plan.masks))
@@ -214,7 +228,10 @@ def causal_forward(
         audio_groups,
     )
     video_out, audio_out = run_layers(
-        model, patch_video(model, video_tokens(video)), patch_audio(model, audio, with_sinks=True), run
+        model,
+        patch_video(model, video_tokens(video)),
+        patch_audio(model, audio, with_sinks=True),
+        run,
     )
     video_out = rearrange(video_out, "b (f h w) c -> b c f h w", h=height, w=width)
     return video_out, audio_out[:, sinks:]
@@ -286,8 +303,14 @@ def history_forward(
     video, audio = run_layers(model, video, audio, run)
     if with_video:
         video = rearrange(
-            video[:, plan.video_clean :], "b (r f h w) c -> b r c f h w", r=copies, h=height, w=width
+            video[:, plan.video_clean :],
+            "b (r f h w) c -> b r c f h w",
+            r=copies,
+            h=height,
+            w=width,
         )
     if with_audio:
-        audio = rearrange(audio[:, plan.audio_clean :], "b (r n) c -> b r n c", r=copies)[:, :, sinks:]
+        audio = rearrange(audio[:, plan.audio_clean :], "b (r n) c -> b r n c", r=copies)[
+            :, :, sinks:
+        ]
     return video, audio

@@ -105,7 +105,9 @@ class _PathStore:
         if k.requires_grad or v.requires_grad:
             # Overwriting the slot would destroy what the backward pass needs.
             past = slice(0, self.past_tokens)
-            return torch.cat((self.k[:, :, past], k), dim=2), torch.cat((self.v[:, :, past], v), dim=2)
+            return torch.cat((self.k[:, :, past], k), dim=2), torch.cat(
+                (self.v[:, :, past], v), dim=2
+            )
         self.k[:, :, self.past_tokens :] = k
         self.v[:, :, self.past_tokens :] = v
         return self.k, self.v
@@ -136,7 +138,9 @@ class OpenBlock:
         like: tensor with the device and dtype to compute in.
     """
 
-    def __init__(self, model: nn.Module, cache: RollingCache, height: int, width: int, like: Tensor) -> None:
+    def __init__(
+        self, model: nn.Module, cache: RollingCache, height: int, width: int, like: Tensor
+    ) -> None:
         config = model.config
         layout = config.layout
         self.model, self.cache = model, cache
@@ -191,9 +195,14 @@ class OpenBlock:
     def audio_shape(self) -> tuple[int, int]:
         """(s, channels) of this block's audio latents."""
         layout = self.model.config.layout
-        return layout.audio_first if self.is_prefix else layout.audio_next, self.model.config.audio_in_channels
+        return (
+            layout.audio_first if self.is_prefix else layout.audio_next,
+            self.model.config.audio_in_channels,
+        )
 
-    def velocity(self, video: Tensor, audio: Tensor, text: TextKeys, modulation: Modulation) -> tuple[Tensor, Tensor]:
+    def velocity(
+        self, video: Tensor, audio: Tensor, text: TextKeys, modulation: Modulation
+    ) -> tuple[Tensor, Tensor]:
         """Velocity of noisy latents: video (b, c, f, h, w) and audio (b, s, c), same shapes out."""
         video_tokens, audio_tokens = self._run(video, audio, text, modulation, heads=True)
         sinks = self.model.config.num_audio_sink_tokens if self.is_prefix else 0
@@ -205,7 +214,9 @@ class OpenBlock:
             audio_tokens[:, sinks:],
         )
 
-    def commit(self, video: Tensor, audio: Tensor, text: TextKeys, modulation: Modulation) -> RollingCache:
+    def commit(
+        self, video: Tensor, audio: Tensor, text: TextKeys, modulation: Modulation
+    ) -> RollingCache:
         """Refresh: one pass over the clean latents whose keys and values become part of the past.
 
         `modulation` must be that of sigma 0 (OmniForcing's released loop, omniforcing.md section 4).

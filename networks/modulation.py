@@ -44,7 +44,13 @@ class AdaLNSingle(nn.Module):
     """One embedder: a time gives `rows` vectors of width `dim`."""
 
     def __init__(
-        self, dim: int, rows: int, step_size: bool, operations: object, dtype: object, device: object
+        self,
+        dim: int,
+        rows: int,
+        step_size: bool,
+        operations: object,
+        dtype: object,
+        device: object,
     ) -> None:
         super().__init__()
         self.emb = nn.Module()
@@ -54,7 +60,9 @@ class AdaLNSingle(nn.Module):
         self.linear = operations.Linear(dim, rows * dim, dtype=dtype, device=device)
 
 
-def adaln(module: nn.Module, time: Tensor, step: Tensor | None, rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def adaln(
+    module: nn.Module, time: Tensor, step: Tensor | None, rows: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Coefficients (b, g, rows, c) and the embedding (b, g, c) of times (b, g), step sizes (b, g) or None."""
 
     def embed(embedder: nn.Module, t: Tensor) -> Tensor:
@@ -97,7 +105,9 @@ def modulation(
     scale = config.timestep_scale_multiplier
     gate_scale = scale * config.av_ca_timestep_scale_multiplier / 1000.0
 
-    def stream(sigma: Tensor, own: nn.Module, cross: nn.Module, gate: nn.Module) -> StreamModulation:
+    def stream(
+        sigma: Tensor, own: nn.Module, cross: nn.Module, gate: nn.Module
+    ) -> StreamModulation:
         step = None
         if config.step_size_embedding:
             step = torch.zeros_like(sigma) if step_size is None else step_size.expand_as(sigma)

@@ -38,7 +38,8 @@ class RopeTable(NamedTuple):
     def to(self, like: Tensor) -> RopeTable:
         """The table in the dtype and on the device of `like`."""
         return RopeTable(
-            self.cos.to(device=like.device, dtype=like.dtype), self.sin.to(device=like.device, dtype=like.dtype)
+            self.cos.to(device=like.device, dtype=like.dtype),
+            self.sin.to(device=like.device, dtype=like.dtype),
         )
 
 
@@ -150,7 +151,9 @@ def stream_tables(config: TransformerConfig, blocks: int, height: int, width: in
         video=_table(config, grid, config.num_attention_heads, config.attention_head_dim),
         audio=_with_sinks(_table(config, audio_fraction[:, None], heads, head_dim), sinks),
         cross_video=_table(config, frame_times / cross_max, heads, head_dim),
-        cross_audio=_with_sinks(_table(config, audio_times[:, None] / cross_max, heads, head_dim), sinks),
+        cross_audio=_with_sinks(
+            _table(config, audio_times[:, None] / cross_max, heads, head_dim), sinks
+        ),
     )
 
 

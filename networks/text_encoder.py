@@ -68,7 +68,10 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = rearrange(
-            self.to_qkv(self.norm_attention(x)), "b m (three a d) -> three b a m d", three=3, a=self.heads
+            self.to_qkv(self.norm_attention(x)),
+            "b m (three a d) -> three b a m d",
+            three=3,
+            a=self.heads,
         )
         out = F.scaled_dot_product_attention(q, k, v)
         x = x + self.to_out(rearrange(out, "b a m d -> b m (a d)"))
@@ -96,10 +99,14 @@ class TextEncoder(nn.Module):
         words = _WORD.findall(text.lower())
         unknown = [word for word in words if word not in self.ids]
         if unknown:
-            logger.warning("words that this model does not know are ignored: %s", ", ".join(unknown))
+            logger.warning(
+                "words that this model does not know are ignored: %s", ", ".join(unknown)
+            )
         ids = [self.ids[word] for word in words if word in self.ids]
         if len(ids) > self.config.length:
-            logger.warning("the prompt has %d words, only the first %d are used", len(ids), self.config.length)
+            logger.warning(
+                "the prompt has %d words, only the first %d are used", len(ids), self.config.length
+            )
         ids = ids[: self.config.length]
         return (*ids, *[PAD] * (self.config.length - len(ids)))
 

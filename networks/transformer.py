@@ -33,7 +33,9 @@ from .rope import StreamTables, rotate
 class TextProjection(nn.Module):
     """Caption embedding to a stream's width: Linear, tanh-GELU, Linear."""
 
-    def __init__(self, caption_dim: int, dim: int, operations: object, dtype: object, device: object) -> None:
+    def __init__(
+        self, caption_dim: int, dim: int, operations: object, dtype: object, device: object
+    ) -> None:
         super().__init__()
         self.linear_1 = operations.Linear(caption_dim, dim, dtype=dtype, device=device)
         self.linear_2 = operations.Linear(dim, dim, dtype=dtype, device=device)
@@ -42,7 +44,9 @@ class TextProjection(nn.Module):
 class GeluProjection(nn.Module):
     """First half of the feed-forward, nested as in LTX-2's keys (`net.0.proj`)."""
 
-    def __init__(self, dim: int, hidden: int, operations: object, dtype: object, device: object) -> None:
+    def __init__(
+        self, dim: int, hidden: int, operations: object, dtype: object, device: object
+    ) -> None:
         super().__init__()
         self.proj = operations.Linear(dim, hidden, dtype=dtype, device=device)
 
@@ -65,16 +69,25 @@ class FeedForward(nn.Module):
 class AVBlock(nn.Module):
     """One layer of both streams; `run_block` gives the order in which its parts act."""
 
-    def __init__(self, config: TransformerConfig, operations: object, dtype: object, device: object) -> None:
+    def __init__(
+        self, config: TransformerConfig, operations: object, dtype: object, device: object
+    ) -> None:
         super().__init__()
         video, audio = config.video_dim, config.audio_dim
         video_heads = (config.num_attention_heads, config.attention_head_dim)
         audio_heads = (config.audio_num_attention_heads, config.audio_attention_head_dim)
-        common = {"eps": config.norm_eps, "operations": operations, "dtype": dtype, "device": device}
+        common = {
+            "eps": config.norm_eps,
+            "operations": operations,
+            "dtype": dtype,
+            "device": device,
+        }
         self.attn1 = Attention(video, video, *video_heads, **common)
         self.audio_attn1 = Attention(audio, audio, *audio_heads, **common)
         self.attn2 = Attention(video, config.cross_attention_dim, *video_heads, **common)
-        self.audio_attn2 = Attention(audio, config.audio_cross_attention_dim, *audio_heads, **common)
+        self.audio_attn2 = Attention(
+            audio, config.audio_cross_attention_dim, *audio_heads, **common
+        )
         self.audio_to_video_attn = Attention(video, audio, *audio_heads, **common)
         self.video_to_audio_attn = Attention(audio, video, *audio_heads, **common)
         self.ff = FeedForward(video, operations, dtype, device)
@@ -121,7 +134,9 @@ class CausalAVTransformer(nn.Module):
         self.av_ca_audio_scale_shift_adaln_single = embedder(audio, 4)
         self.av_ca_a2v_gate_adaln_single = embedder(video, 1)
         self.av_ca_v2a_gate_adaln_single = embedder(audio, 1)
-        self.caption_projection = TextProjection(config.caption_channels, video, operations, dtype, device)
+        self.caption_projection = TextProjection(
+            config.caption_channels, video, operations, dtype, device
+        )
         self.audio_caption_projection = TextProjection(
             config.caption_channels, audio, operations, dtype, device
         )
@@ -166,7 +181,10 @@ def text_keys(model: nn.Module, video_context: Tensor, audio_context: Tensor) ->
     blocks = model.transformer_blocks
     return TextKeys(
         tuple(keys_values(block.attn2, video, config.num_attention_heads) for block in blocks),
-        tuple(keys_values(block.audio_attn2, audio, config.audio_num_attention_heads) for block in blocks),
+        tuple(
+            keys_values(block.audio_attn2, audio, config.audio_num_attention_heads)
+            for block in blocks
+        ),
     )
 
 
@@ -177,6 +195,9 @@ class Masks(NamedTuple):
     audio: Tensor | KeyPattern | None = None
     audio_to_video: Tensor | KeyPattern | None = None
     video_to_audio: Tensor | KeyPattern | None = None
+
+
+NOTHING_HIDDEN = Masks()
 
 
 class FreshKeys:
@@ -199,7 +220,7 @@ class Pass:
     text: TextKeys
     tables: StreamTables
     stores: tuple[KeyValueStore, ...]
-    masks: Masks = Masks()
+    masks: Masks = NOTHING_HIDDEN
     video_groups: Tensor | None = None
     audio_groups: Tensor | None = None
 
@@ -225,7 +246,12 @@ def run_block(
 ) -> tuple[Tensor | None, Tensor | None]:
     """One layer over video tokens (b, n, c) and audio tokens (b, n', c'); either stream may be None."""
     config: TransformerConfig = model.config
-    block, store, kernel, eps = model.transformer_blocks[index], run.stores[index], model.kernel, config.norm_eps
+    block, store, kernel, eps = (
+        model.transformer_blocks[index],
+        run.stores[index],
+        model.kernel,
+        config.norm_eps,
+    )
     video_heads, audio_heads = config.num_attention_heads, config.audio_num_attention_heads
 
     def own_and_text(
@@ -244,7 +270,9 @@ def run_block(
         normed = _norm(x, eps) * (1 + scale) + shift
         keys = store.extend(path, *keys_values(own, normed, heads), rope)
         mask = getattr(run.masks, path)
-        x = x + gate * attend(own, normed, heads, kernel, key_values=keys, query_rope=rope, mask=mask)
+        x = x + gate * attend(
+            own, normed, heads, kernel, key_values=keys, query_rope=rope, mask=mask
+        )
         text_kv = getattr(run.text, path)[index]
         return x + attend(text, _norm(x, eps), heads, kernel, key_values=text_kv), rows[3:]
 
@@ -291,7 +319,10 @@ def _cross_modal(
 ) -> tuple[Tensor, Tensor]:
     """Both directions from the same normalised streams; neither sees the other's update."""
     tables, masks = run.tables, run.masks
-    video_table, audio_table = block.scale_shift_table_a2v_ca_video, block.scale_shift_table_a2v_ca_audio
+    video_table, audio_table = (
+        block.scale_shift_table_a2v_ca_video,
+        block.scale_shift_table_a2v_ca_audio,
+    )
     v_scale_a2v, v_shift_a2v, v_scale_v2a, v_shift_v2a = _rows(
         video_table[:4], run.modulation.video.cross, run.video_groups
     )
@@ -340,7 +371,9 @@ def _feed_forward(module: nn.Module, x: Tensor, rows: tuple[Tensor, ...], eps: f
     return x + gate * module.net[2](hidden)
 
 
-def _head(projection: nn.Module, table: Tensor, embedded: Tensor, groups: Tensor | None, x: Tensor) -> Tensor:
+def _head(
+    projection: nn.Module, table: Tensor, embedded: Tensor, groups: Tensor | None, x: Tensor
+) -> Tensor:
     """Tokens (b, n, c) to velocity (b, n, channels)."""
     shift, scale = _rows(table, embedded[:, :, None], groups)
     return projection(F.layer_norm(x, (x.shape[-1],), eps=1e-6) * (1 + scale) + shift)
@@ -360,7 +393,11 @@ def run_layers(
         return video, audio
     if video is not None:
         video = _head(
-            model.proj_out, model.scale_shift_table, run.modulation.video.embedded, run.video_groups, video
+            model.proj_out,
+            model.scale_shift_table,
+            run.modulation.video.embedded,
+            run.video_groups,
+            video,
         )
     if audio is not None:
         audio = _head(

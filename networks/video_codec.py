@@ -196,11 +196,7 @@ class VideoCodec(nn.Module):
         Raises:
             ValueError: for another shape, or for a state of another stream.
         """
-        if (
-            latent.ndim != 5
-            or latent.shape[1] != self.config.channels
-            or latent.shape[2] < 1
-        ):
+        if latent.ndim != 5 or latent.shape[1] != self.config.channels or latent.shape[2] < 1:
             raise ValueError(
                 f"video latents have shape {tuple(latent.shape)}, expected (batch, "
                 f"{self.config.channels}, frames >= 1, height, width)"

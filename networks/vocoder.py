@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - PyTorch's usual name
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -92,7 +92,7 @@ class HarmonicNoiseVocoder(nn.Module):
 
     table: Tensor
 
-    def __init__(self, config: VocoderConfig = VocoderConfig()) -> None:  # noqa: B008 - frozen value
+    def __init__(self, config: VocoderConfig = VocoderConfig()) -> None:
         super().__init__()
         self.config = config
         table = noise_table(config.noise_bands, config.sample_rate)

@@ -28,9 +28,15 @@ class GenerateClip(io.ComfyNode):
             node_id="MF_GenerateClip",
             display_name="Generate Clip",
             category="MutualForcing/Clip",
-            description="Makes a clip with sound from a prompt and shows it growing. If you cancel it, the seconds "
-            "that are finished are kept in output/mutual_forcing.",
-            search_aliases=["text to video", "text to video with sound", "t2v", "long video", "self forcing"],
+            description="Makes a clip with sound from a prompt and shows it growing. If you cancel "
+            "it, the seconds that are finished are kept in output/mutual_forcing.",
+            search_aliases=[
+                "text to video",
+                "text to video with sound",
+                "t2v",
+                "long video",
+                "self forcing",
+            ],
             inputs=[
                 *request.wires(),
                 io.Int.Input(
@@ -48,7 +54,9 @@ class GenerateClip(io.ComfyNode):
                 io.Image.Output("images", tooltip="Its frames, for any image node."),
                 io.Audio.Output("audio", tooltip="Its sound, for any audio node."),
                 io.Float.Output("fps", tooltip="Frames a second, for Create Video."),
-                StateWire.Output("state", tooltip="Go on from here, with Sample Chunk or another Generate Clip."),
+                StateWire.Output(
+                    "state", tooltip="Go on from here, with Sample Chunk or another Generate Clip."
+                ),
             ],
         )
 

@@ -22,7 +22,12 @@ class LoadModel(io.ComfyNode):
             display_name="Load Mutual Forcing Model",
             category="MutualForcing/Model",
             description="Loads a model that makes video and sound together, second by second.",
-            search_aliases=["checkpoint loader", "self forcing", "causal", "omniforcing", "audio video model"],
+            search_aliases=[
+                "checkpoint loader",
+                "self forcing",
+                "omniforcing",
+                "audio video model",
+            ],
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -36,16 +41,16 @@ class LoadModel(io.ComfyNode):
                     default="automatic",
                     display_name="precision",
                     advanced=True,
-                    tooltip="automatic suits your machine. float32 is the most exact; the others take half the "
-                    "memory.",
+                    tooltip="automatic suits your machine. float32 is the most exact; the others take "
+                    "half the memory.",
                 ),
                 io.Combo.Input(
                     "attention",
                     options=["automatic", "PyTorch"],
                     default="automatic",
                     advanced=True,
-                    tooltip="automatic uses what your ComfyUI was started with, such as xFormers. PyTorch is the "
-                    "one to try if pictures look wrong.",
+                    tooltip="automatic uses what your ComfyUI was started with, such as xFormers. "
+                    "PyTorch is the one to try if pictures look wrong.",
                 ),
             ],
             outputs=[
@@ -61,12 +66,12 @@ class LoadModel(io.ComfyNode):
             return True
         if file == NO_MODEL:
             return (
-                "no Mutual Forcing model was found: install this pack again, or put a model into ComfyUI's "
-                "models/mutual_forcing folder and press R"
+                "no Mutual Forcing model was found: install this pack again, or put a model into "
+                "ComfyUI's models/mutual_forcing folder and press R"
             )
         return (
-            f"the model '{file}' is not there: choose another one from the list, or put it into ComfyUI's "
-            "models/mutual_forcing folder and press R"
+            f"the model '{file}' is not there: choose another one from the list, or put it into "
+            "ComfyUI's models/mutual_forcing folder and press R"
         )
 
     @classmethod
@@ -76,7 +81,9 @@ class LoadModel(io.ComfyNode):
         return "" if path is None else f"{path} {path.stat().st_mtime_ns}"
 
     @classmethod
-    def execute(cls, file: str, dtype: str = "automatic", attention: str = "automatic") -> io.NodeOutput:
+    def execute(
+        cls, file: str, dtype: str = "automatic", attention: str = "automatic"
+    ) -> io.NodeOutput:
         """Load it."""
         model = compat.load_model(compat.model_files()[file], dtype, attention)
         return io.NodeOutput(model, StreamClip(model.bundle.text_encoder, model.make_ready))

@@ -53,8 +53,8 @@ def wires() -> list[io.Input]:
         SettingsWire.Input(
             "settings",
             optional=True,
-            tooltip="Size, memory and seed of a new stream, from Stream Settings. Without it the model's own "
-            "size is used, and seed 0.",
+            tooltip="Size, memory and seed of a new stream, from Stream Settings. Without it the "
+            "model's own size is used, and seed 0.",
         ),
         StateWire.Input(
             "state",
@@ -85,8 +85,8 @@ def widgets() -> list[io.Input]:
                             min=1.0,
                             max=20.0,
                             step=0.1,
-                            tooltip="How closely to follow the prompt. 1 is off and takes half the time; above "
-                            "about 6 colours and sound get harsh.",
+                            tooltip="How closely to follow the prompt. 1 is off and takes half the "
+                            "time; above about 6 colours and sound get harsh.",
                         ),
                     ],
                 ),
@@ -120,8 +120,8 @@ def read(
     """
     if plan is not None and state is not None:
         raise ValueError(
-            "both 'settings' and 'state' are connected, but a stream keeps the size, memory and seed that it "
-            "began with: disconnect 'settings', and use 'variation' for another take"
+            "both 'settings' and 'state' are connected, but a stream keeps the size, memory and seed "
+            "that it began with: disconnect 'settings', and use 'variation' for another take"
         )
     bundle = model.bundle
     if state is None:

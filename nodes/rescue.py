@@ -34,7 +34,7 @@ def rescue(finished: Finished) -> Iterator[None]:
     """Run the body; if it is cut short after at least one block, keep that and log where it lies.
 
     The clip's working file is not needed after a whole run: Save Video writes the clip from memory.
-    The interruption or error itself goes on to ComfyUI. It may be a `BaseException`, so nothing is caught here.
+    The interruption or error itself goes on to ComfyUI. It may be a `BaseException`, so nothing is caught.
     """
     whole = False
     try:

@@ -38,9 +38,9 @@ class SaveState(io.ComfyNode):
                     "memory",
                     default=True,
                     advanced=True,
-                    tooltip="On: also saves what the model remembers, and the stream goes on at once and exactly, "
-                    "even if the prompt changed on the way. Off: a much smaller file, remembered anew when it "
-                    "goes on.",
+                    tooltip="On: also saves what the model remembers, and the stream goes on at once "
+                    "and exactly, even if the prompt changed on the way. Off: a much smaller file, "
+                    "remembered anew when it goes on.",
                 ),
             ],
             outputs=[StateWire.Output("state", tooltip="The same stream, to go on right away.")],
@@ -55,7 +55,9 @@ class SaveState(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, state: StreamState, name: str = "stream", memory: bool = True) -> io.NodeOutput:
+    def execute(
+        cls, state: StreamState, name: str = "stream", memory: bool = True
+    ) -> io.NodeOutput:
         """Write it."""
         path = compat.output_file(name, "safetensors")
         save_state(path, state, keys=memory)
@@ -79,8 +81,8 @@ class LoadState(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=list(compat.saved_streams()) or [NO_STREAM],
-                    tooltip="Streams in output/mutual_forcing, the newest first, and in the input folder. Press R "
-                    "if a new one is missing.",
+                    tooltip="Streams in output/mutual_forcing, the newest first, and in the input "
+                    "folder. Press R if a new one is missing.",
                 )
             ],
             outputs=[StateWire.Output("state", tooltip="To Sample Chunk or Generate Clip.")],

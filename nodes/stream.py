@@ -26,14 +26,14 @@ class StreamSettingsNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         size = (
-            "of the picture in pixels. The small model that comes with the pack was made for 64 x 64; enlarge "
-            "its frames afterwards."
+            "of the picture in pixels. The small model that comes with the pack was made for 64 x 64; "
+            "enlarge its frames afterwards."
         )
         return io.Schema(
             node_id="MF_StreamSettings",
             display_name="Stream Settings",
             category="MutualForcing/Stream",
-            description="What stays the same for a whole stream: its size, how far back it remembers, its seed.",
+            description="What stays the same for a whole stream: size, how far back it remembers, seed.",
             search_aliases=["empty latent video", "size", "resolution", "seed"],
             inputs=[
                 io.Int.Input(
@@ -58,8 +58,8 @@ class StreamSettingsNode(io.ComfyNode):
                     min=1,
                     max=60,
                     display_name="memory (seconds)",
-                    tooltip="How many seconds back the stream looks while it goes on. More holds together "
-                    "longer, and takes more time and memory per second.",
+                    tooltip="How many seconds back the stream looks while it goes on. More holds "
+                    "together longer, and takes more time and memory per second.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -67,23 +67,26 @@ class StreamSettingsNode(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Another number, another clip. The same number gives the same clip, however it is "
-                    "cut into chunks.",
+                    tooltip="Another number, another clip. The same number gives the same clip, "
+                    "however it is cut into chunks.",
                 ),
             ],
-            outputs=[SettingsWire.Output("settings", tooltip="To Generate Clip, or to the first Sample Chunk.")],
+            outputs=[
+                SettingsWire.Output(
+                    "settings", tooltip="To Generate Clip, or to the first Sample Chunk."
+                )
+            ],
         )
 
     @classmethod
     def validate_inputs(cls, width: int, height: int) -> bool | str:
         """Say which sizes can be made."""
-        for name, value in (("width", width), ("height", height)):
-            # A value that comes over a wire is not known yet; it is checked when the node runs.
-            if value is not None:
-                try:
-                    StreamPlan(**({"width": SPACE_STRIDE, "height": SPACE_STRIDE} | {name: value}), window=1, seed=0)
-                except ValueError as error:
-                    return str(error)
+        # A value that comes over a wire is not known yet; it is checked when the node runs.
+        known = [SPACE_STRIDE if value is None else value for value in (width, height)]
+        try:
+            StreamPlan(*known, window=1, seed=0)
+        except ValueError as error:
+            return str(error)
         return True
 
     @classmethod
@@ -102,9 +105,16 @@ class SampleChunk(io.ComfyNode):
             node_id="MF_SampleChunk",
             display_name="Sample Chunk",
             category="MutualForcing/Stream",
-            description="Makes the next seconds of a stream. Connect its state to another Sample Chunk to go on, "
-            "or to several to see several futures of the same past.",
-            search_aliases=["sampler", "extend video", "long video", "continue", "self forcing", "branch"],
+            description="Makes the next seconds of a stream. Connect its state to another Sample "
+            "Chunk to go on, or to several to see several futures of the same past.",
+            search_aliases=[
+                "sampler",
+                "extend video",
+                "long video",
+                "continue",
+                "self forcing",
+                "branch",
+            ],
             inputs=[
                 *request.wires(),
                 io.Int.Input(
@@ -118,7 +128,9 @@ class SampleChunk(io.ComfyNode):
                 *request.widgets(),
             ],
             outputs=[
-                StateWire.Output("state", tooltip="The stream up to here: to the next chunk, or to Save Stream."),
+                StateWire.Output(
+                    "state", tooltip="The stream up to here: to the next chunk, or to Save Stream."
+                ),
                 io.Latent.Output("video", tooltip="Pictures of this chunk, for Decode Chunk."),
                 io.Latent.Output("audio", tooltip="Sound of this chunk, for Decode Chunk."),
             ],
@@ -172,8 +184,8 @@ class DecodeChunk(io.ComfyNode):
             node_id="MF_DecodeChunk",
             display_name="Decode Chunk",
             category="MutualForcing/Stream",
-            description="Turns a chunk into pictures and sound. Chunks that are put one after the other have no "
-            "seam, neither to the eye nor to the ear.",
+            description="Turns a chunk into pictures and sound. Chunks that are put one after the "
+            "other have no seam, neither to the eye nor to the ear.",
             search_aliases=["vae decode", "audio decode", "latent to image", "latent to video"],
             inputs=[
                 ModelWire.Input("model", tooltip="From Load Mutual Forcing Model."),
@@ -183,8 +195,8 @@ class DecodeChunk(io.ComfyNode):
                     "part",
                     options=[CHUNK, WHOLE],
                     default=CHUNK,
-                    tooltip="this chunk: only the seconds that it added. whole stream: everything from the "
-                    "beginning of the stream to the end of this chunk.",
+                    tooltip="this chunk: only the seconds that it added. whole stream: everything "
+                    "from the beginning of the stream to the end of this chunk.",
                 ),
             ],
             outputs=[
@@ -221,7 +233,9 @@ def _origin(video: dict[str, object], audio: dict[str, object]) -> ChunkOrigin:
                 f"the '{name}' input did not come from Sample Chunk: connect Sample Chunk's {name} output"
             )
     if origins[0] is not origins[1]:
-        raise ValueError("video and audio come from two different chunks: connect both of one Sample Chunk")
+        raise ValueError(
+            "video and audio come from two different chunks: connect both of one Sample Chunk"
+        )
     return origins[0]
 
 

@@ -33,8 +33,8 @@ class StreamPlan:
             if value < SPACE_STRIDE or value % SPACE_STRIDE:
                 lower = max(SPACE_STRIDE, value - value % SPACE_STRIDE)
                 raise ValueError(
-                    f"the {name} is {value} pixels, which can't be made: use a multiple of {SPACE_STRIDE}, for "
-                    f"instance {lower} or {lower + SPACE_STRIDE}"
+                    f"the {name} is {value} pixels, which can't be made: use a multiple of "
+                    f"{SPACE_STRIDE}, for instance {lower} or {lower + SPACE_STRIDE}"
                 )
         if self.window < 1:
             raise ValueError(f"the memory is {self.window} seconds, expected at least 1")

@@ -64,7 +64,12 @@ def test_masked_whole_sequence_equals_cached_block_by_block(layout: str, sinks: 
     text = text_keys(model, context, context)
     levels = torch.full((2, 1, blocks), sigma)
     whole_v, whole_a = history_forward(
-        model, (clean_v, clean_a), (noisy_v[:, None], noisy_a[:, None]), levels, text, step_size=levels * 0.5
+        model,
+        (clean_v, clean_a),
+        (noisy_v[:, None], noisy_a[:, None]),
+        levels,
+        text,
+        step_size=levels * 0.5,
     )
     one = torch.full((1, 1), sigma)
     noisy = modulation(model, config, one, one, one * 0.5, torch.float32)
@@ -111,7 +116,10 @@ def test_a_rolled_window_sees_what_a_young_stream_of_the_same_blocks_sees() -> N
 
     def fill(cache: RollingCache, blocks: list[int]) -> RollingCache:
         for block in blocks:
-            vs, as_ = slice(*config.layout.video_span(block)), slice(*config.layout.audio_span(block))
+            vs, as_ = (
+                slice(*config.layout.video_span(block)),
+                slice(*config.layout.audio_span(block)),
+            )
             opened = OpenBlock(model, cache, 2, 3, video)
             cache = opened.commit(video[:, :, vs], audio[:, as_], text, refresh)
         return cache

@@ -20,7 +20,9 @@ def codec() -> VideoCodec:
 
 
 def latents(frames: int, height: int = 2, width: int = 3) -> torch.Tensor:
-    return torch.randn(2, 16, frames, height, width, generator=torch.Generator().manual_seed(frames))
+    return torch.randn(
+        2, 16, frames, height, width, generator=torch.Generator().manual_seed(frames)
+    )
 
 
 @pytest.mark.parametrize("cut", [(7,), (1, 6), (1, 3, 3), (2, 1, 4), (1,) * 7, (4, 1, 1, 1)])

@@ -33,7 +33,7 @@ def test_a_window_equals_the_same_cut_of_the_whole(kind):
     assert whole.audio.shape == (160 + 64_000,) and whole.audio.dtype == np.float32
     assert whole.f0.shape == (401,) and whole.mouth.shape == (97,)
     assert np.array_equal(part.video, whole.video[24:73])
-    assert np.allclose(part.audio, whole.audio[16_000 : 48_160], atol=1e-6)
+    assert np.allclose(part.audio, whole.audio[16_000:48_160], atol=1e-6)
     assert np.array_equal(part.f0, whole.f0[100:301])
     assert np.allclose(part.mouth, whole.mouth[24:73], atol=1e-6)
     inside = whole.hits[(whole.hits >= 1) & (whole.hits < 3.01)] - 1

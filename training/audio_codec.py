@@ -16,7 +16,6 @@ import argparse
 import json
 import logging
 import math
-import os
 import time
 from pathlib import Path
 
@@ -114,7 +113,7 @@ def save_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, 
     save_file(
         {k: v.detach().contiguous() for k, v in tensors.items()}, str(temporary), metadata=metadata
     )
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def load_codec(path: Path) -> AudioCodec:
@@ -131,7 +130,7 @@ def load_codec(path: Path) -> AudioCodec:
         codec = AudioCodec(
             AudioCodecConfig.from_dict(json.loads(metadata["config"])["audio_codec"])
         )
-        codec.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+        codec.load_state_dict({key: file.get_tensor(key) for key in file.keys()})
     return codec.eval()
 
 
@@ -193,7 +192,7 @@ class Trainer:
         """Go on from `<out>.resume`; raises ValueError when that run had another config."""
         with safe_open(str(_resume_path(out)), "pt") as file:
             metadata = file.metadata()
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
         config = AudioCodecConfig.from_dict(json.loads(metadata["config"])["audio_codec"])
         if config != self.codec.config:
             raise ValueError(

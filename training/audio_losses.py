@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - PyTorch's usual name
+import torch.nn.functional as F
 from torch import Tensor
 
 FLOOR = 1e-4

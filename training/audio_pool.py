@@ -9,7 +9,6 @@ Letters: b batch, n samples at 16 kHz, f audio frames of 160 samples.
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,4 +100,4 @@ def _render(base: Path, clips: int, seconds: int, seed: int) -> None:
     for part, values in zip(_PARTS, (sound, f0, kind), strict=True):
         temporary = _path(base, part).with_suffix(".tmp.npy")
         np.save(temporary, values)
-        os.replace(temporary, _path(base, part))
+        temporary.replace(_path(base, part))

@@ -33,6 +33,8 @@ PREFIX = 160
 
 # A playlist called clip.mp4 would make FFmpeg open the addresses in it; only real containers are let in.
 _OPTIONS = {"format_whitelist": "mov,matroska", "protocol_whitelist": "file"}
+# Area averaging, and (SWS_FULL_CHR_H_INT, which older PyAV does not name) colour as sharp as brightness.
+_SCALING = int(Interpolation.AREA) | 0x2000
 # Seek points go by decoding time, which runs ahead of display, and sound decoders need a moment to settle.
 _PREROLL = 0.5
 # Matroska and WebM round timestamps to whole ms; without this, ties between two frames would flicker.
@@ -47,7 +49,9 @@ class UnusableClipError(ValueError):
     """A file that no clip can be taken from; the message says why, without naming the file."""
 
 
-def read_clip(file: Path | BinaryIO, seconds: int, size: int, at: float) -> tuple[Video, Wave | None]:
+def read_clip(
+    file: Path | BinaryIO, seconds: int, size: int, at: float
+) -> tuple[Video, Wave | None]:
     """Frames and sound of `seconds` seconds after the first frame.
 
     The clip starts exactly on a frame of the file; sample 0 is heard when frame 0 is shown.
@@ -71,6 +75,8 @@ def read_clip(file: Path | BinaryIO, seconds: int, size: int, at: float) -> tupl
             stream = container.streams.best("video")
             if stream is None:
                 raise UnusableClipError("no pictures: found no video stream, expected one")
+            # Parts are short and loaders run side by side: threads would cost more than they give.
+            stream.codec_context.thread_count = 1
             first, last = _span(container, stream)
             spare = last - first - seconds
             if spare < -_TIE:
@@ -81,9 +87,11 @@ def read_clip(file: Path | BinaryIO, seconds: int, size: int, at: float) -> tupl
             start, video = _pictures(container, stream, first + at * max(spare, 0), seconds, size)
             stream = container.streams.best("audio")
             if stream is not None:
-                wave, rate = _sound(container, stream, start - _MARGIN, seconds + PREFIX / RATE + 2 * _MARGIN)
+                wave, rate = _sound(
+                    container, stream, start - _MARGIN, seconds + PREFIX / RATE + 2 * _MARGIN
+                )
     except (OSError, av.error.FFmpegError) as error:
-        raise UnusableClipError(f"unreadable: {error}") from error
+        raise UnusableClipError(f"unreadable: {error.strerror or error}") from error
     if wave is None:
         return video, None
     skip = round(_MARGIN * RATE)
@@ -91,7 +99,10 @@ def read_clip(file: Path | BinaryIO, seconds: int, size: int, at: float) -> tupl
 
 
 def _seek(container: InputContainer, stream: VideoStream | AudioStream, seconds: float) -> None:
-    """To the last seek point before a time of the file's clock."""
+    """To the last seek point before a time of the file's clock.
+
+    A time before the file's start counts: what a sound decoder needs to start with lies there.
+    """
     container.seek(math.floor(seconds / stream.time_base), stream=stream, backward=True)
 
 
@@ -112,7 +123,7 @@ def _span(container: InputContainer, stream: VideoStream) -> tuple[float, float]
     last = None
     if container.duration is not None:
         end = (container.duration + (container.start_time or 0)) / av.time_base
-        _seek(container, stream, max(end, first))
+        _seek(container, stream, end)
         last = max(shown(), default=None)
     if last is None:  # no length in the header, or the file ends before it
         _seek(container, stream, first)
@@ -134,7 +145,9 @@ def _pictures(
         """`shown` stands for every instant up to `until`."""
         nonlocal start
         if not pictures and start <= until:
-            start = shown.time  # from here on, the frame's own clock: a source at 24 fps is kept as it is
+            start = (
+                shown.time
+            )  # from here on, the frame's own clock: a source at 24 fps is kept as it is
         instants = math.floor((until - start) * FPS) + 1
         if (missing := min(instants, count) - len(pictures)) > 0:
             pictures.extend([_picture(shown, stream, size, scaler)] * missing)
@@ -161,10 +174,12 @@ def _picture(frame: VideoFrame, stream: VideoStream, size: int, scaler: VideoRef
     """(size, size, 3): the middle square, averaged over the area of each pixel, upright."""
     aspect = frame.width / frame.height * float(stream.sample_aspect_ratio or 1)
     width, height = max(size, round(size * aspect)), max(size, round(size / aspect))
-    scaled = scaler.reformat(frame, width, height, "rgb24", interpolation=Interpolation.AREA).to_ndarray()
+    scaled = scaler.reformat(frame, width, height, "rgb24", interpolation=_SCALING).to_ndarray()
     top, left = (height - size) // 2, (width - size) // 2
     square = scaled[top : top + size, left : left + size]
-    return np.rot90(square, round(frame.rotation / 90))  # telephones store films lying on their side
+    return np.rot90(
+        square, round(frame.rotation / 90)
+    )  # telephones store films lying on their side
 
 
 def _sound(
@@ -174,7 +189,7 @@ def _sound(
 
     None if nothing at all is heard in this part.
     """
-    _seek(container, stream, max(start - _PREROLL, 0))
+    _seek(container, stream, start - _PREROLL)
     wave: Wave | None = None
     rate, position, heard = 0, 0, False
     mixer, mixes = None, None
@@ -186,13 +201,18 @@ def _sound(
             wave = np.zeros(math.ceil(seconds * rate), dtype=np.float32)
             position = round((frame.time - start) * rate)
         if frame.sample_rate != rate:
-            raise UnusableClipError(f"unreadable: its sound changes from {rate} to {frame.sample_rate} Hz")
+            raise UnusableClipError(
+                f"unreadable: its sound changes from {rate} to {frame.sample_rate} Hz"
+            )
         due = round((frame.time - start) * rate)
         # Short of a gap, samples follow each other: rounded timestamps would tear holes of some samples.
         position = due if abs(due - position) > _GAP * rate else position
         if mixes != (kind := (frame.format.name, frame.layout.name)):
-            mixer, mixes = AudioResampler("fltp", "mono", rate), kind
-        mono = np.concatenate([part.to_ndarray()[0] for part in mixer.resample(frame)])
+            # Mixed as whole numbers: to floats FFmpeg would add the channels up, louder than they were.
+            mixer, mixes = AudioResampler("s16", "mono", rate), kind
+        mono = np.concatenate(
+            [part.to_ndarray()[0] for part in mixer.resample(frame)]
+        ) / np.float32(32768)
         inside = slice(max(position, 0), max(min(position + len(mono), len(wave)), 0))
         if inside.start < inside.stop:
             wave[inside] = mono[inside.start - position : inside.stop - position]

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..networks.full_sequence import history_forward
@@ -24,6 +23,11 @@ class Batch(NamedTuple):
     video: Tensor
     audio: Tensor
     ids: Tensor
+
+    def first(self, blocks: int, layout: BlockLayout) -> Batch:
+        """The first blocks of every clip."""
+        video = self.video[:, :, : layout.video_latents(blocks)]
+        return self._replace(video=video, audio=self.audio[:, : layout.audio_latents(blocks)])
 
 
 class Losses(NamedTuple):
@@ -49,7 +53,9 @@ def per_latent(levels: Tensor, layout: BlockLayout) -> tuple[Tensor, Tensor]:
         counts = torch.tensor([first] + [following] * (blocks - 1))
         return levels[:, index.repeat_interleave(counts)]
 
-    return spread(layout.video_first, layout.video_next), spread(layout.audio_first, layout.audio_next)
+    return spread(layout.video_first, layout.video_next), spread(
+        layout.audio_first, layout.audio_next
+    )
 
 
 def flow_matching(
@@ -98,7 +104,26 @@ def flow_matching(
     else:
         video_out, _ = history_forward(model, (past_video, None), (noisy_video, None), levels, text)
         _, audio_out = history_forward(model, (None, past_audio), (None, noisy_audio), levels, text)
+    video_weight, audio_weight = block_weights(blocks, layout)
+    video_error = (video_out[:, 0].float() - (video_noise - video)).square()
+    audio_error = (audio_out[:, 0].float() - (audio_noise - audio)).square()
     return Losses(
-        F.mse_loss(video_out[:, 0].float(), video_noise - video),
-        F.mse_loss(audio_out[:, 0].float(), audio_noise - audio),
+        (video_error.mean(dim=(0, 1, 3, 4)) * video_weight).sum(),
+        (audio_error.mean(dim=(0, 2)) * audio_weight).sum(),
     )
+
+
+def block_weights(blocks: int, layout: BlockLayout) -> tuple[Tensor, Tensor]:
+    """Weights of the latents of both streams, (f,) and (s,), each with sum 1: every block counts the same.
+
+    The prefix is a few per cent of a clip's latents, yet it alone decides what is seen, from the text alone;
+    everything later can read that off the history. A mean over latents would hardly train the text.
+    """
+    weights = per_latent(torch.ones(1, blocks), layout)
+    sizes = [
+        per_latent(torch.tensor([[float(b - a) for a, b in map(span, range(blocks))]]), layout)[
+            stream
+        ][0]
+        for stream, span in enumerate((layout.video_span, layout.audio_span))
+    ]
+    return tuple(weight[0] / (size * blocks) for weight, size in zip(weights, sizes, strict=True))

@@ -37,7 +37,7 @@ def load_codec(path: Path, kind: str) -> VideoCodec | AudioCodec:
     """A codec ("video_codec" or "audio_codec") from the file its training wrote."""
     with safe_open(path, framework="pt") as file:
         config = json.loads(file.metadata()["config"])[kind]
-        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        weights = {key: file.get_tensor(key) for key in file.keys()}
     if kind == "video_codec":
         codec = VideoCodec(VideoCodecConfig.from_dict(config))
     else:
@@ -73,7 +73,9 @@ def encode_set(
         found = json.loads(record.read_text())
         done = found.pop("done")
         if found != about:
-            raise ValueError(f"{out} holds a set made with {found}, expected {about}; choose another folder")
+            raise ValueError(
+                f"{out} holds a set made with {found}, expected {about}; choose another folder"
+            )
     arrays: list[np.ndarray] = []
     for index, clip in enumerate(islice(clips, done, count), start=done):
         row = (
@@ -102,10 +104,14 @@ def _like(part: np.ndarray, count: int) -> dict[str, object]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--clips", type=int, default=6000)
     parser.add_argument("--seconds", type=int, default=4, help="whole seconds after the prefix")
-    parser.add_argument("--source", default="world", help="world, a folder of videos, or webdataset shards")
+    parser.add_argument(
+        "--source", default="world", help="world, a folder of videos, or webdataset shards"
+    )
     parser.add_argument("--captions", type=int, default=4, help="caption variants per clip")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--codecs", type=Path, nargs=2, metavar=("VIDEO", "AUDIO"), required=True)
@@ -118,7 +124,8 @@ def main() -> None:
     clips = clips_from(args.source, args.seconds, args.seed, args.captions)
     tokenizer = TextEncoder(TextEncoderConfig(VOCABULARY))
     video_codec, audio_codec = (
-        load_codec(path, kind) for path, kind in zip(args.codecs, ("video_codec", "audio_codec"), strict=True)
+        load_codec(path, kind)
+        for path, kind in zip(args.codecs, ("video_codec", "audio_codec"), strict=True)
     )
     encode_set(clips, args.clips, video_codec, audio_codec, tokenizer, args.out, about)
 

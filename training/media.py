@@ -1,7 +1,7 @@
 """Real videos as training clips: a folder of files with captions beside them, or webdataset shards.
 
-A clip is a random part of a file (see `training.clip_reader`). The order is the seed's and new in every epoch.
-What cannot be used is named once in the log and left out from then on.
+A clip is a random part of a file (see `training.clip_reader`). The order is the seed's, and new in every
+epoch. What cannot be used is named once in the log and left out from then on.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def clips_from_files(
 ) -> Iterator[CaptionedClip]:
     """Endless clips of `seconds` seconds (1 + 24 s frames, 160 + 16000 s samples) of real videos.
 
-    A file without sound gives silence. A file that is too short, cannot be read or has no caption is left out.
+    A file without sound gives silence; one that is too short, unreadable or without a caption is left out.
 
     Args:
         source: a folder (searched through and through) or webdataset shards: a .tar or a brace pattern.
@@ -68,13 +68,17 @@ def clips_from_files(
         ImportError: shards without the package webdataset, or sound without torchaudio.
     """
     if seconds < 1 or captions < 1 or size < 1:
-        raise ValueError(f"found {seconds=}, {captions=}, {size=}; expected whole numbers of at least 1")
+        raise ValueError(
+            f"found {seconds=}, {captions=}, {size=}; expected whole numbers of at least 1"
+        )
     if Path(source).is_dir():
         return _clips(_folder(Path(source)), source, EXPECTED_FOLDER, seconds, seed, captions, size)
     if "{" in source or source.endswith(".tar"):
         return _clips(_shards(source), source, EXPECTED_SHARDS, seconds, seed, captions, size)
     found = "a file" if Path(source).exists() else "nothing"
-    raise ValueError(f"no clips in {source}: found {found}, expected {EXPECTED_FOLDER}; or {EXPECTED_SHARDS}")
+    raise ValueError(
+        f"no clips in {source}: found {found}, expected {EXPECTED_FOLDER}; or {EXPECTED_SHARDS}"
+    )
 
 
 def _clips(
@@ -105,7 +109,9 @@ def _clips(
             yield CaptionedClip(video, sound, texts)
         if not usable:
             some = "; ".join(f"{name}: {reason}" for name, reason in islice(refused.items(), 3))
-            found = f"{len(refused)} videos, none of them usable ({some})" if refused else "no video"
+            found = (
+                f"{len(refused)} videos, none of them usable ({some})" if refused else "no video"
+            )
             raise ValueError(f"no clips in {source}: found {found}, expected {expected}")
 
 
@@ -123,12 +129,18 @@ def _folder(folder: Path) -> _Epoch:
         caption = next((file for file in beside if file.is_file()), None)
         if caption is None:
             names = " or ".join(path.with_suffix(suffix).name for suffix in CAPTION_SUFFIXES)
-            logger.warning("skipped %s: no caption: found neither, expected %s beside it", path, names)
+            logger.warning(
+                "skipped %s: no caption: found neither, expected %s beside it", path, names
+            )
         else:
             entries.append(_Entry(str(path), path, (caption.suffix, caption)))
     if not entries:
-        kinds = Counter(path.suffix.lower() or "no suffix" for path in files if path not in set(videos))
-        others = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common(5)) or "nothing else"
+        kinds = Counter(
+            path.suffix.lower() or "no suffix" for path in files if path not in set(videos)
+        )
+        others = (
+            ", ".join(f"{number} {kind}" for kind, number in kinds.most_common(5)) or "nothing else"
+        )
         raise ValueError(
             f"no clips in {folder}: found {len(videos)} videos, none with captions beside it ({others}); "
             f"expected {EXPECTED_FOLDER}"
@@ -147,7 +159,9 @@ def _shards(source: str) -> _Epoch:
         import webdataset
         from braceexpand import braceexpand
     except ImportError as error:
-        raise ImportError(f"{source} needs the package webdataset; pip install webdataset") from error
+        raise ImportError(
+            f"{source} needs the package webdataset; pip install webdataset"
+        ) from error
     shards = [Path(name) for name in braceexpand(source, escape=False)]
     missing = [str(path) for path in shards if not path.is_file()]
     if missing:
@@ -158,7 +172,9 @@ def _shards(source: str) -> _Epoch:
     broken: set[Path] = set()
 
     def entries(rng: np.random.Generator) -> Iterator[_Entry]:
-        shuffle = webdataset.shuffle(SHUFFLED, SHUFFLED, rng=random.Random(int(rng.integers(2**32))))
+        shuffle = webdataset.shuffle(
+            SHUFFLED, SHUFFLED, rng=random.Random(int(rng.integers(2**32)))
+        )
         order = (shards[index] for index in rng.permutation(len(shards)))
         return iter(shuffle(entry for shard in order for entry in _samples(shard, broken)))
 
@@ -184,7 +200,9 @@ def _samples(shard: Path, broken: set[Path]) -> Iterator[_Entry]:
         for sample in group_by_keys(tar_file_expander(opened, broke, wanted), handler=broke):
             parts = {f".{key}": part for key, part in sample.items() if isinstance(part, bytes)}
             videos = [part for key, part in parts.items() if key.endswith(VIDEO_SUFFIXES)]
-            texts = [(end, parts[key]) for end in CAPTION_SUFFIXES for key in parts if key.endswith(end)]
+            texts = [
+                (end, parts[key]) for end in CAPTION_SUFFIXES for key in parts if key.endswith(end)
+            ]
             if videos:
                 yield _Entry(f"{shard}:{sample['__key__']}", videos[0], texts[0] if texts else None)
 
@@ -196,7 +214,9 @@ def _captions(entry: _Entry) -> list[str]:
         UnusableClipError: there is none.
     """
     if entry.captions is None:
-        raise UnusableClipError("no caption: found no txt or json in its sample, expected one of them")
+        raise UnusableClipError(
+            "no caption: found no txt or json in its sample, expected one of them"
+        )
     suffix, text = entry.captions
     try:
         text = (text if isinstance(text, bytes) else text.read_bytes()).decode("utf-8-sig")
@@ -210,7 +230,11 @@ def _captions(entry: _Entry) -> list[str]:
     lines = [found] if isinstance(found, str) else found if isinstance(found, list) else []
     usable = [line.strip() for line in lines if isinstance(line, str) and line.strip()]
     if not usable:
-        wanted = "one a line" if suffix == ".txt" else 'text (or a list of texts) under the key "caption"'
+        wanted = (
+            "one a line"
+            if suffix == ".txt"
+            else 'text (or a list of texts) under the key "caption"'
+        )
         raise UnusableClipError(f"no caption: found none in its {suffix}, expected {wanted}")
     return usable
 

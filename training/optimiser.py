@@ -11,7 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-_MATRIX = re.compile(r"\.(to_[qkv]|to_out\.0|net\.\d|net\.0\.proj|to_qkv|to_out|expand|contract)\.weight$")
+_MATRIX = re.compile(
+    r"\.(to_[qkv]|to_out\.0|net\.\d|net\.0\.proj|to_qkv|to_out|expand|contract)\.weight$"
+)
 
 
 class MasterWeights:
@@ -31,7 +33,9 @@ class MasterWeights:
         for name, parameter in zip(self.names, self.parameters, strict=True):
             (matrices if _MATRIX.search(name) and parameter.ndim == 2 else others).append(parameter)
         self.optimisers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.Muon(
+                matrices, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+            ),
             torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
         ]
         self.base_rate = learning_rate
@@ -53,7 +57,9 @@ class MasterWeights:
             for g in grads:
                 g.copy_(flat[offset : offset + g.numel()].view_as(g))
                 offset += g.numel()
-        norm = torch.nn.utils.clip_grad_norm_([p for p in self.parameters if p.grad is not None], 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(
+            [p for p in self.parameters if p.grad is not None], 1.0
+        )
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = self.base_rate * rate

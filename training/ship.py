@@ -20,19 +20,26 @@ from .system import System
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--run", type=Path, required=True, help="folder of training.train")
     parser.add_argument("--codecs", type=Path, nargs=2, metavar=("VIDEO", "AUDIO"), required=True)
-    parser.add_argument("--window", type=int, default=3, help="blocks of history, as long as it was trained on")
+    parser.add_argument(
+        "--window", type=int, default=3, help="blocks of history, as long as it was trained on"
+    )
     parser.add_argument("--default-mode", choices=("few", "multi"), default="multi")
-    parser.add_argument("--title", default="Mutual Forcing small: cartoons that speak, bounce, ring and drum")
+    parser.add_argument(
+        "--title", default="Mutual Forcing small: cartoons that speak, bounce, ring and drum"
+    )
     parser.add_argument("--out", type=Path, default=shipped_model_path())
     args = parser.parse_args()
     config = json.loads((args.run / "config.json").read_text())["transformer"]
     system = System(TransformerConfig.from_dict(config))
     system.load_state_dict(load_file(args.run / "weights.safetensors"))
     video_codec, audio_codec = (
-        load_codec(path, kind) for path, kind in zip(args.codecs, ("video_codec", "audio_codec"), strict=True)
+        load_codec(path, kind)
+        for path, kind in zip(args.codecs, ("video_codec", "audio_codec"), strict=True)
     )
     stream = StreamDefaults(window=args.window, height=2, width=2, default_mode=args.default_mode)
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,10 @@ def initialise(system: System, seed: int) -> None:
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.5)
+    nn.init.normal_(system.text_encoder.place, std=0.5)
     model = system.transformer
+    if model.config.num_audio_sink_tokens:
+        nn.init.normal_(model.audio_sink_tokens, std=0.02)
     for name, module in model.named_modules():
         if name.endswith("adaln_single"):
             nn.init.zeros_(module.linear.weight)

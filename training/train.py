@@ -39,10 +39,14 @@ class LatentSet:
         for folder in folders:
             about = json.loads((folder / "about.json").read_text())
             if about["done"] < about["clips"]:
-                raise ValueError(f"{folder} holds {about['done']} of {about['clips']} clips; finish it first")
+                raise ValueError(
+                    f"{folder} holds {about['done']} of {about['clips']} clips; finish it first"
+                )
 
         def load(name: str) -> Tensor:
-            return torch.from_numpy(np.concatenate([np.load(folder / f"{name}.npy") for folder in folders]))
+            return torch.from_numpy(
+                np.concatenate([np.load(folder / f"{name}.npy") for folder in folders])
+            )
 
         self.video, self.audio, self.captions = load("video"), load("audio"), load("captions")
 
@@ -53,7 +57,11 @@ class LatentSet:
         """Random clips, each with one of its captions."""
         index = torch.randint(len(self), (size,), generator=generator)
         variant = torch.randint(self.captions.shape[1], (size,), generator=generator)
-        return Batch(self.video[index].float(), self.audio[index].float(), self.captions[index, variant].long())
+        return Batch(
+            self.video[index].float(),
+            self.audio[index].float(),
+            self.captions[index, variant].long(),
+        )
 
 
 def learning_rate(step: int, warmup: int, progress: float) -> float:
@@ -74,8 +82,6 @@ class Run:
         self.args = args
         settings = json.loads(args.config.read_text())
         self.recipe = settings["recipe"]
-        if args.batch:
-            self.recipe["batch"] = args.batch
         if args.learning_rate:
             self.recipe["learning_rate"] = args.learning_rate
         self.config = TransformerConfig.from_dict(settings["transformer"])
@@ -103,8 +109,16 @@ class Run:
 
     def losses(self) -> Losses:
         """Losses of this rank's share of the batch; the step and rank fix the draw."""
-        generator = torch.Generator().manual_seed((self.args.seed * 1_000_003 + self.step) * 64 + self.rank)
-        batch = self.data.batch(self.recipe["batch"] // self.world, generator)
+        number = self.args.seed * 1_000_003 + self.step
+        # All ranks take the same length, so that none waits for another.
+        common = torch.Generator().manual_seed(number)
+        lengths = self.recipe["lengths"]
+        shares = torch.tensor([length["share"] for length in lengths])
+        length = lengths[int(torch.multinomial(shares, 1, generator=common))]
+        generator = torch.Generator().manual_seed(number * 64 + self.rank + 1)
+        batch = self.data.batch(length["batch"] // self.world, generator).first(
+            length["blocks"], self.config.layout
+        )
         names = ("sigma_mean", "sigma_spread", "caption_dropout", "history_noise")
         return flow_matching(
             self.system,
@@ -120,7 +134,13 @@ class Run:
             return
         out = self.args.out
         (out / "config.json").write_text(
-            json.dumps({"transformer": self.config.to_dict(), "recipe": self.recipe, "stage": self.args.stage})
+            json.dumps(
+                {
+                    "transformer": self.config.to_dict(),
+                    "recipe": self.recipe,
+                    "stage": self.args.stage,
+                }
+            )
         )
         state = {"weights": self.weights.state_dict(), "step": self.step, "seconds": self.seconds}
         _atomic(out / "resume.pt", lambda path: torch.save(state, path))
@@ -161,14 +181,17 @@ class Run:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--stage", choices=("unimodal", "joint"), required=True)
-    parser.add_argument("--config", type=Path, default=Path(__file__).parent / "configs" / "small.json")
+    parser.add_argument(
+        "--config", type=Path, default=Path(__file__).parent / "configs" / "small.json"
+    )
     parser.add_argument("--latents", type=Path, nargs="+", required=True)
     parser.add_argument("--init", type=Path, help="folder of the run to start from")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, required=True)
-    parser.add_argument("--batch", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)

@@ -14,13 +14,12 @@ import argparse
 import json
 import logging
 import math
-import os
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
+import torch.nn.functional as F
 from einops import rearrange, reduce
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -53,7 +52,7 @@ def build_pool(path: Path, clips: int, seed: int) -> np.ndarray:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part.npy")
     np.save(part, pool)
-    os.replace(part, path)
+    part.replace(path)
     return pool
 
 
@@ -139,7 +138,7 @@ def save_atomically(tensors: dict[str, Tensor], metadata: dict[str, str], path: 
     save_file(
         {k: v.detach().contiguous() for k, v in tensors.items()}, str(part), metadata=metadata
     )
-    os.replace(part, path)
+    part.replace(path)
 
 
 def load_codec(path: Path) -> VideoCodec:
@@ -147,7 +146,7 @@ def load_codec(path: Path) -> VideoCodec:
     with safe_open(str(path), "pt") as file:
         config = json.loads(file.metadata()["config"])["video_codec"]
         codec = VideoCodec(VideoCodecConfig.from_dict(config))
-        codec.load_state_dict({k: file.get_tensor(k).float() for k in file.keys()})  # noqa: SIM118
+        codec.load_state_dict({k: file.get_tensor(k).float() for k in file.keys()})
     return codec.eval()
 
 
@@ -261,7 +260,7 @@ class Trainer:
                     f"{self.resume_path} is of another config; delete it or choose another --out"
                 )
             training = json.loads(meta["training"])
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+            tensors = {k: file.get_tensor(k) for k in file.keys()}
         self.steps, self.seconds = training["steps"], training["seconds"]
         for part in ("codec", "average"):
             prefix = f"{part}."

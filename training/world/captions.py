@@ -278,10 +278,14 @@ class _Writer:
 _SPEECH_TEMPLATES: tuple[Callable[[_Writer], str], ...] = (
     lambda w: f"a {w.person} {w.looks()} {w.background()} {w.adverb(True)} {w.says()} {w.voice()}",
     lambda w: f"{w.background()} a {w.person} {w.looks()} {w.says()} {w.adverb()} {w.voice()}",
-    lambda w: f"{w.voice()} a {w.person} {w.background()} {w.says()} {w.adverb()}. "
-    f"{w.facts('hair', 'skin', 'shirt')}",
-    lambda w: f"a {w.person} is {w.says(True)} {w.adverb()}. "
-    f"{w.facts('voice', 'hair', 'skin', 'shirt', 'background')}",
+    lambda w: (
+        f"{w.voice()} a {w.person} {w.background()} {w.says()} {w.adverb()}. "
+        f"{w.facts('hair', 'skin', 'shirt')}"
+    ),
+    lambda w: (
+        f"a {w.person} is {w.says(True)} {w.adverb()}. "
+        f"{w.facts('voice', 'hair', 'skin', 'shirt', 'background')}"
+    ),
     lambda w: ", ".join(
         w.shuffled(
             [
@@ -297,8 +301,10 @@ _SPEECH_TEMPLATES: tuple[Callable[[_Writer], str], ...] = (
 _HIT_TEMPLATES: tuple[Callable[[_Writer], str], ...] = (
     lambda w: f"{w.thing()} {w.verb()} {w.adverb()} {w.background()} {w.sound()}",
     lambda w: f"{w.background()} {w.thing()} {w.verb()} {w.adverb()} {w.sound()}",
-    lambda w: f"{w.thing()} {w.verb()} {w.adverb()} {w.sound()}, "
-    f"{w.phrase('background', '{} background')}",
+    lambda w: (
+        f"{w.thing()} {w.verb()} {w.adverb()} {w.sound()}, "
+        f"{w.phrase('background', '{} background')}"
+    ),
     lambda w: f"the {w.kind} {w.verb()} {w.adverb()}. {w.facts(w.kind, 'background', 'pitch')}",
     lambda w: ", ".join(
         w.shuffled(
@@ -312,4 +318,3 @@ _HIT_TEMPLATES: tuple[Callable[[_Writer], str], ...] = (
     ),
     lambda w: f"{w.stroke()} {w.adverb()} {w.sound()} {w.background()}",
 )
-

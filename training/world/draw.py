@@ -42,7 +42,7 @@ FLOOR = 55.0
 class Canvas:
     """f pictures, painted in place, plane by plane: (f, 3, h, w) float32."""
 
-    def __init__(self, frames: int, size: int, background: Colour):
+    def __init__(self, frames: int, size: int, background: Colour) -> None:
         self.scale = size / 64.0
         self.size = size
         self.planes = np.empty((frames, 3, size, size), dtype=np.float32)
@@ -65,7 +65,7 @@ class Canvas:
 class Patch:
     """A rectangle of a canvas with its coordinates: x (1, 1, w) and y (1, h, 1)."""
 
-    def __init__(self, canvas: Canvas, columns: slice, rows: slice):
+    def __init__(self, canvas: Canvas, columns: slice, rows: slice) -> None:
         self.view = canvas.planes[:, :, rows, columns]
         self.scale = np.float32(canvas.scale)
         pixel = np.arange(canvas.size, dtype=np.float32)
@@ -107,9 +107,7 @@ def circle(x: Field, y: Field, radius: float) -> Field:
     return np.sqrt(x * x + y * y) - np.float32(radius)
 
 
-def rounded_box(
-    x: Field, y: Field, half_w: Number, half_h: Number, radius: float = 0.0
-) -> Field:
+def rounded_box(x: Field, y: Field, half_w: Number, half_h: Number, radius: float = 0.0) -> Field:
     """Distance to a box about the origin with rounded corners."""
     qx, qy = np.abs(x) - half_w + radius, np.abs(y) - half_h + radius
     outside = np.sqrt(np.maximum(qx, 0) ** 2 + np.maximum(qy, 0) ** 2)

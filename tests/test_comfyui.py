@@ -1,0 +1,297 @@
+"""The pack in a real ComfyUI, queued over its API. Skipped unless COMFYUI_PATH names a checkout.
+
+A tiny random model stands in for the shipped one: what is tested is the way, not the picture.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from mutual_forcing.model_loaders.bundle import StreamDefaults, save_bundle
+from mutual_forcing.samplers.state_file import load_state
+from mutual_forcing.tests.comfyui_server import PACK, ROOT, Server, comfyui_path
+from mutual_forcing.tests.tiny import tiny_parts
+from mutual_forcing.tests.ui_workflow import api_prompt, read_workflow
+
+pytestmark = pytest.mark.skipif(comfyui_path() is None, reason="COMFYUI_PATH names no ComfyUI")
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests of this file."""
+    folder = tmp_path_factory.mktemp("comfyui")
+    model = folder / "tiny.safetensors"
+    stream = StreamDefaults(window=2, height=2, width=2, default_mode="few")
+    save_bundle(model, *tiny_parts(), stream, title="tiny random model", dtype=torch.float32)
+    running = Server(comfyui_path(), folder / "base", model)
+    try:
+        running.wait_until_up()
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture(scope="module")
+def schemas(server: Server) -> dict:
+    """The schemas of all nodes."""
+    return server.get("/object_info")
+
+
+@pytest.fixture(scope="module")
+def ours(schemas: dict) -> dict:
+    """The schemas of our nodes."""
+    return {name: schema for name, schema in schemas.items() if name.startswith("MF_")}
+
+
+def prompt_of(name: str, schemas: dict) -> dict:
+    """A workflow of ours, ready to queue."""
+    return api_prompt(read_workflow(ROOT / "workflows" / name), schemas)
+
+
+def inputs_of(prompt: dict, node: str) -> list[dict]:
+    """The inputs of all nodes of a type, in the order of their ids."""
+    return [entry["inputs"] for entry in prompt.values() if entry["class_type"] == node]
+
+
+def options_of(schema: dict) -> Iterator[tuple[str, dict]]:
+    """Names and options of a node's inputs."""
+    for section in ("required", "optional"):
+        for name, (_, options) in schema["input"].get(section, {}).items():
+            yield name, options
+
+
+def frames_of(path: Path) -> np.ndarray:
+    """All frames of a video."""
+    with av.open(path) as file:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+
+
+def lengths(path: Path) -> tuple[Fraction, Fraction]:
+    """Seconds of picture and of sound in a file."""
+    with av.open(path) as file:
+        frames = sum(1 for _ in file.decode(video=0))
+        video = frames / file.streams.video[0].average_rate
+        sound = file.streams.audio[0]
+        return video, sound.duration * sound.time_base
+
+
+# What an artist sees of the nodes.
+
+
+def test_all_nodes_are_there_and_not_too_many(ours: dict) -> None:
+    assert set(ours) >= {"MF_LoadModel", "MF_StreamSettings", "MF_SampleChunk", "MF_DecodeChunk"}
+    assert len(ours) <= 12
+
+
+def test_every_node_explains_itself(ours: dict) -> None:
+    for name, schema in ours.items():
+        assert schema["category"].startswith("MutualForcing/"), name
+        assert schema["description"] and schema["search_aliases"], name
+        assert schema["display_name"] and "MF_" not in schema["display_name"], name
+        assert all(schema["output_tooltips"]), name
+        for entry, options in options_of(schema):
+            assert options.get("tooltip"), f"{name}.{entry}"
+
+
+def test_every_node_has_a_help_page_that_names_its_inputs_and_outputs(
+    server: Server, ours: dict
+) -> None:
+    for name, schema in ours.items():
+        page = server.text(f"/extensions/{PACK}/docs/{name}.md")
+        names = list(schema["output_name"])
+        for entry, options in options_of(schema):
+            names.append(options.get("display_name", entry))
+            for option in options.get("options") or []:
+                if isinstance(option, dict):
+                    names += option["inputs"].get("required", {})
+        missing = [entry for entry in names if f"| {entry} |" not in page]
+        assert not missing, f"{name}: {missing}"
+
+
+def test_templates_are_offered(server: Server) -> None:
+    assert set(server.get("/workflow_templates")[PACK]) >= {path.stem for path in WORKFLOWS}
+
+
+# The workflows.
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflow_runs_and_its_clips_have_picture_and_sound_of_one_length(
+    path: Path, server: Server, schemas: dict
+) -> None:
+    saved = server.saved(server.run(api_prompt(read_workflow(path), schemas)))
+    assert saved
+    for clip in saved:
+        video, audio = lengths(clip)
+        assert abs(video - audio) <= Fraction(1, 24), (
+            f"{clip.name}: {float(video)} s, {float(audio)} s"
+        )
+        assert video >= 6
+
+
+def test_both_endings_begin_alike_and_end_differently(server: Server, schemas: dict) -> None:
+    first, second = map(
+        frames_of, server.saved(server.run(prompt_of("2_chunks_and_a_fork.json", schemas)))
+    )
+    assert len(first) == len(second) == 145
+    # H.264 may look back a little over the fork; long before it the two files hold the same.
+    assert np.array_equal(first[:80], second[:80])
+    assert not np.array_equal(first[-20:], second[-20:])
+
+
+def test_changing_the_last_chunk_runs_only_that_one_and_gives_what_a_fresh_run_gives(
+    server: Server, schemas: dict
+) -> None:
+    """States in ComfyUI's cache are handed out again and again; none may have been written into."""
+    prompt = prompt_of("2_chunks_and_a_fork.json", schemas)
+    server.run(prompt)
+    changed = deepcopy(prompt)
+    inputs_of(changed, "MF_SampleChunk")[-1]["variation"] = 5
+    again = server.run(changed)
+    cached = [
+        data["nodes"] for kind, data in again["status"]["messages"] if kind == "execution_cached"
+    ]
+    chunks = [node for node, entry in changed.items() if entry["class_type"] == "MF_SampleChunk"]
+    assert [chunk in cached[0] for chunk in chunks] == [True, True, True, False]
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    time.sleep(2)
+    inputs_of(changed, "SaveVideo")[-1]["filename_prefix"] = "video/fresh"
+    fresh = server.run(changed)
+    cached = [
+        data["nodes"] for kind, data in fresh["status"]["messages"] if kind == "execution_cached"
+    ]
+    assert cached == [[]]
+    assert np.array_equal(frames_of(server.saved(again)[-1]), frames_of(server.saved(fresh)[-1]))
+
+
+# Stopping, and going on.
+
+
+def test_cancelling_keeps_what_was_finished(server: Server, schemas: dict) -> None:
+    prompt = prompt_of("1_text_to_clip.json", schemas)
+    inputs_of(prompt, "MF_GenerateClip")[0] |= {
+        "seconds": 300,
+        "mode": "few steps",
+        "mode.steps": 8,
+    }
+    kept = server.output / "mutual_forcing"
+    before = set(kept.glob("unfinished_*"))
+    queued = server.queue(prompt)
+    temp = server.base / "temp"
+    end = time.monotonic() + 300
+    while not any(file.stat().st_size > 100_000 for file in temp.glob("mutual_forcing_*.mp4")):
+        assert time.monotonic() < end, "no block was finished in five minutes"
+        time.sleep(0.1)
+    pressed = time.monotonic()
+    server.post("/interrupt")
+    entry = server.finished(queued)
+    # The tiny model takes milliseconds a step; the rest is writing files, on a machine that may be busy.
+    assert time.monotonic() - pressed < 20
+    assert "execution_interrupted" in [kind for kind, _ in entry["status"]["messages"]]
+    files = {file.suffix: file for file in set(kept.glob("unfinished_*")) - before}
+    state = load_state(files[".safetensors"])
+    assert 1 < state.next_block < 301
+    assert len(frames_of(files[".mp4"])) == 1 + 24 * (state.next_block - 1)
+    video, audio = lengths(files[".mp4"])
+    assert abs(video - audio) <= Fraction(1, 24)
+    assert str(files[".mp4"]) in server.log.read_text(errors="replace")
+    assert not list(temp.glob("mutual_forcing_*.mp4"))
+
+
+def test_a_saved_stream_goes_on_as_if_it_had_never_stopped(server: Server, schemas: dict) -> None:
+    base = prompt_of("2_chunks_and_a_fork.json", schemas)
+    server.run(base)
+    name = next(
+        file.name for file in sorted((server.output / "mutual_forcing").glob("after_chunk_2*"))
+    )
+    loaded = deepcopy(base)
+    loaded["90"] = {"class_type": "MF_LoadState", "inputs": {"file": name}}
+    for chunk in inputs_of(loaded, "MF_SampleChunk")[2:]:
+        chunk["state"] = ["90", 0]
+    direct, resumed = server.saved(server.run(base)), server.saved(server.run(loaded))
+    for one, other in zip(direct, resumed, strict=True):
+        assert np.array_equal(frames_of(one), frames_of(other))
+
+
+# What an artist reads when something is wrong.
+
+
+def refusal(server: Server, prompt: dict) -> str:
+    """Everything that is said to an artist about a prompt that is refused before or while it runs."""
+    answer = server.post("/prompt", {"prompt": prompt})
+    if "prompt_id" not in answer or answer.get("node_errors"):
+        return str(answer)
+    entry = server.finished(answer["prompt_id"])
+    assert entry["status"]["status_str"] == "error"
+    return str(entry["status"]["messages"])
+
+
+@pytest.mark.parametrize(
+    ("node", "change", "said"),
+    [
+        ("MF_StreamSettings", {"width": 70}, "multiple of 32"),
+        ("MF_LoadModel", {"file": "gone.safetensors"}, "is not there"),
+        ("CLIPTextEncode", {"text": ""}, "the prompt says nothing that this model knows"),
+        ("CLIPTextEncode", {"text": "zebra"}, "the prompt says nothing that this model knows"),
+    ],
+)
+def test_mistakes_are_named_with_a_next_step(
+    node: str, change: dict, said: str, server: Server, schemas: dict
+) -> None:
+    prompt = prompt_of("1_text_to_clip.json", schemas)
+    inputs_of(prompt, node)[0].update(change)
+    assert said in refusal(server, prompt)
+
+
+def test_settings_and_state_together_are_refused(server: Server, schemas: dict) -> None:
+    prompt = prompt_of("2_chunks_and_a_fork.json", schemas)
+    first, second = inputs_of(prompt, "MF_SampleChunk")[:2]
+    second["settings"] = first["settings"]
+    assert "disconnect 'settings'" in refusal(server, prompt)
+
+
+def test_sound_and_picture_of_two_chunks_are_refused(server: Server, schemas: dict) -> None:
+    prompt = prompt_of("2_chunks_and_a_fork.json", schemas)
+    one, other = inputs_of(prompt, "MF_DecodeChunk")
+    one["audio"] = other["audio"]
+    assert "two different chunks" in refusal(server, prompt)
+
+
+# The page.
+
+
+def test_workflow_1_runs_from_the_web_page(server: Server, tmp_path: Path) -> None:
+    """In Chromium, by the Run button. PLAYWRIGHT_CORE names the folder of the npm package playwright-core."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not os.environ.get("PLAYWRIGHT_CORE") or chromium is None or shutil.which("node") is None:
+        pytest.skip("needs node, Chromium, and PLAYWRIGHT_CORE")
+    picture = tmp_path / "page.png"
+    command = [
+        "node",
+        str(ROOT / "tests" / "web_page.js"),
+        server.url,
+        str(WORKFLOWS[0]),
+        str(picture),
+    ]
+    done = subprocess.run(
+        command,
+        env=os.environ | {"CHROMIUM": chromium},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "missing: none" in done.stdout and "status: success" in done.stdout
+    assert picture.stat().st_size > 10_000

@@ -1,0 +1,91 @@
+"""The example workflows, without ComfyUI: flat, whole, and made of nodes that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from mutual_forcing.tests.ui_workflow import NOTES, read_workflow
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+# Nodes of ComfyUI itself that the workflows use.
+CORE = {"CLIPTextEncode", "CreateVideo", "ImageScale", "SaveVideo"}
+OURS = {
+    name
+    for path in (ROOT / "nodes").glob("*.py")
+    for name in re.findall(r'node_id="(\w+)"', path.read_text(encoding="utf-8"))
+}
+
+each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+
+
+def test_the_folder_is_flat_and_has_the_three_workflows() -> None:
+    assert len(WORKFLOWS) >= 3
+    assert not [path for path in (ROOT / "workflows").iterdir() if path.is_dir()]
+
+
+@each_workflow
+def test_every_node_exists_in_this_pack_or_in_comfyui(path: Path) -> None:
+    types = {node["type"] for node in read_workflow(path)["nodes"]}
+    assert types <= OURS | CORE | NOTES
+    assert types & OURS, "shows nothing of this pack"
+    assert "MarkdownNote" in types, "says nothing about itself"
+
+
+@each_workflow
+def test_wires_end_where_the_nodes_say(path: Path) -> None:
+    workflow = read_workflow(path)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    assert len(nodes) == len(workflow["nodes"])
+    seen_in, seen_out = set(), set()
+    for link, source, out_slot, target, in_slot, kind in workflow["links"]:
+        output, entry = nodes[source]["outputs"][out_slot], nodes[target]["inputs"][in_slot]
+        assert link in output["links"] and entry["link"] == link
+        assert output["type"] == kind == entry["type"]
+        seen_out.add((source, out_slot, link))
+        seen_in.add((target, in_slot))
+    for node in workflow["nodes"]:
+        for slot, entry in enumerate(node["inputs"]):
+            assert (entry["link"] is not None) == ((node["id"], slot) in seen_in)
+        for slot, output in enumerate(node["outputs"]):
+            for link in output["links"] or []:
+                assert (node["id"], slot, link) in seen_out
+    assert workflow["last_node_id"] >= max(nodes)
+    assert "subgraphs" not in workflow.get("definitions", {})
+
+
+@each_workflow
+def test_nodes_do_not_lie_on_each_other(path: Path) -> None:
+    title = 30  # pixels above a node's position
+    boxes = [
+        (*node["pos"], node["pos"][0] + node["size"][0], node["pos"][1] + node["size"][1])
+        for node in read_workflow(path)["nodes"]
+    ]
+    for i, (left, top, right, bottom) in enumerate(boxes):
+        for other_left, other_top, other_right, other_bottom in boxes[i + 1 :]:
+            apart = (
+                right <= other_left
+                or other_right <= left
+                or bottom <= other_top - title
+                or other_bottom <= top - title
+            )
+            assert apart
+
+
+@each_workflow
+def test_a_picture_shows_what_it_makes(path: Path) -> None:
+    if not (ROOT / "models" / "mutual_forcing_small.safetensors").exists():
+        pytest.skip("the model that makes the pictures is not trained yet")
+    assert path.with_suffix(".jpg").is_file(), "make it: python launch.py metrics.thumbnails"
+
+
+def test_one_stream_is_forked() -> None:
+    """Workflow 2: three chunks on one state, and the state before the last one goes to two chunks."""
+    workflow = read_workflow(ROOT / "workflows" / "2_chunks_and_a_fork.json")
+    chunks = {node["id"] for node in workflow["nodes"] if node["type"] == "MF_SampleChunk"}
+    states = [link for link in workflow["links"] if link[5] == "MF_STATE" and link[3] in chunks]
+    followers = [link[1] for link in states]
+    assert len(chunks) == 4 and len(states) == 3
+    assert sorted(followers.count(chunk) for chunk in set(followers)) == [1, 2]

@@ -1,0 +1,110 @@
+"""The history that multi-step mode trains on, made by few-step mode itself (Mutual Forcing, our section 3.4).
+
+b batch, k blocks, c channels, f h w video latent grid, s audio latents.
+A free rollout would drift from the real clip, and the real next block would not follow from it. So most
+histories are resampled: each real block is noised to a level of the few-step grid and finished by few-step mode,
+block after block, on the history made so far. Level 1 is a full rollout, level 0 the real block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from ..networks.kv_cache import OpenBlock, RollingCache
+from ..networks.modulation import Modulation, modulation
+from ..networks.transformer import TextKeys
+from ..samplers.sigmas import few_step_sigmas
+
+
+@dataclass(frozen=True)
+class HistoryMix:
+    """How often which kind of history is used; what is left over is resampled from a random level.
+
+    Attributes:
+        real: share of teacher-forced histories, at the start and at the end of training (linear between).
+        rollout: share of full rollouts, likewise.
+    """
+
+    real: tuple[float, float] = (0.5, 0.1)
+    rollout: tuple[float, float] = (0.0, 0.2)
+
+    def __post_init__(self) -> None:
+        for real, rollout in zip(self.real, self.rollout, strict=True):
+            if real < 0 or rollout < 0 or real + rollout > 1:
+                raise ValueError(
+                    f"history mix: found shares real {real} and rollout {rollout}, expected both at least 0 "
+                    "and at most 1 together"
+                )
+
+    def start_step(self, steps: int, progress: float, generator: torch.Generator) -> int:
+        """Grid index from which a history is finished: 0 = full rollout, `steps` = real."""
+
+        def share(ends: tuple[float, float]) -> float:
+            return ends[0] + (ends[1] - ends[0]) * min(1.0, max(0.0, progress))
+
+        draw = float(torch.rand((), generator=generator))
+        if draw < share(self.real):
+            return steps
+        if draw < share(self.real) + share(self.rollout):
+            return 0
+        return int(torch.randint(1, steps, (), generator=generator)) if steps > 1 else 0
+
+
+@torch.no_grad()
+def few_step_history(
+    model: nn.Module,
+    text: TextKeys,
+    video: Tensor,
+    audio: Tensor,
+    *,
+    steps: int,
+    start_step: int,
+    window: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """A history of the same shape as the real clip, finished by few-step mode from `start_step` of its grid.
+
+    Args:
+        video: (b, c, f, h, w) real latents; audio: (b, s, c).
+        steps: few-step grid (4 or 8).
+        start_step: 0 starts from noise, `steps` returns the real clip.
+        window: blocks that the rolling cache keeps.
+    """
+    if start_step == steps:
+        return video, audio
+    config = model.config
+    sigmas = few_step_sigmas(steps)[start_step:]
+    like = next(model.parameters()).new_empty(0)
+    known: dict[tuple[float, float], Modulation] = {}
+
+    def mode(sigma: float, d: float) -> Modulation:
+        if (sigma, d) not in known:
+            level = torch.full((1, 1), sigma)
+            known[sigma, d] = modulation(
+                model, config, level, level, torch.full_like(level, d), like.dtype
+            )
+        return known[sigma, d]
+
+    blocks = config.layout.blocks(video.shape[2], audio.shape[1])
+    height, width = video.shape[3:]
+    cache = RollingCache(window)
+    made_video, made_audio = [], []
+    for block in range(blocks):
+        (v0, v1), (a0, a1) = config.layout.video_span(block), config.layout.audio_span(block)
+        x, y = video[:, :, v0:v1], audio[:, a0:a1]
+        x = (1 - sigmas[0]) * x + sigmas[0] * torch.randn(x.shape, generator=generator)
+        y = (1 - sigmas[0]) * y + sigmas[0] * torch.randn(y.shape, generator=generator)
+        opened = OpenBlock(model, cache, height, width, like)
+        for sigma, following in pairwise(sigmas):
+            d = sigma - following
+            u, w = opened.velocity(x.to(like), y.to(like), text, mode(sigma, d))
+            x, y = x - d * u.float(), y - d * w.float()
+        made_video.append(x)
+        made_audio.append(y)
+        if block + 1 < blocks:
+            cache = opened.commit(x.to(like), y.to(like), text, mode(0.0, 0.0))
+    return torch.cat(made_video, dim=2), torch.cat(made_audio, dim=1)
