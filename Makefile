@@ -4,10 +4,10 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # A checkout in ComfyUI's custom_nodes, or COMFYUI_PATH, makes `make test` run the workflows in it as well.
 PROMPT ?= a girl with red hair, pale skin and a green shirt on a blue background says ba mi tu in a high voice
-SECONDS_ ?= 10
+LENGTH ?= 10
 OUT ?= output
 
-.PHONY: demo test lint parity evaluate bench clean
+.PHONY: demo test lint parity evaluate clean
 
 $(VENV)/.run: requirements-standalone.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,7 +23,7 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
 
 demo: $(VENV)/.run
 	mkdir -p $(OUT)
-	$(PY) generate.py "$(PROMPT)" --seconds $(SECONDS_) --seed 7 -o $(OUT)/demo.mp4 --contact-sheet $(OUT)/demo.png
+	$(PY) generate.py "$(PROMPT)" --seconds $(LENGTH) --seed 7 -o $(OUT)/demo.mp4 --contact-sheet $(OUT)/demo.png
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .
@@ -35,8 +35,9 @@ parity: $(VENV)/.run
 	@$(PY) launch.py model_loaders.parity $(GOLDEN)
 
 evaluate: $(VENV)/.dev
-	$(PY) launch.py metrics.evaluate
-	$(PY) launch.py metrics.longrun
+	mkdir -p $(OUT)/measured
+	$(PY) launch.py metrics.evaluate --prompts 64 --seconds 5 --out $(OUT)/measured/multi
+	$(PY) launch.py metrics.longrun --seconds 60 --out $(OUT)/measured/longrun
 
 clean:
 	rm -rf $(VENV) output

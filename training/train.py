@@ -1,15 +1,17 @@
-"""Train the dual-stream transformer: `--stage unimodal` (each stream alone), then `--stage joint`.
+"""Train the dual-stream transformer: `--stage unimodal`, then `joint`, then `mutual`.
 
     python launch.py training.train --stage unimodal --latents runs/latents --minutes 20 --out runs/unimodal
     torchrun --nproc-per-node 2 launch.py training.train --stage joint --init runs/unimodal ...
 
-Mutual Forcing's two training stages, causal from the start, multi-step mode (mutual_forcing.md, section 2).
+Mutual Forcing's stages, causal from the start (mutual_forcing.md, section 2): each stream alone, both together,
+both multi-step; then both modes of the one network (training.mutual_forcing).
 Checkpoints are written atomically every few minutes; the same command goes on after a kill.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import math
@@ -24,7 +26,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..networks.config import TransformerConfig
-from .flow_matching import Batch, Losses, flow_matching
+from .flow_matching import Batch, flow_matching
+from .mutual_forcing import MutualRecipe, fake_loss, mutual_losses, prepare
 from .optimiser import MasterWeights
 from .system import System, initialise, math_attention
 
@@ -75,6 +78,83 @@ def _atomic(path: Path, write: object) -> None:
     part.replace(path)
 
 
+class FlowStage:
+    """Multi-step mode alone: flow matching on real histories, the streams coupled or not."""
+
+    def __init__(
+        self, system: System, weights: MasterWeights, recipe: dict[str, object], coupled: bool
+    ) -> None:
+        self.system, self.weights, self.coupled = system, weights, coupled
+        names = ("sigma_mean", "sigma_spread", "caption_dropout", "history_noise")
+        self.settings = {name: recipe[name] for name in names}
+
+    def step(
+        self, batch: Batch, generator: torch.Generator, number: int, progress: float, rate: float
+    ) -> dict[str, float]:
+        """One update; returns what is logged."""
+        losses = flow_matching(self.system, batch, generator, coupled=self.coupled, **self.settings)
+        (losses.video + losses.audio).backward()
+        norm = self.weights.step(rate)
+        return {"video": losses.video.item(), "audio": losses.audio.item(), "gradient": norm}
+
+    def state_dict(self) -> dict[str, object]:
+        """Nothing beyond the weights."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Inverse of `state_dict`."""
+
+
+class MutualStage:
+    """Both modes of one network (training.mutual_forcing), with the teacher and the fake score it needs."""
+
+    def __init__(
+        self, system: System, weights: MasterWeights, recipe: MutualRecipe, fake_rate: float
+    ) -> None:
+        self.system, self.weights, self.recipe = system, weights, recipe
+        self.teacher = copy.deepcopy(system).requires_grad_(False)
+        self.fake = copy.deepcopy(system) if recipe.matching else None
+        self.fake_weights = MasterWeights(self.fake, fake_rate, 0.0) if recipe.matching else None
+
+    def step(
+        self, batch: Batch, generator: torch.Generator, number: int, progress: float, rate: float
+    ) -> dict[str, float]:
+        """One update of the network and, where it had a DMD term, several of the fake score."""
+        recipe = self.recipe
+        matching = bool(recipe.matching) and number % recipe.matching_every == 0
+        prepared = prepare(self.system, batch, recipe, progress, generator)
+        losses = mutual_losses(
+            self.system, self.teacher, self.fake, prepared, recipe, generator, matching=matching
+        )
+        total = losses.flow + recipe.shortcut * losses.shortcut + recipe.matching * losses.matching
+        total.backward()
+        norm = self.weights.step(rate)
+        with torch.no_grad():
+            for target, source in zip(self.teacher.parameters(), self.weights.average, strict=True):
+                target.copy_(source)
+        logged = {"flow": losses.flow.item(), "shortcut": losses.shortcut.item(), "gradient": norm}
+        if matching:
+            logged["matching"] = losses.matching.item()
+            for _ in range(recipe.fake_updates):
+                loss = fake_loss(self.system, self.fake, prepared, recipe, generator)
+                loss.backward()
+                self.fake_weights.step(rate)
+                logged["fake"] = loss.item()
+        return logged
+
+    def state_dict(self) -> dict[str, object]:
+        """The fake score with its optimiser; the teacher is the network's average."""
+        return {} if self.fake_weights is None else {"fake": self.fake_weights.state_dict()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Inverse of `state_dict`."""
+        if self.fake_weights is not None:
+            self.fake_weights.load_state_dict(state["fake"])
+        for target, source in zip(self.teacher.parameters(), self.weights.average, strict=True):
+            target.copy_(source)
+
+
 class Run:
     """One training run: its folder holds config.json, weights.safetensors (averaged) and resume.pt."""
 
@@ -85,30 +165,41 @@ class Run:
         if args.learning_rate:
             self.recipe["learning_rate"] = args.learning_rate
         self.config = TransformerConfig.from_dict(settings["transformer"])
-        self.rank = int(os.environ.get("RANK", 0))
-        self.world = int(os.environ.get("WORLD_SIZE", 1))
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world = int(os.environ.get("WORLD_SIZE", "1"))
         if self.world > 1:
             dist.init_process_group("gloo")
         self.system = System(self.config)
         initialise(self.system, args.seed)
-        if self.config.num_layers and not torch.cuda.is_available():
+        if not torch.cuda.is_available():
             self.system.transformer.kernel = math_attention
         self.system.to(torch.bfloat16)
         self.weights = MasterWeights(self.system, self.recipe["learning_rate"], self.recipe["ema"])
         self.step, self.seconds = 0, 0.0
         args.out.mkdir(parents=True, exist_ok=True)
         resume = args.out / "resume.pt"
-        if resume.exists():
-            state = torch.load(resume, weights_only=True)
+        state = torch.load(resume, weights_only=True) if resume.exists() else None
+        if state is not None:
             self.weights.load_state_dict(state["weights"])
             self.step, self.seconds = state["step"], state["seconds"]
             logger.info("going on from step %d", self.step)
         elif args.init:
             self.weights.start_from(load_file(args.init / "weights.safetensors"))
+        # After the weights: the teacher and the fake score of mutual training begin as copies of them.
+        self.stage = self._stage(settings)
+        if state is not None:
+            self.stage.load_state_dict(state["stage"])
         self.data = LatentSet(args.latents)
 
-    def losses(self) -> Losses:
-        """Losses of this rank's share of the batch; the step and rank fix the draw."""
+    def _stage(self, settings: dict[str, dict[str, object]]) -> FlowStage | MutualStage:
+        if self.args.stage != "mutual":
+            return FlowStage(self.system, self.weights, self.recipe, self.args.stage == "joint")
+        values = dict(settings["mutual"])
+        fake_rate = values.pop("fake_learning_rate")
+        return MutualStage(self.system, self.weights, MutualRecipe.from_dict(values), fake_rate)
+
+    def draw(self) -> tuple[Batch, torch.Generator]:
+        """This rank's share of the batch, and the generator of everything random in the step."""
         number = self.args.seed * 1_000_003 + self.step
         # All ranks take the same length, so that none waits for another.
         common = torch.Generator().manual_seed(number)
@@ -116,33 +207,34 @@ class Run:
         shares = torch.tensor([length["share"] for length in lengths])
         length = lengths[int(torch.multinomial(shares, 1, generator=common))]
         generator = torch.Generator().manual_seed(number * 64 + self.rank + 1)
-        batch = self.data.batch(length["batch"] // self.world, generator).first(
-            length["blocks"], self.config.layout
-        )
-        names = ("sigma_mean", "sigma_spread", "caption_dropout", "history_noise")
-        return flow_matching(
-            self.system,
-            batch,
-            generator,
-            coupled=self.args.stage == "joint",
-            **{name: self.recipe[name] for name in names},
-        )
+        batch = self.data.batch(length["batch"] // self.world, generator)
+        return batch.first(length["blocks"], self.config.layout), generator
+
+    def advance(self, progress: float) -> dict[str, float]:
+        """One step; `progress` in 0..1 drives the schedules. Returns what is logged."""
+        batch, generator = self.draw()
+        rate = learning_rate(self.step, self.recipe["warmup_steps"], progress)
+        logged = self.stage.step(batch, generator, self.step, progress, rate)
+        self.step += 1
+        return logged
 
     def save(self) -> None:
         """Write the averaged weights and the state to go on from; rank 0 only."""
         if self.rank:
             return
         out = self.args.out
-        (out / "config.json").write_text(
-            json.dumps(
-                {
-                    "transformer": self.config.to_dict(),
-                    "recipe": self.recipe,
-                    "stage": self.args.stage,
-                }
-            )
-        )
-        state = {"weights": self.weights.state_dict(), "step": self.step, "seconds": self.seconds}
+        record = {
+            "transformer": self.config.to_dict(),
+            "recipe": self.recipe,
+            "stage": self.args.stage,
+        }
+        (out / "config.json").write_text(json.dumps(record))
+        state = {
+            "weights": self.weights.state_dict(),
+            "stage": self.stage.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+        }
         _atomic(out / "resume.pt", lambda path: torch.save(state, path))
         _atomic(out / "weights.safetensors", lambda path: save_file(self.weights.averaged(), path))
 
@@ -150,29 +242,23 @@ class Run:
         """Steps until the time is used up."""
         budget = self.args.minutes * 60
         saved = last = time.monotonic()
-        sums, count = torch.zeros(3), 0
+        sums: dict[str, list[float]] = {}
         while self.seconds < budget:
-            losses = self.losses()
-            (losses.video + losses.audio).backward()
-            rate = learning_rate(self.step, self.recipe["warmup_steps"], self.seconds / budget)
-            norm = self.weights.step(rate)
-            self.step += 1
+            for name, value in self.advance(self.seconds / budget).items():
+                sums.setdefault(name, []).append(value)
             elapsed = torch.tensor(time.monotonic() - last)
             last = time.monotonic()
             if self.world > 1:
                 # All ranks must agree on when to stop.
                 dist.broadcast(elapsed, 0)
             self.seconds += float(elapsed)
-            sums += torch.tensor([losses.video.item(), losses.audio.item(), norm])
-            count += 1
             if self.step % 25 == 0:
-                video, audio, mean_norm = (sums / count).tolist()
                 if not self.rank:
-                    logger.info(
-                        "step %d, %.0f s: video %.4f audio %.4f, gradient %.2f, rate %.2e",
-                        self.step, self.seconds, video, audio, mean_norm, rate,
-                    )  # fmt: skip
-                sums, count = torch.zeros(3), 0
+                    means = " ".join(
+                        f"{name} {np.mean(values):.4f}" for name, values in sums.items()
+                    )
+                    logger.info("step %d, %.0f s: %s", self.step, self.seconds, means)
+                sums = {}
             if time.monotonic() - saved > SAVE_SECONDS:
                 self.save()
                 saved = time.monotonic()
@@ -184,7 +270,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--stage", choices=("unimodal", "joint"), required=True)
+    parser.add_argument("--stage", choices=("unimodal", "joint", "mutual"), required=True)
     parser.add_argument(
         "--config", type=Path, default=Path(__file__).parent / "configs" / "small.json"
     )
