@@ -30,7 +30,7 @@ from ..samplers.decode import StreamDecoder
 from ..samplers.rollout import Mode, Prompt, new_stream
 from ..samplers.state import StreamSettings, StreamState
 from ..samplers.tensor_file import TensorFileError, read_tensors, write_tensors
-from .keymap import split_layout
+from .keymap import check_shapes, split_layout
 
 FORMAT = "mutual-forcing"
 TRANSFORMER, TEXT, VIDEO, AUDIO = (
@@ -335,21 +335,8 @@ def _check_keys(path: Path, parts: Mapping[str, nn.Module], tensors: Mapping[str
         for prefix, module in parts.items()
         for key, value in module.state_dict().items()
     }
-    misshapen = [
-        f"{key} is {tuple(tensors[key].shape)}, expected {shape}"
-        for key, shape in expected.items()
-        if key in tensors and tuple(tensors[key].shape) != shape
-    ]
-    for problem, keys in (
-        ("lacks", sorted(expected.keys() - tensors.keys())),
-        ("has weights of another shape:", misshapen),
-        ("has weights that this model has no place for:", sorted(tensors.keys() - expected.keys())),
-    ):
-        if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise TensorFileError(
-                f"the model file {path} {problem} {'; '.join(keys[:3])}{more}; {REMEDY}"
-            )
+    found = {key: tuple(value.shape) for key, value in tensors.items()}
+    check_shapes(f"the model file {path}", expected, found, REMEDY)
 
 
 def _fingerprint(header: _Header, tensors: Mapping[str, Tensor]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -34,7 +34,7 @@ logger = logging.getLogger("mutualforcing")
 
 FOLDER = "mutual_forcing"
 _MODEL_FOLDERS = (FOLDER, "diffusion_models", "checkpoints")
-_PREVIEW_PIXELS = 512
+_PREVIEW_PIXELS, _LARGEST_PREVIEW = 256, 512
 
 Precision = Literal["automatic", "float32", "bfloat16", "float16"]
 AttentionChoice = Literal["automatic", "PyTorch"]
@@ -68,8 +68,8 @@ class HostModel:
         like: empty tensor with the device and dtype to compute in.
     """
 
-    bundle: Bundle
-    patcher: object
+    bundle: Bundle = field(repr=False)
+    patcher: object = field(repr=False)
     like: Tensor
 
     def make_ready(self, memory_required: int = 0) -> None:
@@ -142,6 +142,9 @@ def attention_kernel(choice: AttentionChoice, device: torch.device) -> Attention
 
 def comfy_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """The kernel that ComfyUI was started with (xFormers, Sage, Flash, PyTorch); (b, a, n, d) as `sdpa`."""
+    if mask is not None:
+        # Not every kernel of ComfyUI's reads booleans as PyTorch does; all of them add numbers to the scores.
+        mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, float("-inf"))
     return comfy.ldm.modules.attention.optimized_attention(
         q, k, v, heads=q.shape[1], mask=mask, skip_reshape=True, skip_output_reshape=True
     )
@@ -187,14 +190,15 @@ class Progress:
         preview = None
         if self._frames is not None:
             frame = self._frames[min(int(position * len(self._frames)), len(self._frames) - 1)]
-            preview = ("JPEG", _picture(frame), _PREVIEW_PIXELS)
+            preview = ("JPEG", _picture(frame), None)
         self._bar.update_absolute(self._done, self._steps, preview)
 
 
 def _picture(frame: Tensor) -> Image.Image:
-    """A frame (H, W, 3) in 0..1 as a picture that is large enough to look at."""
+    """A frame (H, W, 3) in 0..1 as a picture that is large enough to look at, and not larger."""
     picture = Image.fromarray((frame * 255).round().byte().numpy())
-    scale = max(1, -(-_PREVIEW_PIXELS // 2 // min(picture.size)))
+    picture.thumbnail((_LARGEST_PREVIEW, _LARGEST_PREVIEW))
+    scale = max(1, -(-_PREVIEW_PIXELS // min(picture.size)))
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 

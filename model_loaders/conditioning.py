@@ -8,58 +8,42 @@ object to be one. CONDITIONING is a list of pairs: a tensor (b, m, c) and a dict
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..networks.transformer import text_keys
+from ..networks.transformer import TextKeys, text_keys
 from ..samplers.rollout import Prompt
+from .bundle import Bundle
 
 Conditioning = list[list[object]]
-WORDS = "mutual_forcing_words"
-
-
-class Encoder(Protocol):
-    """The text encoder of a bundle."""
-
-    def tokenize(self, text: str) -> tuple[int, ...]:
-        """Word ids, filled up with 0."""
-        ...
-
-    def encode(self, texts: list[str]) -> Tensor:
-        """Embeddings (b, m, c)."""
-        ...
+TEXT = "mutual_forcing_text"
 
 
 class StreamClip:
     """What the loader puts on its CLIP wire: encodes prompts for this model, on ComfyUI's own nodes.
 
     Args:
-        encoder: the bundle's text encoder.
+        bundle: the model.
         make_ready: called before encoding; brings the model to where it computes.
     """
 
-    def __init__(self, encoder: Encoder, make_ready: Callable[[], None]) -> None:
-        self._encoder, self._make_ready = encoder, make_ready
+    def __init__(self, bundle: Bundle, make_ready: Callable[[], None]) -> None:
+        self._bundle, self._make_ready = bundle, make_ready
 
     def tokenize(self, text: str, **_options: object) -> str:
         """The prompt itself: words become ids when it is encoded."""
         return text
 
-    @torch.no_grad()
     def encode_from_tokens_scheduled(self, tokens: str, **_options: object) -> Conditioning:
-        """CONDITIONING of one prompt; it also tells how many of its words the model knows."""
+        """CONDITIONING of one prompt, with its text, so that one that says nothing can be told."""
         self._make_ready()
-        words = sum(token != 0 for token in self._encoder.tokenize(tokens))
-        embedding = self._encoder.encode([tokens]).float().cpu()
-        return [[embedding, {"pooled_output": None, WORDS: words}]]
+        return [[self._bundle.embed(tokens).float().cpu(), {"pooled_output": None, TEXT: tokens}]]
 
 
 @torch.no_grad()
 def prompt_of(
-    transformer: nn.Module,
-    encoder: Encoder,
+    bundle: Bundle,
     positive: Conditioning,
     negative: Conditioning | None,
     *,
@@ -76,32 +60,30 @@ def prompt_of(
     Raises:
         ValueError: an empty prompt, one that another model encoded, or several on one wire.
     """
-    width = transformer.config.caption_channels
-    wanted, words = _single(positive, "prompt", width)
-    if words == 0:
-        raise ValueError(
-            "the prompt says nothing that this model knows: write in CLIP Text Encode what should be "
-            "seen and heard, in the words that the model card lists"
-        )
-    keys = text_keys(transformer, wanted.to(like), wanted.to(like))
+    wanted, text = _single(positive, "prompt", bundle)
+    if text is not None:
+        bundle.check_prompt(text)
+
+    def keys(embedding: Tensor) -> TextKeys:
+        return text_keys(bundle.transformer, embedding.to(like), embedding.to(like))
+
     if not guided:
-        return Prompt(keys)
-    unwanted = (
-        encoder.encode([""]) if negative is None else _single(negative, "negative prompt", width)[0]
-    )
-    return Prompt(keys, text_keys(transformer, unwanted.to(like), unwanted.to(like)))
+        return Prompt(keys(wanted))
+    unwanted = bundle.embed("") if negative is None else _single(negative, "negative prompt", bundle)[0]
+    return Prompt(keys(wanted), keys(unwanted))
 
 
-def _single(conditioning: Conditioning, name: str, width: int) -> tuple[Tensor, int | None]:
+def _single(conditioning: Conditioning, name: str, bundle: Bundle) -> tuple[Tensor, str | None]:
     if len(conditioning) != 1:
         raise ValueError(
-            f"the {name} wire carries {len(conditioning)} prompts, expected one: connect one CLIP "
-            "Text Encode and write everything there"
+            f"the {name} wire carries {len(conditioning)} prompts, expected one: connect one CLIP Text "
+            "Encode and write everything there"
         )
     embedding, extras = conditioning[0]
+    width = bundle.transformer.config.caption_channels
     if embedding.ndim != 3 or embedding.shape[-1] != width:
         raise ValueError(
-            f"the {name} was encoded for another model (embedding {tuple(embedding.shape)}, expected "
-            f"width {width}): connect the clip output of Load Mutual Forcing Model to CLIP Text Encode"
+            f"the {name} was encoded for another model (embedding {tuple(embedding.shape)}, expected width "
+            f"{width}): connect the clip output of Load Mutual Forcing Model to CLIP Text Encode"
         )
-    return embedding, extras.get(WORDS)
+    return embedding, extras.get(TEXT)

@@ -70,8 +70,8 @@ class LoadModel(io.ComfyNode):
                 "ComfyUI's models/mutual_forcing folder and press R"
             )
         return (
-            f"the model '{file}' is not there: choose another one from the list, or put it into "
-            "ComfyUI's models/mutual_forcing folder and press R"
+            f"the model '{file}' is not there, or is not a whole Mutual Forcing model: choose another "
+            "one from the list, or put it into ComfyUI's models/mutual_forcing folder and press R"
         )
 
     @classmethod
@@ -86,4 +86,4 @@ class LoadModel(io.ComfyNode):
     ) -> io.NodeOutput:
         """Load it."""
         model = compat.load_model(compat.model_files()[file], dtype, attention)
-        return io.NodeOutput(model, StreamClip(model.bundle.text_encoder, model.make_ready))
+        return io.NodeOutput(model, StreamClip(model.bundle, model.make_ready))

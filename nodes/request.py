@@ -142,8 +142,7 @@ def read(
         )
     )
     prompt = prompt_of(
-        bundle.transformer,
-        bundle.text_encoder,
+        bundle,
         positive,
         negative,
         guided=sampler.guidance != 1.0,

@@ -9,7 +9,7 @@ they are missing they are rebuilt from the latents.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -71,9 +71,10 @@ class StreamState:
     settings: StreamSettings
     model_id: str
     layout: BlockLayout
-    latents: tuple[BlockLatents, ...] = ()
-    cache: RollingCache | None = None
-    unguided: RollingCache | None = None
+    # Not printed: ComfyUI writes a node's inputs into its error reports, and these are megabytes of numbers.
+    latents: tuple[BlockLatents, ...] = field(default=(), repr=False)
+    cache: RollingCache | None = field(default=None, repr=False)
+    unguided: RollingCache | None = field(default=None, repr=False)
     version: int = STATE_VERSION
 
     @property

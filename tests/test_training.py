@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from mutual_forcing.networks.layout import BlockLayout
+from mutual_forcing.tests.tiny import save_tiny, tiny_parts
 from mutual_forcing.training import train
 from mutual_forcing.training.flow_matching import Batch, block_weights, flow_matching
 from mutual_forcing.training.latents import encode_set
 from mutual_forcing.training.optimiser import MasterWeights
 from mutual_forcing.training.sources import clips_from
 from mutual_forcing.training.system import System, initialise, math_attention
+from mutual_forcing.training.world.scene import VOCABULARY
 from safetensors.torch import load_file
 
 SETTINGS = {
@@ -146,6 +148,28 @@ def test_a_stage_starts_from_the_averaged_weights_of_the_one_before(folder: Path
     saved = load_file(folder.parent / "first" / "weights.safetensors")
     for name, parameter in second.system.named_parameters():
         assert torch.equal(parameter, saved[name].bfloat16())
+
+
+def test_weights_come_back_from_a_model_file(tmp_path: Path) -> None:
+    path = save_tiny(tmp_path / "tiny.safetensors")
+    transformer, text_encoder, *_ = tiny_parts()
+    found = train.starting_weights(path)
+    expected = {f"transformer.{k}": v for k, v in transformer.state_dict().items()}
+    expected |= {f"text_encoder.{k}": v for k, v in text_encoder.state_dict().items()}
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_words_that_are_hard_are_drawn_more_often(folder: Path) -> None:
+    rows = np.load(folder / "captions.npy")
+    ball = 1 + VOCABULARY.index("ball")
+    rows[:] = 1
+    rows[0, 0, 3] = ball
+    np.save(folder / "captions.npy", rows)
+    data = train.LatentSet([folder], {"ball": 7.0})
+    assert data.weights.tolist() == [7.0] + [1.0] * 7
+    drawn = data.batch(2000, torch.Generator().manual_seed(0)).ids
+    assert 0.4 < (drawn == ball).any(dim=1).float().mean() < 0.6
 
 
 def test_an_unfinished_set_is_refused(folder: Path) -> None:

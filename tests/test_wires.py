@@ -41,7 +41,7 @@ def read(bundle: Bundle, clip: StreamClip, text: str, **options: object) -> Prom
     like = next(bundle.transformer.parameters())
     settings = {"negative": None, "guided": True, "like": like} | options
     negative = settings.pop("negative")
-    return prompt_of(bundle.transformer, bundle.text_encoder, positive, negative, **settings)
+    return prompt_of(bundle, positive, negative, **settings)
 
 
 def flat(prompt: Prompt) -> list[torch.Tensor]:
@@ -55,7 +55,7 @@ def flat(prompt: Prompt) -> list[torch.Tensor]:
 
 def test_a_prompt_over_the_wires_is_the_bundles_own(bundle: Bundle) -> None:
     calls = []
-    clip = StreamClip(bundle.text_encoder, lambda: calls.append(1))
+    clip = StreamClip(bundle, lambda: calls.append(1))
     found, expected = (
         flat(read(bundle, clip, "red ball")),
         flat(bundle.prompt("red ball", guided=True)),
@@ -65,17 +65,19 @@ def test_a_prompt_over_the_wires_is_the_bundles_own(bundle: Bundle) -> None:
 
 
 def test_no_negative_prompt_means_the_empty_one(bundle: Bundle) -> None:
-    clip = StreamClip(bundle.text_encoder, lambda: None)
+    clip = StreamClip(bundle, lambda: None)
     empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
     one, other = read(bundle, clip, "red ball"), read(bundle, clip, "red ball", negative=empty)
     assert all(torch.equal(a, b) for a, b in zip(flat(one), flat(other), strict=True))
     assert read(bundle, clip, "red ball", guided=False).unguided is None
 
 
-@pytest.mark.parametrize("text", ["", "   ", "zebra"])
-def test_a_prompt_that_says_nothing_is_refused(bundle: Bundle, text: str) -> None:
-    clip = StreamClip(bundle.text_encoder, lambda: None)
-    with pytest.raises(ValueError, match="says nothing that this model knows"):
+@pytest.mark.parametrize(
+    ("text", "said"), [("", "is empty"), ("   ", "is empty"), ("zebra", "no word that this model knows")]
+)
+def test_a_prompt_that_says_nothing_is_refused(bundle: Bundle, text: str, said: str) -> None:
+    clip = StreamClip(bundle, lambda: None)
+    with pytest.raises(ValueError, match=said):
         read(bundle, clip, text)
 
 
@@ -83,7 +85,7 @@ def test_prompts_of_another_model_or_several_at_once_are_refused(bundle: Bundle)
     like = next(bundle.transformer.parameters())
 
     def ask(positive: list) -> None:
-        prompt_of(bundle.transformer, bundle.text_encoder, positive, None, guided=False, like=like)
+        prompt_of(bundle, positive, None, guided=False, like=like)
 
     with pytest.raises(ValueError, match="encoded for another model"):
         ask([[torch.zeros(1, 4, 4096), {}]])
@@ -159,3 +161,9 @@ def test_live_decoding_goes_on_without_a_seam(bundle: Bundle) -> None:
     found = joined(blocks)
     assert torch.allclose(found.video, expected.video, atol=1e-4)
     assert torch.allclose(found.audio, expected.audio, atol=1e-4)
+
+
+def test_a_state_in_an_error_report_is_short(stream: StreamState) -> None:
+    """ComfyUI prints the inputs of a node that fails; that must not be megabytes of numbers."""
+    assert len(repr(stream)) < 1000
+    assert len(repr(chunk_origin(stream, 2))) < 1000

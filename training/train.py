@@ -25,20 +25,26 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..model_loaders.bundle import TEXT, TRANSFORMER
 from ..networks.config import TransformerConfig
 from .flow_matching import Batch, flow_matching
 from .mutual_forcing import MutualRecipe, fake_loss, mutual_losses, prepare
 from .optimiser import MasterWeights
 from .system import System, initialise, math_attention
+from .world.scene import VOCABULARY
 
 logger = logging.getLogger("mutualforcing")
 SAVE_SECONDS = 120
 
 
 class LatentSet:
-    """Encoded clips of one or several folders (training.latents), held in memory."""
+    """Encoded clips of one or several folders (training.latents), held in memory.
 
-    def __init__(self, folders: list[Path]) -> None:
+    Args:
+        word_weights: how much more often a clip is drawn whose full caption has a word; 1 for all others.
+    """
+
+    def __init__(self, folders: list[Path], word_weights: dict[str, float]) -> None:
         for folder in folders:
             about = json.loads((folder / "about.json").read_text())
             if about["done"] < about["clips"]:
@@ -52,19 +58,17 @@ class LatentSet:
             )
 
         self.video, self.audio, self.captions = load("video"), load("audio"), load("captions")
-
-    def __len__(self) -> int:
-        return len(self.video)
+        ids = {word: index + 1 for index, word in enumerate(VOCABULARY)}
+        self.weights = torch.ones(len(self.video))
+        for word, weight in word_weights.items():
+            self.weights[(self.captions[:, 0] == ids[word]).any(dim=1)] = weight
 
     def batch(self, size: int, generator: torch.Generator) -> Batch:
         """Random clips, each with one of its captions."""
-        index = torch.randint(len(self), (size,), generator=generator)
+        index = torch.multinomial(self.weights, size, replacement=True, generator=generator)
         variant = torch.randint(self.captions.shape[1], (size,), generator=generator)
-        return Batch(
-            self.video[index].float(),
-            self.audio[index].float(),
-            self.captions[index, variant].long(),
-        )
+        captions = self.captions[index, variant].long()
+        return Batch(self.video[index].float(), self.audio[index].float(), captions)
 
 
 def learning_rate(step: int, warmup: int, progress: float) -> float:
@@ -76,6 +80,19 @@ def _atomic(path: Path, write: object) -> None:
     part = path.with_name(path.name + ".part")
     write(part)
     part.replace(path)
+
+
+def starting_weights(path: Path) -> dict[str, Tensor]:
+    """Weights by their name in a `System`, from another run's folder or from a model file that was shipped."""
+    if path.is_dir():
+        return load_file(path / "weights.safetensors")
+    parts = {TRANSFORMER: "transformer.", TEXT: "text_encoder."}
+    return {
+        name + key.removeprefix(prefix): value.float()
+        for key, value in load_file(path).items()
+        for prefix, name in parts.items()
+        if key.startswith(prefix)
+    }
 
 
 class FlowStage:
@@ -184,12 +201,12 @@ class Run:
             self.step, self.seconds = state["step"], state["seconds"]
             logger.info("going on from step %d", self.step)
         elif args.init:
-            self.weights.start_from(load_file(args.init / "weights.safetensors"))
+            self.weights.start_from(starting_weights(args.init))
         # After the weights: the teacher and the fake score of mutual training begin as copies of them.
         self.stage = self._stage(settings)
         if state is not None:
-            self.stage.load_state_dict(state["stage"])
-        self.data = LatentSet(args.latents)
+            self.stage.load_state_dict(state.get("stage", {}))
+        self.data = LatentSet(args.latents, self.recipe.get("word_weights", {}))
 
     def _stage(self, settings: dict[str, dict[str, object]]) -> FlowStage | MutualStage:
         if self.args.stage != "mutual":
@@ -275,7 +292,7 @@ def main() -> None:
         "--config", type=Path, default=Path(__file__).parent / "configs" / "small.json"
     )
     parser.add_argument("--latents", type=Path, nargs="+", required=True)
-    parser.add_argument("--init", type=Path, help="folder of the run to start from")
+    parser.add_argument("--init", type=Path, help="run folder or model file to start from")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--learning-rate", type=float)

@@ -1,0 +1,272 @@
+"""The tensors of a checkpoint, whatever it is stored in: a folder, an index, a safetensors file or a .pt.
+
+Nothing is read before it is asked for: every tensor is a view of a mapped file. A tensor that is kept costs
+nothing but its own pages. One that is only read on its way to a copy comes from a second map of the same
+file, which is thrown away every sixteenth of the checkpoint, pages and all. So what a load holds in memory
+is about what it makes, even where a file of 38 GB is cast or moved.
+
+A .pt is a pickle, and a pickle can run any code: PyTorch's own reader of plain weights opens it, and refuses
+whatever needs more. Containers: omniforcing.md, section 2.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..samplers.tensor_file import TensorFileError, read_tensors
+
+Container = Literal["folder", "index", "safetensors", "pickle"]
+
+REMEDY = "choose another file, or download this one again"
+WEIGHTS_ONLY = (
+    "save it again with its weights alone (torch.save(model.state_dict())) or as safetensors"
+)
+INDEX_SUFFIX = ".safetensors.index.json"
+_ZIP, _OLD_PICKLE = b"PK\x03\x04", b"\x80"
+_SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)\.safetensors$")
+# In this order a .pt is searched for its weights; without any of them it is the state dict itself.
+EMA, PARTS = "generator_ema", ("generator", "model", "state_dict")
+_WINDOWS = 16
+
+
+class Checkpoint:
+    """Named tensors of one checkpoint.
+
+    Attributes:
+        path: what was asked for.
+        container: what kind of thing lies there.
+        part: which entry of a .pt the weights are; None where there are no entries.
+        metadata: of the safetensors files together; empty for a .pt.
+        shapes: of every tensor, by the name in the file.
+        dtypes: likewise.
+        size: bytes of all tensors.
+    """
+
+    def __init__(self, path: Path | str, *, ema: bool = False) -> None:
+        """Open a checkpoint; reads headers only.
+
+        Args:
+            path: folder, `*.safetensors.index.json`, `*.safetensors` or `*.pt`.
+            ema: take the averaged weights (`generator_ema`), which only a .pt has.
+
+        Raises:
+            TensorFileError: it cannot be used; names the file, what was found and the next step.
+        """
+        self.path = Path(path)
+        self._ema = ema
+        self.part: str | None = None
+        self.metadata: dict[str, str] = {}
+        self.container, files, promised = _files(self.path)
+        if ema and self.container != "pickle":
+            raise TensorFileError(
+                f"the checkpoint {self.path} has no averaged weights of its own: only a .pt can hold "
+                f"{EMA!r}; switch the averaged weights off"
+            )
+        self._kept: dict[Path, dict[str, Tensor]] = {}
+        self._passing: dict[Path, dict[str, Tensor]] = {}
+        self._passed = 0
+        self._place: dict[str, Path] = {}
+        for file in files:
+            self._kept[file] = self._open(file)
+            for key in self._kept[file]:
+                if key in self._place:
+                    raise TensorFileError(
+                        f"the checkpoint {self.path} has {key} twice, in {self._place[key].name} and in "
+                        f"{file.name}; leave one model in the folder, or choose its file"
+                    )
+                self._place[key] = file
+        _check_index(self.path, promised, self._place)
+        tensors = {key: self._kept[file][key] for key, file in self._place.items()}
+        self.shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+        self.dtypes = {key: value.dtype for key, value in tensors.items()}
+        self.size = sum(value.nbytes for value in tensors.values())
+
+    def tensor(self, key: str, *, keep: bool) -> Tensor:
+        """One tensor on the CPU, in the file's dtype: a view of the mapped file, not to be written to.
+
+        Args:
+            keep: whether the view itself will be used on. If not, it must be copied and let go before the
+                next one is asked for.
+        """
+        file = self._place[key]
+        if keep:
+            return self._kept[file][key]
+        self._passed += self._kept[file][key].nbytes
+        if self._passed > self.size // _WINDOWS:
+            self._passing.clear()
+            self._passed = 0
+        if file not in self._passing:
+            self._passing[file] = self._open(file)
+        return self._passing[file][key]
+
+    def _open(self, file: Path) -> dict[str, Tensor]:
+        if self.container == "pickle":
+            self.part, tensors = _choose(file, _unpickle(file), self._ema)
+            return tensors
+        tensors, metadata = read_tensors(file, "the checkpoint", REMEDY)
+        self.metadata = metadata | self.metadata
+        return tensors
+
+
+def _files(path: Path) -> tuple[Container, list[Path], Mapping[str, str]]:
+    """What lies at a path, the files that hold its tensors, and which tensor an index promises in which."""
+    if not path.exists():
+        raise TensorFileError(f"the checkpoint {path} is not there; {REMEDY}")
+    if path.is_dir():
+        indices = sorted(path.glob(f"*{INDEX_SUFFIX}"))
+        if indices:
+            return "folder", *_indexed(indices[0])
+        return "folder", _shards(path), {}
+    if path.suffix == ".json":
+        return "index", *_indexed(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise TensorFileError(
+            f"the checkpoint {path} cannot be read ({error.strerror}); {REMEDY}"
+        ) from error
+    # Eight bytes of length and then JSON: a length may well begin with a byte that a pickle has too.
+    if start[8:] != b"{" and start.startswith(_ZIP):
+        return "pickle", [path], {}
+    if start[8:] != b"{" and start.startswith(_OLD_PICKLE):
+        raise TensorFileError(
+            f"the checkpoint {path} is a pickle without PyTorch's zip archive around it, which is never "
+            f"opened: it could run any code; {WEIGHTS_ONLY}"
+        )
+    return "safetensors", [path], {}
+
+
+def _indexed(index: Path) -> tuple[list[Path], Mapping[str, str]]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({str(name) for name in weight_map.values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TensorFileError(
+            f"the index {index} cannot be read ({type(error).__name__}: {error}), expected JSON with a "
+            f"'weight_map' from tensor to file; {REMEDY}"
+        ) from error
+    for name in names:
+        inside = PurePosixPath(name)
+        if inside.is_absolute() or ".." in inside.parts or "\\" in name or ":" in name:
+            raise TensorFileError(
+                f"the index {index} names {name!r}, expected a file beside it; {REMEDY}"
+            )
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise TensorFileError(
+            f"the index {index} names {some(missing)}, not found beside it; download every file that it "
+            "names into one folder"
+        )
+    if not names:
+        raise TensorFileError(f"the index {index} names no file; {REMEDY}")
+    return [index.parent / name for name in names], weight_map
+
+
+def _shards(folder: Path) -> list[Path]:
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        others = [file.name for file in sorted(folder.iterdir()) if file.suffix in (".pt", ".pth")]
+        hint = f"choose one of its files: {some(others)}" if others else REMEDY
+        raise TensorFileError(
+            f"the folder {folder} has no *{INDEX_SUFFIX} and no .safetensors file; {hint}"
+        )
+    present = {file.name for file in found}
+    for shard in filter(None, (_SHARD.match(file.name) for file in found)):
+        stem, number, count = shard.groups()
+        wanted = [
+            f"{stem}-{i:0{len(number)}d}-of-{count}.safetensors" for i in range(1, int(count) + 1)
+        ]
+        missing = [name for name in wanted if name not in present]
+        if missing:
+            raise TensorFileError(
+                f"the folder {folder} lacks {some(missing)} of {int(count)} files; download every one of "
+                "them into it"
+            )
+    return found
+
+
+def _check_index(path: Path, promised: Mapping[str, str], place: Mapping[str, Path]) -> None:
+    broken = [
+        f"{key} in {name}"
+        for key, name in promised.items()
+        if key not in place or place[key].name != PurePosixPath(name).name
+    ]
+    if broken:
+        raise TensorFileError(
+            f"the index of {path} names {some(broken)}, not found there; the index and its files are not "
+            "of one release, download them together"
+        )
+
+
+def _unpickle(path: Path) -> object:
+    try:
+        with warnings.catch_warnings():
+            # A TorchScript archive is announced by a warning and then refused.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        needed = f" ({named.group(1)})" if named else ""
+        raise TensorFileError(
+            f"the checkpoint {path} needs code to open it{needed}, and code from a file is never run; "
+            f"{WEIGHTS_ONLY}"
+        ) from error
+    except RuntimeError as error:
+        if "TorchScript" in str(error):
+            raise TensorFileError(
+                f"the checkpoint {path} is a TorchScript program, and code from a file is never run; "
+                f"{WEIGHTS_ONLY}"
+            ) from error
+        raise TensorFileError(
+            f"the checkpoint {path} was cut short or is not a PyTorch file ({_first_line(error)}); {REMEDY}"
+        ) from error
+    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise TensorFileError(
+            f"the checkpoint {path} is damaged ({type(error).__name__}: {_first_line(error)}); {REMEDY}"
+        ) from error
+
+
+def _choose(path: Path, content: object, ema: bool) -> tuple[str | None, dict[str, Tensor]]:
+    """The entry of a .pt that holds the weights wanted, and its tensors."""
+    if not isinstance(content, Mapping):
+        raise TensorFileError(
+            f"the checkpoint {path} holds a {type(content).__name__}, expected a dictionary of tensors; "
+            f"{WEIGHTS_ONLY}"
+        )
+    if ema and not isinstance(content.get(EMA), Mapping):
+        raise TensorFileError(
+            f"the checkpoint {path} has no {EMA!r} (it has {some(map(str, content))}); switch the averaged "
+            "weights off"
+        )
+    order = (EMA, *PARTS) if ema else PARTS
+    part = next((name for name in order if isinstance(content.get(name), Mapping)), None)
+    weights = content if part is None else content[part]
+    strange = [str(key) for key, value in weights.items() if not isinstance(value, Tensor)]
+    if strange or not weights:
+        raise TensorFileError(
+            f"the checkpoint {path} has no weights where they are looked for"
+            f"{f' ({part!r})' if part else ''}: {some(strange) or 'nothing'} found, expected tensors; "
+            f"{WEIGHTS_ONLY}"
+        )
+    return part, {str(key): value.detach() for key, value in weights.items()}
+
+
+def some(names: Iterable[str]) -> str:
+    """The first three names and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return "; ".join(names[:3]) + more
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else "no reason given"

@@ -1,0 +1,294 @@
+"""An LTX-2 file, base or OmniForcing's causal generator, to a network in this pack's layout.
+
+What the file says of itself comes first: sizes from the shapes of its tensors, positions and block layout
+from its header where it has one. The rest is a preset, because the two kinds of file need different numbers
+under the same names (omniforcing.md, section 0, point 2), and every part of it can be overridden.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..networks.config import TransformerConfig
+from ..networks.layout import PAPER_LAYOUT, RELEASED_LAYOUT, BlockLayout
+from ..networks.transformer import CausalAVTransformer
+from ..samplers.tensor_file import TensorFileError
+from .containers import REMEDY, Checkpoint, Container, some
+from .keymap import KeyMap, check_shapes, is_rotated, map_keys, to_split
+
+logger = logging.getLogger("mutualforcing")
+
+Preset = Literal["omniforcing", "ltx2_base"]
+PRESETS: dict[Preset, dict[str, object]] = {
+    "omniforcing": {
+        "rope_type": "interleaved",
+        "frequencies_precision": "float32",
+        "av_ca_timestep_scale_multiplier": 1.0,
+    },
+    "ltx2_base": {
+        "rope_type": "split",
+        "frequencies_precision": "float64",
+        "av_ca_timestep_scale_multiplier": 1000.0,
+    },
+}
+SINKS = "audio_sink_tokens"
+_LAYOUT_KEYS = ("video_first_block", "audio_first_block", "video_next_block", "audio_next_block")
+_DIMENSIONS = REMEDY + ", or say otherwise in the overrides"
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What was made of a checkpoint.
+
+    Attributes:
+        container, part: what it was stored in, and the entry of a .pt that was taken.
+        prefix: in front of the transformer's keys.
+        preset: where positions came from if the header did not say.
+        left_out: other parts of the file, with their number of tensors.
+        tensors, parameters: of the transformer.
+    """
+
+    path: Path
+    container: Container
+    part: str | None
+    prefix: str
+    preset: Preset
+    left_out: dict[str, int]
+    tensors: int
+    parameters: int
+
+    def __str__(self) -> str:
+        part = f", entry {self.part!r}" if self.part else ""
+        left_out = ", ".join(f"{name} ({count})" for name, count in sorted(self.left_out.items()))
+        return (
+            f"{self.path} ({self.container}{part}): {self.tensors} tensors, "
+            f"{self.parameters / 1e9:.3f} B parameters under {self.prefix!r}, preset {self.preset}; "
+            f"left out: {left_out or 'nothing'}"
+        )
+
+
+@dataclass(frozen=True)
+class LoadedTransformer:
+    """A network ready to run, and where it came from."""
+
+    transformer: CausalAVTransformer
+    report: LoadReport
+
+
+def load_transformer(
+    path: Path | str,
+    *,
+    preset: Preset | None = None,
+    overrides: Mapping[str, object] | None = None,
+    ema: bool = False,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    operations: object = nn,
+) -> LoadedTransformer:
+    """Load a checkpoint.
+
+    On the CPU and in the file's own dtype most weights stay views of the mapped file, so the file must not
+    be written over while the network is in use.
+
+    Args:
+        path: folder, index, safetensors file or .pt.
+        preset: "omniforcing" holds whatever the header says, as in the reference, which never reads it;
+            "ltx2_base" gives way to the header. None: "ltx2_base" for a file with LTX-2's header or with
+            other parts of LTX-2 in it, else "omniforcing".
+        overrides: fields of `TransformerConfig`, and `layout` as a `BlockLayout`; they win over everything.
+        ema: take the averaged weights of a .pt.
+        dtype: of the network; None = the one that most of the file is in (bfloat16 for an 8-bit file).
+        operations: namespace with `Linear` and `RMSNorm`.
+
+    Raises:
+        TensorFileError: the file cannot be used or does not hold exactly one whole network; says what was
+            found and the next step.
+        ValueError: an override or preset that does not exist.
+    """
+    checkpoint = Checkpoint(path, ema=ema)
+    what = f"the checkpoint {checkpoint.path}"
+    keys = map_keys(checkpoint.shapes, what, REMEDY)
+    header = _header(checkpoint, what)
+    chosen = preset or ("ltx2_base" if header or keys.left_out else "omniforcing")
+    shapes = {own: checkpoint.shapes[key] for own, key in keys.names.items()}
+    config = _config(shapes, header, chosen, preset is not None, overrides or {}, what)
+    dtype = dtype or _main_dtype(checkpoint, keys)
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[]):
+        transformer = CausalAVTransformer(config, operations=operations, dtype=dtype, device="meta")
+    wanted = transformer.state_dict()
+    _check(checkpoint, keys, wanted, what)
+    weights = {}
+    for own, key in keys.names.items():
+        rotated = config.rope_type == "interleaved" and is_rotated(own)
+        keep = not rotated and checkpoint.dtypes[key] == dtype and device.type == "cpu"
+        value = checkpoint.tensor(key, keep=keep)
+        if not keep:
+            # `copy`: a view of the pages that are about to go must not live on.
+            value = to_split(own, value, config).to(device=device, dtype=dtype, copy=not rotated)
+        weights[own] = value.contiguous()
+        del value
+    transformer.load_state_dict(weights, strict=True, assign=True)
+    transformer.eval().requires_grad_(False)
+    report = LoadReport(
+        checkpoint.path,
+        checkpoint.container,
+        checkpoint.part,
+        keys.prefix,
+        chosen,
+        keys.left_out,
+        len(wanted),
+        sum(value.numel() for value in wanted.values()),
+    )
+    logger.info("loaded %s", report)
+    return LoadedTransformer(transformer, report)
+
+
+def _header(checkpoint: Checkpoint, what: str) -> dict[str, object]:
+    """LTX-2's own description of the transformer; empty where there is none."""
+    if "config" not in checkpoint.metadata:
+        return {}
+    try:
+        header = json.loads(checkpoint.metadata["config"])
+    except ValueError as error:
+        raise TensorFileError(
+            f"{what} has a 'config' in its metadata that is not JSON ({error}); {REMEDY}"
+        ) from error
+    transformer = header.get("transformer", {}) if isinstance(header, dict) else None
+    if not isinstance(transformer, dict):
+        raise TensorFileError(
+            f"{what} has a 'config' in its metadata without an object 'transformer'; {REMEDY}"
+        )
+    return transformer
+
+
+def _config(
+    shapes: Mapping[str, tuple[int, ...]],
+    header: Mapping[str, object],
+    preset: Preset,
+    asked: bool,
+    overrides: Mapping[str, object],
+    what: str,
+) -> TransformerConfig:
+    """Sizes from shapes, then preset, header and overrides, the later over the earlier."""
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r} does not exist, expected one of {', '.join(PRESETS)}")
+    known = {field.name for field in fields(TransformerConfig)} | {"layout"}
+    strange = sorted(overrides.keys() - known)
+    if strange:
+        raise ValueError(
+            f"overrides has {some(strange)}, expected fields of TransformerConfig or 'layout'"
+        )
+    fixed = PRESETS[preset] if asked and preset == "omniforcing" else {}
+    given = {**PRESETS[preset], **header, **fixed, **overrides}
+    layout = given.pop("layout", None) if "layout" in overrides else None
+    sinks = shapes.get(SINKS, (1, 0))
+    sizes = _sizes(shapes, given, what)
+    values = {
+        **_layout_values(PAPER_LAYOUT if SINKS in shapes else RELEASED_LAYOUT),
+        **sizes,
+        **given,
+        SINKS_FIELD: given.get(SINKS_FIELD, sinks[1] if len(sinks) == 3 else 0),
+    }
+    if layout is not None or any(key in overrides for key in _LAYOUT_KEYS):
+        values.pop("video_blocks", None)
+    if layout is not None:
+        if not isinstance(layout, BlockLayout):
+            raise ValueError(f"overrides has layout={layout!r}, expected a BlockLayout")
+        values.update(_layout_values(layout))
+    try:
+        return TransformerConfig.from_dict(values)
+    except (ValueError, TypeError) as error:
+        raise TensorFileError(f"{what} does not work ({error}); {_DIMENSIONS}") from error
+
+
+SINKS_FIELD = "num_audio_sink_tokens"
+
+
+def _layout_values(layout: BlockLayout) -> dict[str, object]:
+    counts = (layout.video_first, layout.audio_first, layout.video_next, layout.audio_next)
+    return dict(zip(_LAYOUT_KEYS, counts, strict=True))
+
+
+def _sizes(
+    shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, object], what: str
+) -> dict[str, object]:
+    """Every size that the shapes tell; the number of heads is not one of them."""
+    numbers = {
+        int(key.split(".")[1])
+        for key in shapes
+        if key.startswith("transformer_blocks.") and key.split(".")[1].isdigit()
+    }
+    layers = 1 + max(numbers, default=-1)
+
+    def usual(axis: int, names: Iterable[str]) -> int:
+        """The most common length of an axis, so that one broken tensor is found out and not believed."""
+        found = Counter(
+            shapes[name][axis] for name in names if name in shapes and len(shapes[name]) > axis
+        )
+        if not found:
+            raise TensorFileError(f"{what} lacks {some(names)}; {REMEDY}")
+        return found.most_common(1)[0][0]
+
+    def layered(*names: str) -> list[str]:
+        return [f"transformer_blocks.{i}.{name}" for i in range(layers) for name in names]
+
+    sizes: dict[str, object] = {"num_layers": layers}
+    for stream, attention, text, channels in (
+        ("", "attn1", "attn2", ("patchify_proj", "proj_out")),
+        ("audio_", "audio_attn1", "audio_attn2", ("audio_patchify_proj", "audio_proj_out")),
+    ):
+        width = usual(0, layered(f"{attention}.to_q.bias", f"{attention}.q_norm.weight"))
+        sizes[f"{stream}in_channels"] = usual(1, [f"{channels[0]}.weight"])
+        sizes[f"{stream}out_channels"] = usual(0, [f"{channels[1]}.weight", f"{channels[1]}.bias"])
+        sizes[f"{stream}cross_attention_dim"] = usual(
+            1, layered(f"{text}.to_k.weight", f"{text}.to_v.weight")
+        )
+        heads_key, head_dim_key = f"{stream}num_attention_heads", f"{stream}attention_head_dim"
+        heads = given.get(heads_key, getattr(TransformerConfig, heads_key))
+        if not isinstance(heads, int) or heads < 1 or width % heads:
+            raise TensorFileError(
+                f"{what} has an attention width of {width}, which {heads_key} = {heads!r} does not divide; "
+                f"{_DIMENSIONS} ({heads_key})"
+            )
+        sizes[head_dim_key] = width // heads
+    projections = ("caption_projection", "audio_caption_projection")
+    sizes["caption_channels"] = usual(1, [f"{name}.linear_1.weight" for name in projections])
+    sizes["step_size_embedding"] = any(".step_size_embedder." in key for key in shapes)
+    return sizes
+
+
+def _main_dtype(checkpoint: Checkpoint, keys: KeyMap) -> torch.dtype:
+    values: Counter[torch.dtype] = Counter()
+    for key in keys.names.values():
+        values[checkpoint.dtypes[key]] += torch.Size(checkpoint.shapes[key]).numel()
+    dtype = values.most_common(1)[0][0]
+    return dtype if dtype.itemsize > 1 else torch.bfloat16
+
+
+def _check(checkpoint: Checkpoint, keys: KeyMap, wanted: Mapping[str, Tensor], what: str) -> None:
+    """Refuse a file that is not exactly this network; its own keys are named."""
+    expected = {
+        keys.names.get(own, keys.prefix + own): tuple(value.shape) for own, value in wanted.items()
+    }
+    found = {key: checkpoint.shapes[key] for key in (*keys.names.values(), *keys.unknown)}
+    check_shapes(what, expected, found, REMEDY)
+    whole = [
+        f"{key} is {checkpoint.dtypes[key]}"
+        for key in keys.names.values()
+        if not checkpoint.dtypes[key].is_floating_point
+    ]
+    if whole:
+        raise TensorFileError(
+            f"{what} is quantised ({some(whole)}), expected floating point; load it with ComfyUI's own "
+            "loader, or take the unquantised file"
+        )
