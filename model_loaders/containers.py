@@ -12,17 +12,18 @@ whatever needs more. Containers: omniforcing.md, section 2.
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..samplers.tensor_file import TensorFileError, read_tensors
+from ..samplers.tensor_file import TensorFileError, open_tensors
 
 Container = Literal["folder", "index", "safetensors", "pickle"]
 
@@ -36,6 +37,20 @@ _SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)\.safetensors$")
 # In this order a .pt is searched for its weights; without any of them it is the state dict itself.
 EMA, PARTS = "generator_ema", ("generator", "model", "state_dict")
 _WINDOWS = 16
+# Safetensors' names of what a network can be made of; the rest is for quantised files.
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I8": torch.int8,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
+Described = tuple[tuple[int, ...], torch.dtype]
+Reader = Callable[[str], Tensor]
 
 
 class Checkpoint:
@@ -71,24 +86,23 @@ class Checkpoint:
                 f"the checkpoint {self.path} has no averaged weights of its own: only a .pt can hold "
                 f"{EMA!r}; switch the averaged weights off"
             )
-        self._kept: dict[Path, dict[str, Tensor]] = {}
-        self._passing: dict[Path, dict[str, Tensor]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
+        self._kept: dict[Path, Reader] = {}
+        self._passing: dict[Path, Reader] = {}
         self._passed = 0
         self._place: dict[str, Path] = {}
         for file in files:
-            self._kept[file] = self._open(file)
-            for key in self._kept[file]:
+            described, self._kept[file] = self._open(file)
+            for key, (shape, dtype) in described.items():
                 if key in self._place:
                     raise TensorFileError(
                         f"the checkpoint {self.path} has {key} twice, in {self._place[key].name} and in "
                         f"{file.name}; leave one model in the folder, or choose its file"
                     )
-                self._place[key] = file
+                self._place[key], self.shapes[key], self.dtypes[key] = file, shape, dtype
         _check_index(self.path, promised, self._place)
-        tensors = {key: self._kept[file][key] for key, file in self._place.items()}
-        self.shapes = {key: tuple(value.shape) for key, value in tensors.items()}
-        self.dtypes = {key: value.dtype for key, value in tensors.items()}
-        self.size = sum(value.nbytes for value in tensors.values())
+        self.size = sum(self._bytes(key) for key in self._place)
 
     def tensor(self, key: str, *, keep: bool) -> Tensor:
         """One tensor on the CPU, in the file's dtype: a view of the mapped file, not to be written to.
@@ -99,22 +113,32 @@ class Checkpoint:
         """
         file = self._place[key]
         if keep:
-            return self._kept[file][key]
-        self._passed += self._kept[file][key].nbytes
+            return self._kept[file](key)
         if self._passed > self.size // _WINDOWS:
             self._passing.clear()
             self._passed = 0
+        self._passed += self._bytes(key)
         if file not in self._passing:
-            self._passing[file] = self._open(file)
-        return self._passing[file][key]
+            _, self._passing[file] = self._open(file)
+        return self._passing[file](key)
 
-    def _open(self, file: Path) -> dict[str, Tensor]:
+    def _bytes(self, key: str) -> int:
+        return math.prod(self.shapes[key]) * self.dtypes[key].itemsize
+
+    def _open(self, file: Path) -> tuple[dict[str, Described], Reader]:
         if self.container == "pickle":
             self.part, tensors = _choose(file, _unpickle(file), self._ema)
-            return tensors
-        tensors, metadata = read_tensors(file, "the checkpoint", REMEDY)
-        self.metadata = metadata | self.metadata
-        return tensors
+            described = {key: (tuple(value.shape), value.dtype) for key, value in tensors.items()}
+            return described, tensors.__getitem__
+        handle = open_tensors(file, "the checkpoint", REMEDY)
+        # Slices know shape and dtype from the header; a tensor would touch its first page on the disk.
+        slices = {key: handle.get_slice(key) for key in handle.keys()}
+        described = {
+            key: (tuple(piece.get_shape()), _DTYPES.get(piece.get_dtype(), torch.uint8))
+            for key, piece in slices.items()
+        }
+        self.metadata = (handle.metadata() or {}) | self.metadata
+        return described, handle.get_tensor
 
 
 def _files(path: Path) -> tuple[Container, list[Path], Mapping[str, str]]:
@@ -137,6 +161,12 @@ def _files(path: Path) -> tuple[Container, list[Path], Mapping[str, str]]:
         ) from error
     # Eight bytes of length and then JSON: a length may well begin with a byte that a pickle has too.
     if start[8:] != b"{" and start.startswith(_ZIP):
+        if path.suffix == ".safetensors":
+            # PyTorch goes by the name and would take it for safetensors.
+            raise TensorFileError(
+                f"the checkpoint {path} is a pickled PyTorch file under the name of a safetensors file; "
+                "rename it to .pt if you know where it is from"
+            )
         return "pickle", [path], {}
     if start[8:] != b"{" and start.startswith(_OLD_PICKLE):
         raise TensorFileError(

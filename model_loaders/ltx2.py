@@ -40,9 +40,11 @@ PRESETS: dict[Preset, dict[str, object]] = {
         "av_ca_timestep_scale_multiplier": 1000.0,
     },
 }
-SINKS = "audio_sink_tokens"
+SINKS, SINK_COUNT = "audio_sink_tokens", "num_audio_sink_tokens"
 _LAYOUT_KEYS = ("video_first_block", "audio_first_block", "video_next_block", "audio_next_block")
-_DIMENSIONS = REMEDY + ", or say otherwise in the overrides"
+_TELL = f"{REMEDY}, or say what is right in the overrides"
+# What quantised files keep beside their weights.
+_SCALES = ("_scale", ".scale_weight", ".scale_input", ".comfy_quant", "_scale_2")
 
 
 @dataclass(frozen=True)
@@ -114,13 +116,15 @@ def load_transformer(
             found and the next step.
         ValueError: an override or preset that does not exist.
     """
+    overrides = overrides or {}
+    _check_arguments(preset, overrides)
     checkpoint = Checkpoint(path, ema=ema)
     what = f"the checkpoint {checkpoint.path}"
     keys = map_keys(checkpoint.shapes, what, REMEDY)
     header = _header(checkpoint, what)
     chosen = preset or ("ltx2_base" if header or keys.left_out else "omniforcing")
     shapes = {own: checkpoint.shapes[key] for own, key in keys.names.items()}
-    config = _config(shapes, header, chosen, preset is not None, overrides or {}, what)
+    config = _config(shapes, header, chosen, preset == "omniforcing", overrides, what)
     dtype = dtype or _main_dtype(checkpoint, keys)
     device = torch.device(device)
     with torch.random.fork_rng(devices=[]):
@@ -175,48 +179,57 @@ def _config(
     shapes: Mapping[str, tuple[int, ...]],
     header: Mapping[str, object],
     preset: Preset,
-    asked: bool,
+    held: bool,
     overrides: Mapping[str, object],
     what: str,
 ) -> TransformerConfig:
-    """Sizes from shapes, then preset, header and overrides, the later over the earlier."""
-    if preset not in PRESETS:
-        raise ValueError(f"preset {preset!r} does not exist, expected one of {', '.join(PRESETS)}")
-    known = {field.name for field in fields(TransformerConfig)} | {"layout"}
-    strange = sorted(overrides.keys() - known)
-    if strange:
-        raise ValueError(
-            f"overrides has {some(strange)}, expected fields of TransformerConfig or 'layout'"
-        )
-    fixed = PRESETS[preset] if asked and preset == "omniforcing" else {}
-    given = {**PRESETS[preset], **header, **fixed, **overrides}
-    layout = given.pop("layout", None) if "layout" in overrides else None
-    sinks = shapes.get(SINKS, (1, 0))
-    sizes = _sizes(shapes, given, what)
-    values = {
-        **_layout_values(PAPER_LAYOUT if SINKS in shapes else RELEASED_LAYOUT),
-        **sizes,
-        **given,
-        SINKS_FIELD: given.get(SINKS_FIELD, sinks[1] if len(sinks) == 3 else 0),
-    }
-    if layout is not None or any(key in overrides for key in _LAYOUT_KEYS):
-        values.pop("video_blocks", None)
-    if layout is not None:
-        if not isinstance(layout, BlockLayout):
-            raise ValueError(f"overrides has layout={layout!r}, expected a BlockLayout")
-        values.update(_layout_values(layout))
+    """Shapes, then preset, header and overrides, the later over the earlier.
+
+    Args:
+        held: whether the preset wins over the header.
+    """
+    sinks = shapes.get(SINKS)
+    layout = RELEASED_LAYOUT if sinks is None else PAPER_LAYOUT
+    said = {**PRESETS[preset], **header, **(PRESETS[preset] if held else {})}
+    asked = dict(overrides)
     try:
+        blocks = said.pop("video_blocks", None), said.pop("audio_blocks", None)
+        if None not in blocks:
+            layout = BlockLayout.from_blocks(*map(list, blocks))
+        asked_layout = asked.pop("layout", None)
+        if asked_layout is not None:
+            asked = {**_layout_values(asked_layout), **asked}
+        values = {
+            **_layout_values(layout),
+            SINK_COUNT: 0 if sinks is None else sinks[-2] if len(sinks) > 1 else 1,
+            **_sizes(shapes, {**said, **asked}, what),
+            **said,
+            **asked,
+        }
         return TransformerConfig.from_dict(values)
+    except TensorFileError:
+        raise
     except (ValueError, TypeError) as error:
-        raise TensorFileError(f"{what} does not work ({error}); {_DIMENSIONS}") from error
-
-
-SINKS_FIELD = "num_audio_sink_tokens"
+        raise TensorFileError(f"{what} cannot be built ({error}); {_TELL}") from error
 
 
 def _layout_values(layout: BlockLayout) -> dict[str, object]:
     counts = (layout.video_first, layout.audio_first, layout.video_next, layout.audio_next)
     return dict(zip(_LAYOUT_KEYS, counts, strict=True))
+
+
+def _check_arguments(preset: str | None, overrides: Mapping[str, object]) -> None:
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"preset {preset!r} does not exist, expected one of {', '.join(PRESETS)}")
+    strange = sorted(
+        overrides.keys() - {field.name for field in fields(TransformerConfig)} - {"layout"}
+    )
+    if strange:
+        raise ValueError(
+            f"overrides has {some(strange)}, expected fields of TransformerConfig or 'layout'"
+        )
+    if not isinstance(overrides.get("layout"), BlockLayout | None):
+        raise ValueError(f"overrides has layout={overrides['layout']!r}, expected a BlockLayout")
 
 
 def _sizes(
@@ -258,7 +271,7 @@ def _sizes(
         if not isinstance(heads, int) or heads < 1 or width % heads:
             raise TensorFileError(
                 f"{what} has an attention width of {width}, which {heads_key} = {heads!r} does not divide; "
-                f"{_DIMENSIONS} ({heads_key})"
+                f"{_TELL} ({heads_key})"
             )
         sizes[head_dim_key] = width // heads
     projections = ("caption_projection", "audio_caption_projection")
@@ -277,18 +290,18 @@ def _main_dtype(checkpoint: Checkpoint, keys: KeyMap) -> torch.dtype:
 
 def _check(checkpoint: Checkpoint, keys: KeyMap, wanted: Mapping[str, Tensor], what: str) -> None:
     """Refuse a file that is not exactly this network; its own keys are named."""
+    quantised = [
+        f"{key} is {checkpoint.dtypes[key]}"
+        for key in keys.names.values()
+        if key.endswith(_SCALES) or not checkpoint.dtypes[key].is_floating_point
+    ]
+    if quantised:
+        raise TensorFileError(
+            f"{what} is quantised ({some(quantised)}), expected plain floating point; load it with "
+            "ComfyUI's own loader, or take the unquantised file"
+        )
     expected = {
         keys.names.get(own, keys.prefix + own): tuple(value.shape) for own, value in wanted.items()
     }
     found = {key: checkpoint.shapes[key] for key in (*keys.names.values(), *keys.unknown)}
     check_shapes(what, expected, found, REMEDY)
-    whole = [
-        f"{key} is {checkpoint.dtypes[key]}"
-        for key in keys.names.values()
-        if not checkpoint.dtypes[key].is_floating_point
-    ]
-    if whole:
-        raise TensorFileError(
-            f"{what} is quantised ({some(whole)}), expected floating point; load it with ComfyUI's own "
-            "loader, or take the unquantised file"
-        )

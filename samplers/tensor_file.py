@@ -35,6 +35,12 @@ def read_tensors(path: Path, what: str, remedy: str) -> tuple[dict[str, Tensor],
     Raises:
         TensorFileError: no such file, cut short, or not safetensors.
     """
+    file = open_tensors(path, what, remedy)
+    return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+
+
+def open_tensors(path: Path, what: str, remedy: str) -> safe_open:
+    """The mapped file behind `read_tensors`, nothing but its header read; arguments and errors likewise."""
     if not path.exists():
         raise TensorFileError(f"{what} {path} is not there; {remedy}")
     if not path.is_file():
@@ -51,9 +57,7 @@ def read_tensors(path: Path, what: str, remedy: str) -> tuple[dict[str, Tensor],
             )
         if len(start) < 9:
             raise TensorFileError(f"{what} {path} is empty or was cut short; {remedy}")
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-            return tensors, file.metadata() or {}
+        return safe_open(path, framework="pt")
     except SafetensorError as error:
         if any(text in str(error) for text in _CUT_SHORT):
             raise TensorFileError(f"{what} {path} was cut short ({error}); {remedy}") from error
