@@ -144,7 +144,9 @@ def comfy_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Ten
     """The kernel that ComfyUI was started with (xFormers, Sage, Flash, PyTorch); (b, a, n, d) as `sdpa`."""
     if mask is not None:
         # Not every kernel of ComfyUI's reads booleans as PyTorch does; all of them add numbers to the scores.
-        mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, float("-inf"))
+        mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(
+            ~mask, float("-inf")
+        )
     return comfy.ldm.modules.attention.optimized_attention(
         q, k, v, heads=q.shape[1], mask=mask, skip_reshape=True, skip_output_reshape=True
     )

@@ -69,7 +69,9 @@ def prompt_of(
 
     if not guided:
         return Prompt(keys(wanted))
-    unwanted = bundle.embed("") if negative is None else _single(negative, "negative prompt", bundle)[0]
+    unwanted = (
+        bundle.embed("") if negative is None else _single(negative, "negative prompt", bundle)[0]
+    )
     return Prompt(keys(wanted), keys(unwanted))
 
 

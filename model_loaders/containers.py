@@ -2,8 +2,8 @@
 
 Nothing is read before it is asked for: every tensor is a view of a mapped file. A tensor that is kept costs
 nothing but its own pages. One that is only read on its way to a copy comes from a second map of the same
-file, which is thrown away every sixteenth of the checkpoint, pages and all. So what a load holds in memory
-is about what it makes, even where a file of 38 GB is cast or moved.
+file, thrown away, pages and all, after every thirty-second part of the checkpoint. So what a load holds in
+memory is about what it makes, even where a file of 38 GB is cast or moved.
 
 A .pt is a pickle, and a pickle can run any code: PyTorch's own reader of plain weights opens it, and refuses
 whatever needs more. Containers: omniforcing.md, section 2.
@@ -36,7 +36,7 @@ _ZIP, _OLD_PICKLE = b"PK\x03\x04", b"\x80"
 _SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)\.safetensors$")
 # In this order a .pt is searched for its weights; without any of them it is the state dict itself.
 EMA, PARTS = "generator_ema", ("generator", "model", "state_dict")
-_WINDOWS = 16
+_WINDOWS = 32
 # Safetensors' names of what a network can be made of; the rest is for quantised files.
 _DTYPES = {
     "F64": torch.float64,

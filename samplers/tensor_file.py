@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -36,7 +37,8 @@ def read_tensors(path: Path, what: str, remedy: str) -> tuple[dict[str, Tensor],
         TensorFileError: no such file, cut short, or not safetensors.
     """
     file = open_tensors(path, what, remedy)
-    return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    with _explained(path, what, remedy):
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
 
 
 def open_tensors(path: Path, what: str, remedy: str) -> safe_open:
@@ -45,7 +47,7 @@ def open_tensors(path: Path, what: str, remedy: str) -> safe_open:
         raise TensorFileError(f"{what} {path} is not there; {remedy}")
     if not path.is_file():
         raise TensorFileError(f"{what} {path} is a folder, expected a .safetensors file; {remedy}")
-    try:
+    with _explained(path, what, remedy):
         with path.open("rb") as file:
             start = file.read(9)
         # Eight bytes of length and then JSON: a length may well begin with a byte that a pickle has
@@ -58,6 +60,12 @@ def open_tensors(path: Path, what: str, remedy: str) -> safe_open:
         if len(start) < 9:
             raise TensorFileError(f"{what} {path} is empty or was cut short; {remedy}")
         return safe_open(path, framework="pt")
+
+
+@contextmanager
+def _explained(path: Path, what: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
     except SafetensorError as error:
         if any(text in str(error) for text in _CUT_SHORT):
             raise TensorFileError(f"{what} {path} was cut short ({error}); {remedy}") from error

@@ -161,7 +161,9 @@ def same(one: BlockLatents, other: BlockLatents) -> bool:
 
 def cached_nodes(entry: dict) -> list[str]:
     """Ids of the nodes whose outputs came from ComfyUI's cache."""
-    return next(data["nodes"] for kind, data in entry["status"]["messages"] if kind == "execution_cached")
+    return next(
+        data["nodes"] for kind, data in entry["status"]["messages"] if kind == "execution_cached"
+    )
 
 
 def test_both_endings_share_their_past_and_end_differently(server: Server, schemas: dict) -> None:
@@ -226,7 +228,9 @@ def test_cancelling_keeps_what_was_finished(server: Server, schemas: dict) -> No
 def test_a_saved_stream_goes_on_as_if_it_had_never_stopped(server: Server, schemas: dict) -> None:
     prompt = prompt_of("2_chunks_and_a_fork.json", schemas)
     _, direct = endings(server, prompt, "direct")
-    name = next(file.name for file in sorted((server.output / "mutual_forcing").glob("after_chunk_2*")))
+    name = next(
+        file.name for file in sorted((server.output / "mutual_forcing").glob("after_chunk_2*"))
+    )
     prompt["90"] = {"class_type": "MF_LoadState", "inputs": {"file": name}}
     for chunk in inputs_of(prompt, "MF_SampleChunk")[2:]:
         chunk["state"] = ["90", 0]

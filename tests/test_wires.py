@@ -73,7 +73,8 @@ def test_no_negative_prompt_means_the_empty_one(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("", "is empty"), ("   ", "is empty"), ("zebra", "no word that this model knows")]
+    ("text", "said"),
+    [("", "is empty"), ("   ", "is empty"), ("zebra", "no word that this model knows")],
 )
 def test_a_prompt_that_says_nothing_is_refused(bundle: Bundle, text: str, said: str) -> None:
     clip = StreamClip(bundle, lambda: None)
