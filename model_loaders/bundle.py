@@ -50,7 +50,7 @@ class StreamDefaults(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    window: int = Field(default=4, ge=1)
+    window: int = Field(default=3, ge=1)
     height: int = Field(default=2, ge=1)
     width: int = Field(default=2, ge=1)
     fps: int = Field(default=24, ge=1)
