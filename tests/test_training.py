@@ -13,7 +13,7 @@ from mutual_forcing.networks.layout import BlockLayout
 from mutual_forcing.tests.tiny import save_tiny, tiny_parts
 from mutual_forcing.training import train
 from mutual_forcing.training.flow_matching import Batch, block_weights, flow_matching
-from mutual_forcing.training.latents import encode_set
+from mutual_forcing.training.latents import encode_set, load_codec
 from mutual_forcing.training.optimiser import MasterWeights
 from mutual_forcing.training.sources import clips_from
 from mutual_forcing.training.system import System, initialise, math_attention
@@ -158,6 +158,18 @@ def test_weights_come_back_from_a_model_file(tmp_path: Path) -> None:
     expected |= {f"text_encoder.{k}": v for k, v in text_encoder.state_dict().items()}
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize(("kind", "index"), [("video_codec", 2), ("audio_codec", 3)])
+def test_codecs_come_back_from_a_model_file(tmp_path: Path, kind: str, index: int) -> None:
+    found = load_codec(save_tiny(tmp_path / "tiny.safetensors"), kind).state_dict()
+    expected = tiny_parts()[index].state_dict()
+    assert found.keys() == expected.keys()
+    assert all(
+        torch.equal(found[key], expected[key].half().float())
+        for key in expected
+        if found[key].ndim > 1
+    )
 
 
 def test_words_that_are_hard_are_drawn_more_often(folder: Path) -> None:

@@ -34,7 +34,7 @@ logger = logging.getLogger("mutualforcing")
 
 
 def load_codec(path: Path, kind: str) -> VideoCodec | AudioCodec:
-    """A codec ("video_codec" or "audio_codec") from the file its training wrote."""
+    """A codec ("video_codec" or "audio_codec") from the file its training wrote, or from a model file."""
     with safe_open(path, framework="pt") as file:
         config = json.loads(file.metadata()["config"])[kind]
         weights = {key: file.get_tensor(key) for key in file.keys()}
@@ -42,7 +42,13 @@ def load_codec(path: Path, kind: str) -> VideoCodec | AudioCodec:
         codec = VideoCodec(VideoCodecConfig.from_dict(config))
     else:
         codec = AudioCodec(AudioCodecConfig.from_dict(config))
-    weights = {key.removeprefix(f"{kind}."): value for key, value in weights.items()}
+    prefix = f"{kind}."
+    if any(key.startswith(prefix) for key in weights):
+        weights = {
+            key.removeprefix(prefix): value.float()
+            for key, value in weights.items()
+            if key.startswith(prefix)
+        }
     codec.load_state_dict(weights)
     return codec.eval()
 
