@@ -10,7 +10,6 @@ from ..model_loaders.conditioning import Conditioning
 from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.decode import joined
 from ..samplers.live import decoded_live
-from ..samplers.rollout import rollout
 from ..samplers.sinks import ClipWriter
 from ..samplers.state import StreamState
 from . import request
@@ -77,17 +76,7 @@ class GenerateClip(io.ComfyNode):
         bundle, size = model.bundle, asked.state.settings
         progress = compat.Progress(asked.blocks * asked.sampler.steps)
         finished = Finished(asked.state, compat.temporary_file("mp4"))
-        made = rollout(
-            bundle.transformer,
-            asked.prompt,
-            asked.state,
-            asked.blocks,
-            asked.sampler,
-            model_id=bundle.model_id,
-            on_step=progress.step,
-            on_rebuild=progress.rebuild,
-            like=model.like,
-        )
+        made = request.sample(model, asked, progress)
         blocks = []
         with (
             rescue(finished),

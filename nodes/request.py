@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from comfy_api.latest import io
 
-from ..model_loaders.compat import HostModel
+from ..model_loaders.compat import HostModel, Progress
 from ..model_loaders.conditioning import Conditioning, prompt_of
 from ..model_loaders.memory import stream_bytes
 from ..samplers.noise import varied_seed
@@ -17,9 +18,10 @@ from ..samplers.rollout import (
     MULTI_STEPS,
     Prompt,
     SamplerSettings,
+    rollout,
     sampler_settings,
 )
-from ..samplers.state import StreamState, check_state
+from ..samplers.state import BlockLatents, StreamState, check_state
 from .types import ModelWire, SettingsWire, StateWire, StreamPlan
 
 logger = logging.getLogger("mutualforcing")
@@ -157,3 +159,20 @@ def _sampler(model: HostModel, mode: dict[str, object]) -> SamplerSettings:
     if asked != best:
         logger.warning("this model is at its best in mode '%s'", FEW if best == "few" else MANY)
     return sampler_settings(asked, mode.get("steps"), mode.get("guidance"))
+
+
+def sample(
+    model: HostModel, asked: Request, progress: Progress
+) -> Iterator[tuple[BlockLatents, StreamState]]:
+    """The blocks that were asked for, each with the state after it; progress and interruption included."""
+    return rollout(
+        model.bundle.transformer,
+        asked.prompt,
+        asked.state,
+        asked.blocks,
+        asked.sampler,
+        model_id=model.bundle.model_id,
+        on_step=progress.step,
+        on_rebuild=progress.rebuild,
+        like=model.like,
+    )

@@ -10,7 +10,6 @@ from ..model_loaders.conditioning import Conditioning
 from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.chunk import ChunkOrigin, chunk_origin, chunk_state, chunk_tensors
 from ..samplers.decode import joined
-from ..samplers.rollout import rollout
 from ..samplers.state import StreamState, check_state
 from . import request
 from .rescue import Finished, rescue
@@ -154,17 +153,7 @@ class SampleChunk(io.ComfyNode):
         progress = compat.Progress(asked.blocks * asked.sampler.steps)
         finished = Finished(asked.state)
         with rescue(finished):
-            for _, finished.state in rollout(
-                model.bundle.transformer,
-                asked.prompt,
-                asked.state,
-                asked.blocks,
-                asked.sampler,
-                model_id=model.bundle.model_id,
-                on_step=progress.step,
-                on_rebuild=progress.rebuild,
-                like=model.like,
-            ):
+            for _, finished.state in request.sample(model, asked, progress):
                 pass
         origin = chunk_origin(finished.state, asked.state.next_block)
         video, audio = chunk_tensors(origin)

@@ -124,14 +124,15 @@ def new_stream(model: nn.Module, model_id: str, settings: StreamSettings) -> Str
     return StreamState(settings, model_id, model.config.layout, (), RollingCache(settings.window))
 
 
-class _Constants:
-    """Modulations, computed once per sigma and mode."""
+class SigmaConstants:
+    """Modulations, computed once per sigma and step size."""
 
     def __init__(self, model: nn.Module, like: Tensor) -> None:
         self.model, self.like = model, like
         self.known: dict[tuple[float, float], Modulation] = {}
 
     def at(self, sigma: float, step_size: float = 0.0) -> Modulation:
+        """The modulation of one noise level for all tokens; step size 0 is multi-step mode."""
         if (sigma, step_size) not in self.known:
             level = torch.full((1, 1), sigma, device=self.like.device, dtype=torch.float32)
             step = torch.full_like(level, step_size)
@@ -155,7 +156,7 @@ def rebuild_cache(
     Exactly what the stream itself wrote, if the prompt was the same throughout. Every block is
     needed, also those that have left the window: the kept ones saw them when they were made.
     """
-    constants = _Constants(model, like)
+    constants = SigmaConstants(model, like)
     cache = RollingCache(settings.window)
     for index, block in enumerate(latents):
         if on_rebuild is not None:
@@ -214,7 +215,7 @@ def rollout(
     # The checks above must not wait for the first block to be asked for, so the loop is a generator
     # inside.
     def generate(state: StreamState) -> Iterator[tuple[BlockLatents, StreamState]]:
-        constants = _Constants(model, like)
+        constants = SigmaConstants(model, like)
         state = _with_keys(model, prompt, state, like, on_rebuild)
         for _ in range(blocks):
             latents, state = _next_block(
@@ -268,7 +269,7 @@ def _next_block(
     prompt: Prompt,
     state: StreamState,
     sampler: SamplerSettings,
-    constants: _Constants,
+    constants: SigmaConstants,
     noise: NoiseSource,
     on_step: Callable[[Step], None] | None,
     like: Tensor,

@@ -7,6 +7,7 @@ x_sigma = (1 - sigma) x + sigma e, target e - x; one sigma per block, shared by 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -119,11 +120,9 @@ def block_weights(blocks: int, layout: BlockLayout) -> tuple[Tensor, Tensor]:
     The prefix is a few per cent of a clip's latents, yet it alone decides what is seen, from the text alone;
     everything later can read that off the history. A mean over latents would hardly train the text.
     """
-    weights = per_latent(torch.ones(1, blocks), layout)
-    sizes = [
-        per_latent(torch.tensor([[float(b - a) for a, b in map(span, range(blocks))]]), layout)[
-            stream
-        ][0]
-        for stream, span in enumerate((layout.video_span, layout.audio_span))
-    ]
-    return tuple(weight[0] / (size * blocks) for weight, size in zip(weights, sizes, strict=True))
+
+    def weights(span: Callable[[int], tuple[int, int]]) -> Tensor:
+        sizes = torch.tensor([stop - start for start, stop in map(span, range(blocks))])
+        return (1 / (sizes * blocks)).repeat_interleave(sizes)
+
+    return weights(layout.video_span), weights(layout.audio_span)

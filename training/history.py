@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..networks.kv_cache import OpenBlock, RollingCache
-from ..networks.modulation import Modulation, modulation
 from ..networks.transformer import TextKeys
+from ..samplers.rollout import SigmaConstants
 from ..samplers.sigmas import few_step_sigmas
 
 
@@ -79,16 +79,7 @@ def few_step_history(
     config = model.config
     sigmas = few_step_sigmas(steps)[start_step:]
     like = next(model.parameters()).new_empty(0)
-    known: dict[tuple[float, float], Modulation] = {}
-
-    def mode(sigma: float, d: float) -> Modulation:
-        if (sigma, d) not in known:
-            level = torch.full((1, 1), sigma)
-            known[sigma, d] = modulation(
-                model, config, level, level, torch.full_like(level, d), like.dtype
-            )
-        return known[sigma, d]
-
+    constants = SigmaConstants(model, like)
     blocks = config.layout.blocks(video.shape[2], audio.shape[1])
     height, width = video.shape[3:]
     cache = RollingCache(window)
@@ -101,10 +92,10 @@ def few_step_history(
         opened = OpenBlock(model, cache, height, width, like)
         for sigma, following in pairwise(sigmas):
             d = sigma - following
-            u, w = opened.velocity(x.to(like), y.to(like), text, mode(sigma, d))
+            u, w = opened.velocity(x.to(like), y.to(like), text, constants.at(sigma, d))
             x, y = x - d * u.float(), y - d * w.float()
         made_video.append(x)
         made_audio.append(y)
         if block + 1 < blocks:
-            cache = opened.commit(x.to(like), y.to(like), text, mode(0.0, 0.0))
+            cache = opened.commit(x.to(like), y.to(like), text, constants.at(0.0))
     return torch.cat(made_video, dim=2), torch.cat(made_audio, dim=1)

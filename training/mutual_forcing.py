@@ -19,7 +19,6 @@ from torch import Tensor
 from .distillation import (
     Guided,
     Pair,
-    blockwise,
     clean_prediction,
     draw_interval,
     few_step_sample,
@@ -222,14 +221,3 @@ def fake_loss(
 
 def _error(found: Pair, target: Pair) -> Tensor:
     return F.mse_loss(found.video, target.video) + F.mse_loss(found.audio, target.audio)
-
-
-__all__ = [
-    "MutualLosses",
-    "MutualRecipe",
-    "Prepared",
-    "blockwise",
-    "fake_loss",
-    "mutual_losses",
-    "prepare",
-]
