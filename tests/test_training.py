@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -178,10 +179,36 @@ def test_words_that_are_hard_are_drawn_more_often(folder: Path) -> None:
     rows[:] = 1
     rows[0, 0, 3] = ball
     np.save(folder / "captions.npy", rows)
-    data = train.LatentSet([folder], {"ball": 7.0})
-    assert data.weights.tolist() == [7.0] + [1.0] * 7
-    drawn = data.batch(2000, torch.Generator().manual_seed(0)).ids
+    data = train.LatentSet([folder], LAYOUT, {"ball": 7.0})
+    assert data.weights[0].tolist() == [7.0] + [1.0] * 7
+    drawn = data.batch(2000, 1, torch.Generator().manual_seed(0)).ids
     assert 0.4 < (drawn == ball).any(dim=1).float().mean() < 0.6
+
+
+def test_clips_of_different_lengths_serve_what_they_are_long_enough_for(
+    folder: Path, tmp_path: Path
+) -> None:
+    short = tmp_path / "short"
+    shutil.copytree(folder, short)
+    for name, latents, axis in (
+        ("video", LAYOUT.video_latents(1), 2),
+        ("audio", LAYOUT.audio_latents(1), 1),
+    ):
+        rows = np.load(folder / f"{name}.npy").take(range(latents), axis=axis)
+        np.save(short / f"{name}.npy", rows)
+    np.save(short / "captions.npy", 0 * np.load(short / "captions.npy") + 3)
+    data = train.LatentSet([folder, short], LAYOUT, {})
+    generator = torch.Generator().manual_seed(0)
+    from_short = (data.batch(400, 1, generator).ids == 3).all(dim=1).float().mean()
+    assert 0.4 < from_short < 0.6
+    long = data.batch(400, data.blocks[0], generator)
+    assert not (long.ids == 3).all(dim=1).any()
+    assert long.video.shape[2] == LAYOUT.video_latents(data.blocks[0])
+    assert torch.equal(
+        long.audio.half().unique(), torch.from_numpy(np.load(folder / "audio.npy")).unique()
+    )
+    with pytest.raises(ValueError, match="encode longer ones"):
+        data.batch(1, data.blocks[0] + 1, generator)
 
 
 def test_an_unfinished_set_is_refused(folder: Path) -> None:

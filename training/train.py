@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..model_loaders.bundle import TEXT, TRANSFORMER
 from ..networks.config import TransformerConfig
+from ..networks.layout import BlockLayout
 from .flow_matching import Batch, flow_matching
 from .mutual_forcing import MutualRecipe, fake_loss, mutual_losses, prepare
 from .optimiser import MasterWeights
@@ -40,35 +41,69 @@ SAVE_SECONDS = 120
 class LatentSet:
     """Encoded clips of one or several folders (training.latents), held in memory.
 
+    The folders may hold clips of different lengths: a batch is drawn from those that are long enough.
+
     Args:
         word_weights: how much more often a clip is drawn whose full caption has a word; 1 for all others.
     """
 
-    def __init__(self, folders: list[Path], word_weights: dict[str, float]) -> None:
-        for folder in folders:
-            about = json.loads((folder / "about.json").read_text())
-            if about["done"] < about["clips"]:
-                raise ValueError(
-                    f"{folder} holds {about['done']} of {about['clips']} clips; finish it first"
-                )
-
-        def load(name: str) -> Tensor:
-            return torch.from_numpy(
-                np.concatenate([np.load(folder / f"{name}.npy") for folder in folders])
-            )
-
-        self.video, self.audio, self.captions = load("video"), load("audio"), load("captions")
+    def __init__(
+        self, folders: list[Path], layout: BlockLayout, word_weights: dict[str, float]
+    ) -> None:
+        self.layout = layout
+        self.sets = [_read_set(folder) for folder in folders]
+        self.blocks = [layout.blocks(s.video.shape[2], s.audio.shape[1]) for s in self.sets]
         ids = {word: index + 1 for index, word in enumerate(VOCABULARY)}
-        self.weights = torch.ones(len(self.video))
-        for word, weight in word_weights.items():
-            self.weights[(self.captions[:, 0] == ids[word]).any(dim=1)] = weight
+        self.weights = []
+        for found in self.sets:
+            weights = torch.ones(len(found.video))
+            for word, weight in word_weights.items():
+                weights[(found.ids[:, 0] == ids[word]).any(dim=1)] = weight
+            self.weights.append(weights)
 
-    def batch(self, size: int, generator: torch.Generator) -> Batch:
-        """Random clips, each with one of its captions."""
-        index = torch.multinomial(self.weights, size, replacement=True, generator=generator)
-        variant = torch.randint(self.captions.shape[1], (size,), generator=generator)
-        captions = self.captions[index, variant].long()
-        return Batch(self.video[index].float(), self.audio[index].float(), captions)
+    def batch(self, size: int, blocks: int, generator: torch.Generator) -> Batch:
+        """The first `blocks` blocks of random clips, each clip with one of its captions.
+
+        Raises:
+            ValueError: no folder has clips of that length.
+        """
+        fit = [index for index, found in enumerate(self.blocks) if found >= blocks]
+        if not fit:
+            raise ValueError(
+                f"found clips of at most {max(self.blocks)} blocks, expected some of {blocks}; "
+                "encode longer ones (training.latents --seconds)"
+            )
+        weights = torch.cat([self.weights[index] for index in fit])
+        drawn = torch.multinomial(weights, size, replacement=True, generator=generator)
+        variants = self.sets[0].ids.shape[1]
+        variant = torch.randint(variants, (size,), generator=generator)
+        parts, first = [], 0
+        for index in fit:
+            found, last = self.sets[index], first + len(self.weights[index])
+            here = (drawn >= first) & (drawn < last)
+            rows = drawn[here] - first
+            parts.append(
+                Batch(
+                    found.video[rows].float(),
+                    found.audio[rows].float(),
+                    found.ids[rows, variant[here]],
+                ).first(blocks, self.layout)
+            )
+            first = last
+        video, audio, ids = (torch.cat(part) for part in zip(*parts, strict=True))
+        return Batch(video, audio, ids.long())
+
+
+def _read_set(folder: Path) -> Batch:
+    """A folder of latents; `ids` (k, v, m) has every variant of the captions."""
+    about = json.loads((folder / "about.json").read_text())
+    if about["done"] < about["clips"]:
+        raise ValueError(
+            f"{folder} holds {about['done']} of {about['clips']} clips; finish it first"
+        )
+    return Batch(
+        *(torch.from_numpy(np.load(folder / f"{n}.npy")) for n in ("video", "audio", "captions"))
+    )
 
 
 def learning_rate(step: int, warmup: int, progress: float) -> float:
@@ -206,7 +241,8 @@ class Run:
         self.stage = self._stage(settings)
         if state is not None:
             self.stage.load_state_dict(state.get("stage", {}))
-        self.data = LatentSet(args.latents, self.recipe.get("word_weights", {}))
+        layout = self.config.layout
+        self.data = LatentSet(args.latents, layout, self.recipe.get("word_weights", {}))
 
     def _stage(self, settings: dict[str, dict[str, object]]) -> FlowStage | MutualStage:
         if self.args.stage != "mutual":
@@ -224,8 +260,8 @@ class Run:
         shares = torch.tensor([length["share"] for length in lengths])
         length = lengths[int(torch.multinomial(shares, 1, generator=common))]
         generator = torch.Generator().manual_seed(number * 64 + self.rank + 1)
-        batch = self.data.batch(length["batch"] // self.world, generator)
-        return batch.first(length["blocks"], self.config.layout), generator
+        batch = self.data.batch(length["batch"] // self.world, length["blocks"], generator)
+        return batch, generator
 
     def advance(self, progress: float) -> dict[str, float]:
         """One step; `progress` in 0..1 drives the schedules. Returns what is logged."""
