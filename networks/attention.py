@@ -8,13 +8,15 @@ flash) inside ComfyUI.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .rope import RopeTable, rotate
+from .rope import RopeTable
+from .rope import rotate as plain_rotate
 
 
 class AttentionKernel(Protocol):
@@ -93,6 +95,7 @@ def attend(
     key_values: tuple[Tensor, Tensor],
     query_rope: RopeTable | None = None,
     mask: Tensor | KeyPattern | None = None,
+    rotate: Callable[[Tensor, RopeTable], Tensor] = plain_rotate,
 ) -> Tensor:
     """Attend from x (b, n, c) over ready keys and values (rotated where they should be); (b, n, c)."""
     q = split_heads(module.q_norm(module.to_q(x)), heads)

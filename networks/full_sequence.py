@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from .attention import AttentionKernel
 from .config import TransformerConfig
+from .kernels import PLAIN, Kernels
+from .layer import FreshKeys, Masks, Pass, TextKeys
 from .modulation import modulation
 from .rope import RopeTable, StreamTables, stream_tables
-from .transformer import FreshKeys, Masks, Pass, TextKeys, patch_audio, patch_video, run_layers
+from .transformer import patch_audio, patch_video, run_layers
 
 
 @dataclass(frozen=True)
@@ -203,13 +205,15 @@ def causal_forward(
     *,
     step_size: Tensor | None = None,
     causal: bool = True,
+    kernels: Kernels = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """Velocities of a whole sequence under the four masks (or none, `causal=False`).
 
     Args:
         video: (b, c, f, h, w); audio: (b, s, c); lengths must fill whole blocks.
-        video_sigma: (b, f) noise level per video latent; audio_sigma: (b, s).
+        video_sigma: (b, f) noise level per video latent; audio_sigma: (b, s). Or both (b, 1): one for all.
         step_size: (b, 1) d, or None for 0.
+        kernels: how the arithmetic between the products is carried out.
     """
     config = model.config
     frames, height, width = video.shape[2:]
@@ -217,14 +221,18 @@ def causal_forward(
     plan = sequence_plan(config, blocks, height, width, 0, causal)
     tables, masks = _to(plan, video)
     sinks = config.num_audio_sink_tokens
-    audio_groups = (torch.arange(audio.shape[1] + sinks, device=audio.device) - sinks).clamp(min=0)
+    video_groups = audio_groups = None
+    if video_sigma.shape[1] > 1 or audio_sigma.shape[1] > 1:
+        video_groups = torch.arange(frames, device=video.device).repeat_interleave(height * width)
+        audio_places = torch.arange(audio.shape[1] + sinks, device=audio.device)
+        audio_groups = (audio_places - sinks).clamp(min=0)
     run = Pass(
         modulation(model, config, video_sigma, audio_sigma, step_size, video.dtype),
         text,
         tables,
         (FreshKeys(),) * config.num_layers,
         masks,
-        torch.arange(frames, device=video.device).repeat_interleave(height * width),
+        video_groups,
         audio_groups,
     )
     video_out, audio_out = run_layers(
@@ -232,6 +240,7 @@ def causal_forward(
         patch_video(model, video_tokens(video)),
         patch_audio(model, audio, with_sinks=True),
         run,
+        recompute=getattr(model, "recompute", False),
     )
     video_out = rearrange(video_out, "b (f h w) c -> b c f h w", h=height, w=width)
     return video_out, audio_out[:, sinks:]
@@ -300,7 +309,8 @@ def history_forward(
         tokens = rearrange(tokens, "(b r) n c -> b r n c", r=1 + copies)
         current = rearrange(tokens[:, 1:], "b r n c -> b (r n) c")
         audio = torch.cat((tokens[:, 0, : plan.audio_clean], current), dim=1)
-    video, audio = run_layers(model, video, audio, run)
+    recompute = getattr(model, "recompute", False)
+    video, audio = run_layers(model, video, audio, run, recompute=recompute)
     if with_video:
         video = rearrange(
             video[:, plan.video_clean :],

@@ -1,6 +1,6 @@
 """The rolling key-value cache, and the pass over one block that reads and extends it.
 
-b batch, a heads, n tokens of this block, m tokens attended over, d head dim, f h w video latent grid,
+l layers, b batch, a heads, n tokens of this block, m tokens attended over, d head dim, f h w video latent grid,
 s audio latents.
 A `RollingCache` is a value: appending a block gives a new one that shares the older blocks' tensors, so two
 futures can grow from one past. Keys are kept as they were before rotation and rotated when a block is
@@ -20,20 +20,25 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .attention import KeyValueStore
+from .execution import EAGER, Tensors, Workspace
+from .kernels import Kernels
+from .lanes import ONE_LANE
+from .layer import Pass, TextKeys
 from .modulation import Modulation
-from .rope import RopeTable, StreamTables, rotate, stream_tables
-from .transformer import Pass, TextKeys, patch_audio, patch_video, run_layers
+from .rope import RopeTable, StreamTables
+from .transformer import patch_audio, patch_video, run_layers, write_keys
 
 PATHS = ("video", "audio", "audio_to_video", "video_to_audio")
+Pair = tuple[Tensor, Tensor]
 
 
-class LayerKeys(NamedTuple):
-    """One block's keys (unrotated) and values in one layer, a pair of (b, a, n, d) per attention path."""
+class BlockKeys(NamedTuple):
+    """One block's keys (unrotated) and values in all layers, a pair of (l, b, a, n, d) per attention path."""
 
-    video: tuple[Tensor, Tensor]
-    audio: tuple[Tensor, Tensor]
-    audio_to_video: tuple[Tensor, Tensor]
-    video_to_audio: tuple[Tensor, Tensor]
+    video: Pair
+    audio: Pair
+    audio_to_video: Pair
+    video_to_audio: Pair
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,12 @@ class RollingCache:
     Attributes:
         window: blocks kept besides the prefix.
         indices: absolute index of every kept block.
-        blocks: their keys and values, one `LayerKeys` per layer.
+        blocks: their keys and values.
     """
 
     window: int
     indices: tuple[int, ...] = ()
-    blocks: tuple[tuple[LayerKeys, ...], ...] = ()
+    blocks: tuple[BlockKeys, ...] = ()
 
     def __post_init__(self) -> None:
         if self.window < 1:
@@ -59,7 +64,7 @@ class RollingCache:
         """Absolute index of the block that comes next."""
         return self.indices[-1] + 1 if self.indices else 0
 
-    def append(self, keys: tuple[LayerKeys, ...]) -> RollingCache:
+    def append(self, keys: BlockKeys) -> RollingCache:
         """A cache that also holds the next block; the oldest block after the prefix makes room for it."""
         indices, blocks = (*self.indices, self.next_block), (*self.blocks, keys)
         if len(indices) > 1 + self.window:
@@ -67,10 +72,9 @@ class RollingCache:
         return replace(self, indices=indices, blocks=blocks)
 
     def to(self, like: Tensor) -> RollingCache:
-        """The same keys and values in the dtype and on the device of `like` (itself if they are)."""
+        """The same keys and values in the dtype and on the device of `like`."""
         blocks = tuple(
-            tuple(LayerKeys(*((k.to(like), v.to(like)) for k, v in layer)) for layer in block)
-            for block in self.blocks
+            BlockKeys(*((k.to(like), v.to(like)) for k, v in block)) for block in self.blocks
         )
         return replace(self, blocks=blocks)
 
@@ -79,53 +83,42 @@ class RollingCache:
         return sum(
             tensor.numel() * tensor.element_size()
             for block in self.blocks
-            for layer in block
-            for pair in layer
+            for pair in block
             for tensor in pair
         )
 
 
-class _PathStore:
-    """One attention path of one layer while a block is open: rotated past, then this block's slot."""
+class _Slot:
+    """One attention path of one layer of an open block: rotated past, then room for the block itself."""
 
-    def __init__(self, past: list[tuple[Tensor, Tensor]], rope: RopeTable, new_tokens: int) -> None:
-        k0, v0 = past[0]
-        self.past_tokens = sum(k.shape[2] for k, _ in past)
-        shape = list(k0.shape)
-        shape[2] = self.past_tokens + new_tokens
-        self.k, self.v = k0.new_empty(shape), v0.new_empty(shape)
-        start = 0
-        for k, v in past:
-            stop = start + k.shape[2]
-            self.k[:, :, start:stop] = rotate(k, rope.tokens(start, stop))
-            self.v[:, :, start:stop] = v
-            start = stop
-
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        if k.requires_grad or v.requires_grad:
-            # Overwriting the slot would destroy what the backward pass needs.
-            past = slice(0, self.past_tokens)
-            return torch.cat((self.k[:, :, past], k), dim=2), torch.cat(
-                (self.v[:, :, past], v), dim=2
-            )
-        self.k[:, :, self.past_tokens :] = k
-        self.v[:, :, self.past_tokens :] = v
-        return self.k, self.v
+    def __init__(self, k: Tensor, v: Tensor, past: int) -> None:
+        self.k, self.v = k, v
+        self.past = k[:, :, :past], v[:, :, :past]
+        self.new_k, self.new_v = k[:, :, past:], v[:, :, past:]
 
 
 class _LayerStore:
     """The key-value store that attention asks, for one layer of an open block."""
 
-    def __init__(self, paths: dict[str, _PathStore]) -> None:
-        self.paths = paths
-        self.record: dict[str, tuple[Tensor, Tensor]] | None = None
+    def __init__(self, kernels: Kernels, slots: dict[str, _Slot]) -> None:
+        self.kernels, self.slots = kernels, slots
+        self.record: dict[str, Pair] | None = None
 
-    def extend(self, path: str, k: Tensor, v: Tensor, rope: RopeTable) -> tuple[Tensor, Tensor]:
+    def extend(self, path: str, k: Tensor, v: Tensor, rope: RopeTable) -> Pair:
         if self.record is not None:
-            self.record[path] = (k.detach().clone(), v.detach().clone())
-        k = rotate(k, rope)
-        store = self.paths.get(path)
-        return (k, v) if store is None else store.extend(k, v)
+            for kept, new in zip(self.record[path], (k, v), strict=True):
+                kept.copy_(new)
+        slot = self.slots.get(path)
+        if slot is None:
+            return self.kernels.rotate(k, rope), v
+        if k.requires_grad or v.requires_grad:
+            # Overwriting the slot would destroy what the backward pass needs.
+            past_k, past_v = slot.past
+            k = self.kernels.rotate(k, rope)
+            return torch.cat((past_k, k), dim=2), torch.cat((past_v, v), dim=2)
+        self.kernels.rotate_into(slot.new_k, k, *rope)
+        slot.new_v.copy_(v)
+        return slot.k, slot.v
 
 
 class OpenBlock:
@@ -136,53 +129,92 @@ class OpenBlock:
         cache: the past; not changed.
         height, width: latent grid of the video.
         like: tensor with the device and dtype to compute in.
+        workspace: shared by the blocks of a stream, which are opened one at a time; by default a new one.
     """
 
     def __init__(
-        self, model: nn.Module, cache: RollingCache, height: int, width: int, like: Tensor
+        self,
+        model: nn.Module,
+        cache: RollingCache,
+        height: int,
+        width: int,
+        like: Tensor,
+        workspace: Workspace | None = None,
     ) -> None:
         config = model.config
         layout = config.layout
-        self.model, self.cache = model, cache
+        self.model, self.cache, self.like = model, cache, like
         self.height, self.width = height, width
+        self.workspace = workspace or Workspace(EAGER, like.device)
         kept = len(cache.indices)
         self.is_prefix = kept == 0
+        self.is_full = kept == 1 + cache.window
         sinks = config.num_audio_sink_tokens
-        video_start, video_stop = (n * height * width for n in layout.video_span(kept))
-        audio_start, audio_stop = layout.audio_span(kept)
-        if not self.is_prefix:
-            audio_start += sinks
-        audio_stop += sinks
-        whole = StreamTables(*(t.to(like) for t in stream_tables(config, kept + 1, height, width)))
-        spans = {"video": (video_start, video_stop), "audio": (audio_start, audio_stop)}
-        spans |= {"audio_to_video": spans["audio"], "video_to_audio": spans["video"]}
+        video = tuple(n * height * width for n in layout.video_span(kept))
+        start, stop = layout.audio_span(kept)
+        audio = (start if self.is_prefix else start + sinks, stop + sinks)
+        self.spans = {
+            "video": video,
+            "audio": audio,
+            "audio_to_video": audio,
+            "video_to_audio": video,
+        }
+        # Room for a power of two of blocks, so that a growing window is not laid out anew for each.
+        self.capacity = min(2 + cache.window, 1 << kept.bit_length())
+        whole = self.workspace.tables(config, self.capacity, height, width, like)
+        self.tables = StreamTables(
+            video=whole.video.tokens(*video),
+            audio=whole.audio.tokens(*audio),
+            cross_video=whole.cross_video.tokens(*video),
+            cross_audio=whole.cross_audio.tokens(*audio),
+        )
         tables = {
             "video": whole.video,
             "audio": whole.audio,
             "audio_to_video": whole.cross_audio,
             "video_to_audio": whole.cross_video,
         }
-        self.tables = StreamTables(
-            video=whole.video.tokens(video_start, video_stop),
-            audio=whole.audio.tokens(audio_start, audio_stop),
-            cross_video=whole.cross_video.tokens(video_start, video_stop),
-            cross_audio=whole.cross_audio.tokens(audio_start, audio_stop),
-        )
-        self.stores: tuple[KeyValueStore, ...] = tuple(
+        with self.workspace.watch("open"):
+            laid_out = {path: self._lay_out(path, tables[path]) for path in PATHS if cache.blocks}
+        self._stores = tuple(
             _LayerStore(
+                self.workspace.kernels,
                 {
-                    path: _PathStore(
-                        [getattr(block[layer], path) for block in cache.blocks],
-                        tables[path],
-                        spans[path][1] - spans[path][0],
-                    )
-                    for path in PATHS
-                }
-                if cache.blocks
-                else {}
+                    path: _Slot(k[layer], v[layer], self.spans[path][0])
+                    for path, (k, v) in laid_out.items()
+                },
             )
             for layer in range(config.num_layers)
         )
+        self.stores: tuple[KeyValueStore, ...] = self._stores
+
+    def _heads(self, path: str) -> tuple[int, int]:
+        config = self.model.config
+        if path == "video":
+            return config.num_attention_heads, config.attention_head_dim
+        return config.audio_num_attention_heads, config.audio_attention_head_dim
+
+    def _lay_out(self, path: str, table: RopeTable) -> Pair:
+        """Rotated keys, and values, of the past in all layers, (l, b, a, m, d) with the block's room behind."""
+        layout, grid = self.model.config.layout, self.height * self.width
+        if path in ("video", "video_to_audio"):
+            room = layout.video_latents(self.capacity) * grid
+        else:
+            room = layout.audio_latents(self.capacity) + self.model.config.num_audio_sink_tokens
+        first, _ = getattr(self.cache.blocks[0], path)
+        layers, batch, heads, _, dim = first.shape
+        all_k, all_v = self.workspace.buffers(path, (layers, batch, heads, room, dim), self.like)
+        start = 0
+        for block in self.cache.blocks:
+            k, v = getattr(block, path)
+            stop = start + k.shape[3]
+            self.workspace.kernels.rotate_into(
+                all_k[..., start:stop, :], k, *table.tokens(start, stop)
+            )
+            all_v[..., start:stop, :] = v
+            start = stop
+        end = self.spans[path][1]
+        return all_k[..., :end, :], all_v[..., :end, :]
 
     @property
     def video_shape(self) -> tuple[int, int, int, int]:
@@ -201,10 +233,25 @@ class OpenBlock:
         )
 
     def velocity(
-        self, video: Tensor, audio: Tensor, text: TextKeys, modulation: Modulation
+        self,
+        video: Tensor,
+        audio: Tensor,
+        text: TextKeys,
+        modulation: Modulation,
+        video_groups: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Velocity of noisy latents: video (b, c, f, h, w) and audio (b, s, c), same shapes out."""
-        video_tokens, audio_tokens = self._run(video, audio, text, modulation, heads=True)
+        """Velocity of noisy latents: video (b, c, f, h, w) and audio (b, s, c), same shapes out.
+
+        `video_groups` (n,) names each video token's row in a modulation of several; None = all share one.
+        """
+
+        def denoise(video: Tensor, audio: Tensor, run: Pass) -> Tensors:
+            return run_layers(self.model, video, audio, run)
+
+        with self.workspace.watch("denoise"):
+            video_tokens, audio_tokens = self._run(
+                "denoise", denoise, video, audio, text, modulation, video_groups
+            )
         sinks = self.model.config.num_audio_sink_tokens if self.is_prefix else 0
         frames = video.shape[2]
         return (
@@ -214,6 +261,7 @@ class OpenBlock:
             audio_tokens[:, sinks:],
         )
 
+    @torch.no_grad()
     def commit(
         self, video: Tensor, audio: Tensor, text: TextKeys, modulation: Modulation
     ) -> RollingCache:
@@ -221,26 +269,58 @@ class OpenBlock:
 
         `modulation` must be that of sigma 0 (OmniForcing's released loop, omniforcing.md section 4).
         """
-        for store in self.stores:
-            store.record = {}
-        with torch.no_grad():
-            self._run(video, audio, text, modulation, heads=False)
-        keys = tuple(LayerKeys(**store.record) for store in self.stores)
-        for store in self.stores:
-            store.record = None
-        return self.cache.append(keys)
+
+        def refresh(video: Tensor, audio: Tensor, run: Pass) -> Tensors:
+            kept = {path: self._new_pair(path, video.shape[0]) for path in PATHS}
+            for layer, store in enumerate(self._stores):
+                store.record = {path: (k[layer], v[layer]) for path, (k, v) in kept.items()}
+            write_keys(self.model, video, audio, run)
+            for store in self._stores:
+                store.record = None
+            return tuple(tensor for path in PATHS for tensor in kept[path])
+
+        with self.workspace.watch("refresh"):
+            flat = self._run("refresh", refresh, video, audio, text, modulation)
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        return self.cache.append(BlockKeys(*pairs))
+
+    def _new_pair(self, path: str, batch: int) -> Pair:
+        heads, dim = self._heads(path)
+        start, stop = self.spans[path]
+        shape = self.model.config.num_layers, batch, heads, stop - start, dim
+        return self.like.new_empty(shape), self.like.new_empty(shape)
 
     def _run(
-        self, video: Tensor, audio: Tensor, text: TextKeys, modulation: Modulation, heads: bool
-    ) -> tuple[Tensor, Tensor]:
-        run = Pass(modulation, text, self.tables, self.stores)
-        return run_layers(
-            self.model,
-            patch_video(self.model, _plain(rearrange(video, "b c f h w -> b (f h w) c"))),
-            patch_audio(self.model, _plain(audio), with_sinks=self.is_prefix),
-            run,
-            heads=heads,
-        )
+        self,
+        name: str,
+        function: object,
+        video: Tensor,
+        audio: Tensor,
+        text: TextKeys,
+        modulation: Modulation,
+        video_groups: Tensor | None = None,
+    ) -> Tensors:
+        packed = modulation.packed
+
+        def whole(video: Tensor, audio: Tensor, *flat: Tensor) -> Tensors:
+            levels = Modulation(None, None, packed.at(*flat)) if flat else modulation
+            run = Pass(
+                levels,
+                text,
+                self.tables,
+                self.stores,
+                video_groups=video_groups,
+                kernels=self.workspace.kernels,
+                # Unpacked rows would be made on one lane and read on the other.
+                lanes=self.workspace.lanes if packed else ONE_LANE,
+            )
+            patched = patch_audio(self.model, audio, with_sinks=self.is_prefix)
+            return function(patch_video(self.model, video), patched, run)
+
+        tokens = _plain(rearrange(video, "b c f h w -> b (f h w) c")), _plain(audio)
+        if packed is None:
+            return whole(*tokens)
+        return self.workspace.run(name, self.is_full, text, whole, *tokens, packed.flat)
 
 
 def _plain(tokens: Tensor) -> Tensor:

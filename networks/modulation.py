@@ -9,7 +9,7 @@ last layer starts at zero, added in every one of the six (mutual_forcing.md, sec
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .config import TransformerConfig
+
+if TYPE_CHECKING:
+    from .rows import PackedRows
 
 SINUSOID_DIM = 256
 
@@ -84,10 +87,14 @@ class StreamModulation(NamedTuple):
 
 
 class Modulation(NamedTuple):
-    """Both streams' modulation for one pass; either may be None when its stream is not run."""
+    """Both streams' modulation for one pass; either may be None when its stream is not run.
+
+    `packed`, where given, holds what every layer makes of the two, so that no layer needs to.
+    """
 
     video: StreamModulation | None
     audio: StreamModulation | None
+    packed: PackedRows | None = None
 
 
 def modulation(

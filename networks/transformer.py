@@ -2,32 +2,24 @@
 
 b batch, n tokens of one stream, m text tokens, c channels, g groups of tokens with one sigma.
 One class for every size (architecture.md, decision 1). The functions address submodules by name, so they
-also run over another module tree with the same names. Two ways to run it lie beside this file and agree:
-`full_sequence.py` (everything under masks, for training) and `kv_cache.py` (block after block).
-Order of operations and tables: omniforcing.md, section 1.
+also run over another module tree with the same names. One layer is in `layer.py`. Two ways to run them all
+lie beside this file and agree: `full_sequence.py` (everything under masks, for training) and `kv_cache.py`
+(block after block).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from .attention import (
-    Attention,
-    AttentionKernel,
-    KeyPattern,
-    KeyValueStore,
-    attend,
-    keys_values,
-    sdpa,
-)
+from .attention import Attention, AttentionKernel, keys_values, sdpa
 from .config import TransformerConfig
-from .modulation import AdaLNSingle, Modulation, StreamModulation
-from .rope import StreamTables, rotate
+from .layer import Pass, TextKeys, run_layer
+from .modulation import AdaLNSingle
 
 
 class TextProjection(nn.Module):
@@ -67,7 +59,7 @@ class FeedForward(nn.Module):
 
 
 class AVBlock(nn.Module):
-    """One layer of both streams; `run_block` gives the order in which its parts act."""
+    """One layer of both streams; `run_layer` gives the order in which its parts act."""
 
     def __init__(
         self, config: TransformerConfig, operations: object, dtype: object, device: object
@@ -120,6 +112,8 @@ class CausalAVTransformer(nn.Module):
         config.validate()
         self.config = config
         self.kernel: AttentionKernel = sdpa
+        # Whether training spends a second forward pass of each layer to save the memory of its activations.
+        self.recompute = False
         video, audio = config.video_dim, config.audio_dim
         kwargs = {"dtype": dtype, "device": device}
         self.patchify_proj = operations.Linear(config.in_channels, video, **kwargs)
@@ -154,21 +148,6 @@ class CausalAVTransformer(nn.Module):
             )
 
 
-class TextKeys(NamedTuple):
-    """Text keys and values of every layer and both streams, computed once per prompt; each (b, a, m, d)."""
-
-    video: tuple[tuple[Tensor, Tensor], ...]
-    audio: tuple[tuple[Tensor, Tensor], ...]
-
-    def rows(self, start: int, stop: int) -> TextKeys:
-        """The keys of some entries of the batch."""
-
-        def cut(layers: tuple[tuple[Tensor, Tensor], ...]) -> tuple[tuple[Tensor, Tensor], ...]:
-            return tuple((k[start:stop], v[start:stop]) for k, v in layers)
-
-        return TextKeys(cut(self.video), cut(self.audio))
-
-
 def text_keys(model: nn.Module, video_context: Tensor, audio_context: Tensor) -> TextKeys:
     """Keys and values of caption embeddings (b, m, caption_channels), one embedding per stream."""
     config: TransformerConfig = model.config
@@ -188,226 +167,50 @@ def text_keys(model: nn.Module, video_context: Tensor, audio_context: Tensor) ->
     )
 
 
-class Masks(NamedTuple):
-    """Who sees whom on the four paths: (n, m) bool with True = visible, a block pattern, or None = all."""
-
-    video: Tensor | KeyPattern | None = None
-    audio: Tensor | KeyPattern | None = None
-    audio_to_video: Tensor | KeyPattern | None = None
-    video_to_audio: Tensor | KeyPattern | None = None
-
-
-NOTHING_HIDDEN = Masks()
-
-
-class FreshKeys:
-    """The store without a past: keys are rotated and used as they are."""
-
-    def extend(self, path: str, k: Tensor, v: Tensor, rope: object) -> tuple[Tensor, Tensor]:
-        """Rotate k and return both."""
-        return rotate(k, rope), v
-
-
-@dataclass(frozen=True)
-class Pass:
-    """Everything that a pass over the layers needs besides the tokens themselves.
-
-    `video_groups` / `audio_groups` (n,) name each token's row in the modulation; None = all share row 0.
-    `stores` holds one key-value store per layer.
-    """
-
-    modulation: Modulation
-    text: TextKeys
-    tables: StreamTables
-    stores: tuple[KeyValueStore, ...]
-    masks: Masks = NOTHING_HIDDEN
-    video_groups: Tensor | None = None
-    audio_groups: Tensor | None = None
-
-
-def _norm(x: Tensor, eps: float) -> Tensor:
-    return F.rms_norm(x, (x.shape[-1],), eps=eps)
-
-
-def _rows(table: Tensor, values: Tensor, groups: Tensor | None) -> tuple[Tensor, ...]:
-    """Table rows (k, c) plus values (b, g, k, c), spread over tokens: k tensors (b, n or 1, c)."""
-    rows = table.to(values) + values
-    if groups is not None:
-        # A product with a one-hot matrix: the same rows, but its backward is one product as well, where that
-        # of an index is a slow scatter.
-        chosen = F.one_hot(groups, rows.shape[1]).to(rows)
-        rows = torch.einsum("ng,bgkc->kbnc", chosen, rows)
-        return rows.unbind(dim=0)
-    return rows.unbind(dim=2)
-
-
-def run_block(
-    model: nn.Module, index: int, video: Tensor | None, audio: Tensor | None, run: Pass
-) -> tuple[Tensor | None, Tensor | None]:
-    """One layer over video tokens (b, n, c) and audio tokens (b, n', c'); either stream may be None."""
-    config: TransformerConfig = model.config
-    block, store, kernel, eps = (
-        model.transformer_blocks[index],
-        run.stores[index],
-        model.kernel,
-        config.norm_eps,
-    )
-    video_heads, audio_heads = config.num_attention_heads, config.audio_num_attention_heads
-
-    def own_and_text(
-        x: Tensor,
-        stream: StreamModulation,
-        table: Tensor,
-        groups: Tensor | None,
-        path: str,
-        heads: int,
-        own: nn.Module,
-        text: nn.Module,
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        rows = _rows(table, stream.own, groups)
-        shift, scale, gate = rows[:3]
-        rope = getattr(run.tables, path)
-        normed = _norm(x, eps) * (1 + scale) + shift
-        keys = store.extend(path, *keys_values(own, normed, heads), rope)
-        mask = getattr(run.masks, path)
-        x = x + gate * attend(
-            own, normed, heads, kernel, key_values=keys, query_rope=rope, mask=mask
-        )
-        text_kv = getattr(run.text, path)[index]
-        return x + attend(text, _norm(x, eps), heads, kernel, key_values=text_kv), rows[3:]
-
-    if video is not None:
-        video, video_ff = own_and_text(
-            video,
-            run.modulation.video,
-            block.scale_shift_table,
-            run.video_groups,
-            "video",
-            video_heads,
-            block.attn1,
-            block.attn2,
-        )
-    if audio is not None:
-        audio, audio_ff = own_and_text(
-            audio,
-            run.modulation.audio,
-            block.audio_scale_shift_table,
-            run.audio_groups,
-            "audio",
-            audio_heads,
-            block.audio_attn1,
-            block.audio_attn2,
-        )
-    if video is not None and audio is not None:
-        video, audio = _cross_modal(block, store, kernel, audio_heads, eps, video, audio, run)
-    if video is not None:
-        video = _feed_forward(block.ff, video, video_ff, eps)
-    if audio is not None:
-        audio = _feed_forward(block.audio_ff, audio, audio_ff, eps)
-    return video, audio
-
-
-def _cross_modal(
-    block: nn.Module,
-    store: KeyValueStore,
-    kernel: AttentionKernel,
-    heads: int,
-    eps: float,
-    video: Tensor,
-    audio: Tensor,
-    run: Pass,
-) -> tuple[Tensor, Tensor]:
-    """Both directions from the same normalised streams; neither sees the other's update."""
-    tables, masks = run.tables, run.masks
-    video_table, audio_table = (
-        block.scale_shift_table_a2v_ca_video,
-        block.scale_shift_table_a2v_ca_audio,
-    )
-    v_scale_a2v, v_shift_a2v, v_scale_v2a, v_shift_v2a = _rows(
-        video_table[:4], run.modulation.video.cross, run.video_groups
-    )
-    a_scale_a2v, a_shift_a2v, a_scale_v2a, a_shift_v2a = _rows(
-        audio_table[:4], run.modulation.audio.cross, run.audio_groups
-    )
-    (gate_a2v,) = _rows(video_table[4:], run.modulation.video.gate, run.video_groups)
-    (gate_v2a,) = _rows(audio_table[4:], run.modulation.audio.gate, run.audio_groups)
-    normed_video, normed_audio = _norm(video, eps), _norm(audio, eps)
-    a2v, v2a = block.audio_to_video_attn, block.video_to_audio_attn
-
-    audio_kv = store.extend(
-        "audio_to_video",
-        *keys_values(a2v, normed_audio * (1 + a_scale_a2v) + a_shift_a2v, heads),
-        tables.cross_audio,
-    )
-    from_audio = attend(
-        a2v,
-        normed_video * (1 + v_scale_a2v) + v_shift_a2v,
-        heads,
-        kernel,
-        key_values=audio_kv,
-        query_rope=tables.cross_video,
-        mask=masks.audio_to_video,
-    )
-    video_kv = store.extend(
-        "video_to_audio",
-        *keys_values(v2a, normed_video * (1 + v_scale_v2a) + v_shift_v2a, heads),
-        tables.cross_video,
-    )
-    from_video = attend(
-        v2a,
-        normed_audio * (1 + a_scale_v2a) + a_shift_v2a,
-        heads,
-        kernel,
-        key_values=video_kv,
-        query_rope=tables.cross_audio,
-        mask=masks.video_to_audio,
-    )
-    return video + from_audio * gate_a2v, audio + from_video * gate_v2a
-
-
-def _feed_forward(module: nn.Module, x: Tensor, rows: tuple[Tensor, ...], eps: float) -> Tensor:
-    shift, scale, gate = rows
-    hidden = F.gelu(module.net[0].proj(_norm(x, eps) * (1 + scale) + shift), approximate="tanh")
-    return x + gate * module.net[2](hidden)
-
-
-def _head(
-    projection: nn.Module, table: Tensor, embedded: Tensor, groups: Tensor | None, x: Tensor
-) -> Tensor:
+def _head(projection: nn.Module, rows: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
     """Tokens (b, n, c) to velocity (b, n, channels)."""
-    shift, scale = _rows(table, embedded[:, :, None], groups)
-    return projection(F.layer_norm(x, (x.shape[-1],), eps=1e-6) * (1 + scale) + shift)
+    factor, shift = rows
+    return projection(torch.addcmul(shift, F.layer_norm(x, (x.shape[-1],), eps=1e-6), factor))
 
 
 def run_layers(
-    model: nn.Module, video: Tensor | None, audio: Tensor | None, run: Pass, *, heads: bool = True
+    model: nn.Module,
+    video: Tensor | None,
+    audio: Tensor | None,
+    run: Pass,
+    *,
+    recompute: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Patched tokens of both streams through every layer and the heads: velocities (b, n, channels).
 
     `audio` already has its sink tokens in front where the run holds block 0; the heads see them too, so
-    callers cut them off. `heads=False` leaves the heads out: a refresh is run for its keys and values only.
+    callers cut them off. `recompute` keeps only the layers' inputs for the backward pass, which then runs
+    every layer once more; the stores must not mind.
     """
+    layer = run_layer
+    if recompute and torch.is_grad_enabled():
+        layer = partial(checkpoint, run_layer, use_reentrant=False)
+    run.lanes.fork(audio)
     for index in range(len(model.transformer_blocks)):
-        video, audio = run_block(model, index, video, audio, run)
-    if not heads:
-        return video, audio
-    if video is not None:
-        video = _head(
-            model.proj_out,
-            model.scale_shift_table,
-            run.modulation.video.embedded,
-            run.video_groups,
-            video,
-        )
+        video, audio = layer(model, index, video, audio, run)
+    rows = run.head_rows(model)
     if audio is not None:
-        audio = _head(
-            model.audio_proj_out,
-            model.audio_scale_shift_table,
-            run.modulation.audio.embedded,
-            run.audio_groups,
-            audio,
-        )
+        with run.lanes.audio():
+            audio = _head(model.audio_proj_out, rows.audio, audio)
+    if video is not None:
+        video = _head(model.proj_out, rows.video, video)
+    run.lanes.join(audio)
     return video, audio
+
+
+def write_keys(model: nn.Module, video: Tensor, audio: Tensor, run: Pass) -> None:
+    """The same for the keys and values that the stores are given, and no further: no heads, half a last layer."""
+    run.lanes.fork(audio)
+    last = len(model.transformer_blocks) - 1
+    for index in range(last):
+        video, audio = run_layer(model, index, video, audio, run)
+    run_layer(model, last, video, audio, run, keys_only=True)
+    run.lanes.join()
 
 
 def patch_video(model: nn.Module, tokens: Tensor) -> Tensor:

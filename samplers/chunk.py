@@ -1,8 +1,9 @@
 """One chunk of a stream as two plain tensors, and back: what travels on ComfyUI's LATENT wires.
 
-b batch, c channels, f h w video latent grid, s audio latents.
-ComfyUI's audio latents have four dimensions (b, c, s, 1). A chunk can only be decoded without a seam if what
-came before it is known, so a `ChunkOrigin` travels along; its tensors are those of the state, not copies.
+b batch, c channels, f h w video latent grid, s audio latents, q frequency bins of an audio latent.
+ComfyUI's audio latents have four dimensions (b, c, s, q): LTX-2's 128 channels are 8 x 16. A chunk can only be
+decoded without a seam if what came before it is known, so a `ChunkOrigin` travels along; its tensors are those
+of the state, not copies.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ from .state import BlockLatents, StreamState
 
 @dataclass(frozen=True)
 class ChunkOrigin:
-    """Where a chunk belongs: the stream up to its end (without keys and values), and its first block."""
+    """Where a chunk belongs: the stream up to its end (without keys and values), and its first block.
+
+    `audio_bins` is q.
+    """
 
     state: StreamState
     first_block: int
+    audio_bins: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.first_block < self.state.next_block:
@@ -32,17 +37,17 @@ class ChunkOrigin:
             )
 
 
-def chunk_origin(state: StreamState, first_block: int) -> ChunkOrigin:
+def chunk_origin(state: StreamState, first_block: int, audio_bins: int = 1) -> ChunkOrigin:
     """The origin of the chunk that ends with `state`; keys and values are left behind."""
-    return ChunkOrigin(replace(state, cache=None, unguided=None), first_block)
+    return ChunkOrigin(state.without_keys(), first_block, audio_bins)
 
 
 def chunk_tensors(origin: ChunkOrigin) -> tuple[Tensor, Tensor]:
-    """Video (b, c, f, h, w) and audio (b, c, s, 1) of a chunk, new tensors."""
+    """Video (b, c, f, h, w) and audio (b, c, s, q) of a chunk, new tensors."""
     blocks = origin.state.latents[origin.first_block :]
     video = torch.cat([block.video for block in blocks], dim=2)
     audio = torch.cat([block.audio for block in blocks], dim=1)
-    return video, rearrange(audio, "b s c -> b c s 1").contiguous()
+    return video, rearrange(audio, "b s (c q) -> b c s q", q=origin.audio_bins).contiguous()
 
 
 def chunk_state(origin: ChunkOrigin, video: Tensor, audio: Tensor) -> StreamState:
@@ -57,11 +62,12 @@ def chunk_state(origin: ChunkOrigin, video: Tensor, audio: Tensor) -> StreamStat
         if found.shape != made.shape:
             raise ValueError(
                 f"{name} latent has shape {tuple(found.shape)}, expected {tuple(made.shape)} as it was "
-                "sampled; decode it without cutting or resizing it, and resize the frames instead"
+                "sampled; decode it without cutting or resizing it, and resize the frames instead (latents of "
+                "LTX-2 that were cut or enlarged: with ComfyUI's VAE Decode and LTXV Audio VAE Decode)"
             )
     video_cuts = [layout.video_span(block)[0] for block in range(first, last + 1)]
     audio_cuts = [layout.audio_span(block)[0] for block in range(first, last + 1)]
-    sound = rearrange(audio, "b c s 1 -> b s c")
+    sound = rearrange(audio, "b c s q -> b s (c q)")
     blocks = [
         BlockLatents(
             video[:, :, v0 - video_cuts[0] : v1 - video_cuts[0]].float().cpu(),

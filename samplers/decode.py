@@ -52,18 +52,30 @@ class StreamDecoder:
             latents: video (b, c, f, h, w) and audio (b, s, c).
             state: what the call before returned; None at the start of the stream.
         """
-        video, video_state = self.video_codec.decode(
-            _placed(latents.video, self.video_codec), None if state is None else state.video
+        video, video_state = self.decode_video(
+            latents.video, None if state is None else state.video
         )
-        audio, audio_state = self.audio_codec.decode(
-            _placed(latents.audio, self.audio_codec), None if state is None else state.audio
+        audio, audio_state = self.decode_audio(
+            latents.audio, None if state is None else state.audio
         )
+        return DecodedBlock(video, audio), DecodeState(video_state, audio_state)
+
+    @torch.no_grad()
+    def decode_video(
+        self, latents: Tensor, state: VideoDecoderState | None = None
+    ) -> tuple[Tensor, VideoDecoderState]:
+        """Pictures (b, F, H, W, 3) of the next latents (b, c, f, h, w), and what to remember."""
+        video, state = self.video_codec.decode(_placed(latents, self.video_codec), state)
         pictures = rearrange(video, "b rgb f h w -> b f h w rgb").float().cpu()
-        sound = rearrange(audio, "b n -> b 1 n").float().cpu()
-        return (
-            DecodedBlock(((pictures + 1) / 2).clamp(0, 1).contiguous(), sound.clamp(-1, 1)),
-            DecodeState(video_state, audio_state),
-        )
+        return ((pictures + 1) / 2).clamp(0, 1).contiguous(), state
+
+    @torch.no_grad()
+    def decode_audio(
+        self, latents: Tensor, state: AudioDecoderState | None = None
+    ) -> tuple[Tensor, AudioDecoderState]:
+        """Sound (b, 1, n) of the next latents (b, s, c), and what to remember."""
+        audio, state = self.audio_codec.decode(_placed(latents, self.audio_codec), state)
+        return rearrange(audio, "b n -> b 1 n").float().cpu().clamp(-1, 1), state
 
     @torch.no_grad()
     def remember(self, state: StreamState, block: int) -> DecodeState | None:

@@ -2,8 +2,10 @@
 
 b batch, c channels, f h w video latent grid, s audio latents.
 Few-step mode tells the network its step size d = sigma_i - sigma_(i+1); multi-step mode has d = 0
-and may use classifier-free guidance (mutual_forcing.md, sections 3.2 and 4). After the last step
-one refresh pass over the clean block writes its keys and values (omniforcing.md, section 4).
+and may use classifier-free guidance (mutual_forcing.md, sections 3.2 and 4). One refresh pass over
+the clean block writes its keys and values (omniforcing.md, section 4). It is made when the stream
+goes on and not before: a block is handed out as soon as it is denoised, and nobody would look at the
+last block's keys.
 """
 
 from __future__ import annotations
@@ -17,11 +19,14 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from ..networks.execution import EAGER, Execution, Workspace
 from ..networks.kv_cache import OpenBlock, RollingCache
+from ..networks.layer import TextKeys
 from ..networks.modulation import Modulation, modulation
-from ..networks.transformer import TextKeys
+from ..networks.rows import packed_rows
 from .noise import NoiseSource, noise_of
 from .sigmas import few_step_sigmas, ltx2_sigmas
+from .start import Start
 from .state import BlockLatents, StreamSettings, StreamState, check_state
 
 Mode = Literal["few", "multi"]
@@ -136,34 +141,65 @@ class SigmaConstants:
         if (sigma, step_size) not in self.known:
             level = torch.full((1, 1), sigma, device=self.like.device, dtype=torch.float32)
             step = torch.full_like(level, step_size)
-            self.known[sigma, step_size] = modulation(
-                self.model, self.model.config, level, level, step, self.like.dtype
-            )
+            made = modulation(self.model, self.model.config, level, level, step, self.like.dtype)
+            # Not where gradients flow: each layer's rows would send back one as large as all together.
+            if not torch.is_grad_enabled():
+                made = made._replace(packed=packed_rows(self.model, made))
+            self.known[sigma, step_size] = made
         return self.known[sigma, step_size]
 
 
-@torch.no_grad()
-def rebuild_cache(
-    model: nn.Module,
-    text: TextKeys,
-    latents: tuple[BlockLatents, ...],
-    settings: StreamSettings,
-    like: Tensor,
-    on_rebuild: Callable[[int, int], None] | None = None,
-) -> RollingCache:
-    """Keys and values of finished blocks, made again from their latents: one refresh per block.
+class _Branch:
+    """One line of keys and values through a rollout: that of the prompt, or of the empty prompt."""
 
-    Exactly what the stream itself wrote, if the prompt was the same throughout. Every block is
-    needed, also those that have left the window: the kept ones saw them when they were made.
-    """
-    constants = SigmaConstants(model, like)
-    cache = RollingCache(settings.window)
-    for index, block in enumerate(latents):
-        if on_rebuild is not None:
-            on_rebuild(index, len(latents))
-        opened = OpenBlock(model, cache, settings.height, settings.width, like)
-        cache = opened.commit(block.video.to(like), block.audio.to(like), text, constants.at(0.0))
-    return cache
+    def __init__(
+        self,
+        model: nn.Module,
+        text: TextKeys,
+        settings: StreamSettings,
+        like: Tensor,
+        execution: Execution,
+    ) -> None:
+        self.model, self.text, self.settings, self.like = model, text, settings, like
+        self.workspace = Workspace(execution, like.device)
+        self._opened: OpenBlock | None = None
+
+    def open(self, cache: RollingCache) -> OpenBlock:
+        """The block after `cache`; the last one that was opened, if it is that."""
+        if self._opened is None or self._opened.cache is not cache:
+            self._opened = None  # its memory is used again
+            height, width = self.settings.height, self.settings.width
+            self._opened = OpenBlock(self.model, cache, height, width, self.like, self.workspace)
+        return self._opened
+
+    def caught_up(
+        self,
+        cache: RollingCache | None,
+        latents: tuple[BlockLatents, ...],
+        clean: Modulation,
+        on_rebuild: Callable[[int, int], None] | None,
+    ) -> RollingCache:
+        """Keys and values of all finished blocks: one refresh for each that `cache` lacks.
+
+        That is the last one where a stream goes on, and all where they were dropped, also those that
+        have left the window: the kept ones saw them when they were made. Exactly what the stream
+        itself wrote, if the prompt was the same throughout.
+        """
+        cache = cache or RollingCache(self.settings.window)
+        rebuilding = len(latents) - cache.next_block > 1
+        for index in range(cache.next_block, len(latents)):
+            if on_rebuild is not None and rebuilding:
+                on_rebuild(index, len(latents))
+            video, audio = (_sent(x, self.like).to(self.like.dtype) for x in latents[index])
+            cache = self.open(cache).commit(video, audio, self.text, clean)
+        return cache
+
+
+def _sent(x: Tensor, like: Tensor) -> Tensor:
+    """On its way from the CPU to the device of `like`, without the host waiting for it to arrive."""
+    if like.device.type == "cuda":
+        x = x.pin_memory()
+    return x.to(like.device, non_blocking=True)
 
 
 def rollout(
@@ -178,8 +214,13 @@ def rollout(
     on_rebuild: Callable[[int, int], None] | None = None,
     noise: NoiseSource | None = None,
     like: Tensor | None = None,
+    execution: Execution = EAGER,
+    start: Start | None = None,
 ) -> Iterator[tuple[BlockLatents, StreamState]]:
     """Yield `blocks` further blocks, each with the state after it. `state` itself is not changed.
+
+    The keys and values of a state lie one block behind its latents; its last block gets them when
+    the stream goes on, under the prompt that it goes on with.
 
     Args:
         prompt: text keys of one entry, or of one for every clip of the batch.
@@ -190,10 +231,13 @@ def rollout(
         noise: where noise comes from; by default named by the state's seeds.
         like: tensor with the device and dtype to compute in; by default the model's first
             parameter.
+        execution: how passes are carried out; the numbers are the same.
+        start: video latents that block 0 begins with.
 
     Raises:
         ValueError: at once, if the state belongs to another model, guidance has no empty prompt to
-            compare with, or the prompt's batch is not the stream's.
+            compare with, the prompt's batch is not the stream's, or the device lacks this way of
+            execution.
         NonFiniteBlockError: while iterating, if a block has NaN; names the block.
     """
     check_state(state, model_id, model.config.layout)
@@ -212,14 +256,42 @@ def rollout(
         like = like.to(torch.bfloat16)
     source = noise or noise_of(state.settings.seeds)
 
+    texts = [text for text in prompt if text is not None]
+    branches = [_Branch(model, text, state.settings, like, execution) for text in texts]
+
     # The checks above must not wait for the first block to be asked for, so the loop is a generator
     # inside.
     def generate(state: StreamState) -> Iterator[tuple[BlockLatents, StreamState]]:
         constants = SigmaConstants(model, like)
-        state = _with_keys(model, prompt, state, like, on_rebuild)
+        caches = [
+            # A loaded state lies on the CPU.
+            None if cache is None else cache.to(like)
+            for cache in (state.cache, state.unguided)[: len(branches)]
+        ]
         for _ in range(blocks):
-            latents, state = _next_block(
-                model, prompt, state, sampler, constants, source, on_step, like
+            with torch.no_grad():
+                clean = constants.at(0.0)
+                caches = [
+                    branch.caught_up(cache, state.latents, clean, on_rebuild)
+                    for branch, cache in zip(branches, caches, strict=True)
+                ]
+                opened = [
+                    branch.open(cache) for branch, cache in zip(branches, caches, strict=True)
+                ]
+                latents = _denoised(
+                    list(zip(opened, texts, strict=True)),
+                    state,
+                    sampler,
+                    constants,
+                    source,
+                    on_step,
+                    start if state.next_block == 0 else None,
+                )
+            # Keys of a branch that is not extended would fall behind; they are rebuilt if guidance
+            # comes back.
+            cache, unguided = (*caches, None)[:2]
+            state = replace(
+                state, latents=(*state.latents, latents), cache=cache, unguided=unguided
             )
             yield latents, state
 
@@ -243,56 +315,34 @@ def _spread(text: TextKeys, batch: int) -> TextKeys:
     return TextKeys(spread(text.video), spread(text.audio))
 
 
-def _with_keys(
-    model: nn.Module,
-    prompt: Prompt,
-    state: StreamState,
-    like: Tensor,
-    on_rebuild: Callable[[int, int], None] | None,
-) -> StreamState:
-    """The state with keys and values for every branch of the prompt and for no other."""
-
-    def keys(text: TextKeys, cache: RollingCache | None) -> RollingCache:
-        if cache is not None:
-            return cache.to(like)  # a loaded state lies on the CPU
-        return rebuild_cache(model, text, state.latents, state.settings, like, on_rebuild)
-
-    # Keys of a branch that is not extended would fall behind; they are rebuilt if guidance comes
-    # back.
-    unguided = None if prompt.unguided is None else keys(prompt.unguided, state.unguided)
-    return replace(state, cache=keys(prompt.text, state.cache), unguided=unguided)
-
-
-@torch.no_grad()
-def _next_block(
-    model: nn.Module,
-    prompt: Prompt,
+def _denoised(
+    branches: list[tuple[OpenBlock, TextKeys]],
     state: StreamState,
     sampler: SamplerSettings,
     constants: SigmaConstants,
     noise: NoiseSource,
     on_step: Callable[[Step], None] | None,
-    like: Tensor,
-) -> tuple[BlockLatents, StreamState]:
-    settings, index = state.settings, state.next_block
-    batch = len(settings.seeds)
-    opened = OpenBlock(model, state.cache, settings.height, settings.width, like)
-    branches = [(opened, prompt.text)]
-    if prompt.unguided is not None:
-        unguided = OpenBlock(model, state.unguided, settings.height, settings.width, like)
-        branches.append((unguided, prompt.unguided))
+    start: Start | None,
+) -> BlockLatents:
+    """The next block from noise; the first branch is the prompt's, the second the empty prompt's."""
+    index, batch = state.next_block, len(state.settings.seeds)
+    opened, _ = branches[0]
+    like = opened.like
 
     def draw(step: int) -> tuple[Tensor, Tensor]:
         return (
-            noise(index, step, "video", (batch, *opened.video_shape)).to(like.device),
-            noise(index, step, "audio", (batch, *opened.audio_shape)).to(like.device),
+            _sent(noise(index, step, "video", (batch, *opened.video_shape)), like),
+            _sent(noise(index, step, "audio", (batch, *opened.audio_shape)), like),
         )
 
     video, audio = draw(0)
+    groups = None if start is None else start.groups(video)
     for step, (sigma, next_sigma) in enumerate(pairwise(sampler.sigmas)):
         mode = constants.at(sigma, sigma - next_sigma if sampler.mode == "few" else 0.0)
+        if start is not None:
+            video, mode = start.placed(video), start.modulation(constants.at(0.0), mode)
         velocities = [
-            branch.velocity(video.to(like.dtype), audio.to(like.dtype), text, mode)
+            branch.velocity(video.to(like.dtype), audio.to(like.dtype), text, mode, groups)
             for branch, text in branches
         ]
         (video_v, audio_v), *rest = [tuple(v.float() for v in pair) for pair in velocities]
@@ -310,17 +360,11 @@ def _next_block(
                 audio = (1 - next_sigma) * audio + next_sigma * fresh_audio
         if on_step is not None:
             on_step(Step(index, step, sampler.steps))
-    for stream, value in (("video", video), ("audio", audio)):
+    if start is not None:
+        video = start.placed(video)
+    # The only place where the host waits for the device.
+    latents = BlockLatents(video.float().cpu(), audio.float().cpu())
+    for stream, value in zip(BlockLatents._fields, latents, strict=True):
         if not torch.isfinite(value).all():
             raise NonFiniteBlockError(index, stream)
-    caches = [
-        branch.commit(video.to(like.dtype), audio.to(like.dtype), text, constants.at(0.0))
-        for branch, text in branches
-    ]
-    latents = BlockLatents(video.float().cpu(), audio.float().cpu())
-    return latents, replace(
-        state,
-        latents=(*state.latents, latents),
-        cache=caches[0],
-        unguided=caches[1] if len(caches) > 1 else None,
-    )
+    return latents

@@ -3,8 +3,8 @@
 b batch, c channels, f h w video latent grid, s audio latents.
 A state is never changed: the next block makes a new one that shares the older tensors, so it can be
 held, forked and handed to several consumers (architecture.md, decision 4). The clean latents are
-kept whole (about 20 kB a second for the small model); keys and values only for the window, and if
-they are missing they are rebuilt from the latents.
+kept whole (about 20 kB a second for the small model); keys and values only for the window, and what
+is missing of them is made from the latents when the stream goes on: always the last block's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..networks.kv_cache import RollingCache
 from ..networks.layout import BlockLayout
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 class BlockLatents(NamedTuple):
@@ -64,7 +64,7 @@ class StreamState:
         model_id: fingerprint of the network that made it; another network refuses it.
         layout: latents per block.
         latents: every finished block.
-        cache: keys and values under the prompt, or None to rebuild from the latents.
+        cache: keys and values under the prompt, of all blocks but the last or fewer; None for none.
         unguided: the same for the empty prompt, where classifier-free guidance needed it.
     """
 
@@ -122,13 +122,11 @@ def check_state(state: StreamState, model_id: str, layout: BlockLayout) -> None:
             "model that made it, or start a new stream"
         )
     for cache in (state.cache, state.unguided):
-        if cache is not None and (cache.next_block, cache.window) != (
-            state.next_block,
-            state.settings.window,
+        if cache is not None and (
+            cache.next_block > state.next_block or cache.window != state.settings.window
         ):
             raise ValueError(
                 f"stream state holds keys up to block {cache.next_block} in a window of "
-                f"{cache.window}, "
-                f"expected {state.next_block} and {state.settings.window}: go on from "
-                "state.without_keys(), which makes them again"
+                f"{cache.window}, expected at most {state.next_block} and {state.settings.window}: "
+                "go on from state.without_keys(), which makes them again"
             )

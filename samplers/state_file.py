@@ -3,7 +3,7 @@
 b batch, c channels, f h w video latent grid, s audio latents.
 One safetensors file holds the clean latents of all blocks, `video` (b, c, f, h, w) and `audio` (b,
 s, c), and the keys and values of the window; the header is JSON in the metadata. Without the keys
-the file is small and they are rebuilt when the stream goes on, which takes one pass per block.
+the file is small and they are made again when the stream goes on, which takes one pass per block.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ..networks.kv_cache import PATHS, LayerKeys, RollingCache
+from ..networks.kv_cache import PATHS, BlockKeys, RollingCache
 from ..networks.layout import BlockLayout
 from .state import STATE_VERSION, BlockLatents, StreamSettings, StreamState
 from .tensor_file import TensorFileError, read_tensors, write_tensors
@@ -39,8 +39,8 @@ class _Header(BaseModel):
     window: int = Field(ge=1)
     seeds: tuple[int, ...] = Field(min_length=1)
     blocks: int = Field(ge=0)
-    layers: dict[str, int] = {}
-    """Layers of the keys of each branch that was saved."""
+    keys: dict[str, int] = {}
+    """Blocks, counted from the first, up to which each branch's keys were saved."""
 
 
 def save_state(path: Path, state: StreamState, *, keys: bool = True) -> None:
@@ -58,11 +58,11 @@ def save_state(path: Path, state: StreamState, *, keys: bool = True) -> None:
     if state.latents:
         tensors["video"] = torch.cat([block.video for block in state.latents], dim=2)
         tensors["audio"] = torch.cat([block.audio for block in state.latents], dim=1)
-    layers = {}
+    saved = {}
     for branch in _BRANCHES if keys else ():
         cache = getattr(state, branch)
-        if cache is not None and cache.blocks:
-            layers[branch] = len(cache.blocks[0])
+        if cache is not None:
+            saved[branch] = cache.next_block
             tensors |= dict(_key_tensors(branch, cache))
     header = _Header(
         version=state.version,
@@ -73,7 +73,7 @@ def save_state(path: Path, state: StreamState, *, keys: bool = True) -> None:
         window=settings.window,
         seeds=settings.seeds,
         blocks=len(state.latents),
-        layers=layers,
+        keys=saved,
     )
     metadata = {"format": FORMAT, "header": header.model_dump_json()}
     write_tensors(Path(path), tensors, metadata, "the stream state")
@@ -104,40 +104,33 @@ def load_state(path: Path) -> StreamState:
     try:
         latents = tuple(_blocks(tensors, header, layout))
         caches = {
-            branch: _cache(branch, tensors, header, header.layers[branch])
+            branch: _cache(branch, tensors, header.window, header.keys[branch])
             for branch in _BRANCHES
-            if branch in header.layers
+            if branch in header.keys
         }
     except KeyError as error:
         raise TensorFileError(
             f"the stream state {path} lacks the tensor {error}; save the state again"
         ) from error
-    if not header.blocks:
-        caches = {"cache": RollingCache(header.window)}
     return StreamState(settings, header.model_id, layout, latents, **caches)
 
 
 def _key_tensors(branch: str, cache: RollingCache) -> Iterator[tuple[str, Tensor]]:
     for index, block in zip(cache.indices, cache.blocks, strict=True):
-        for layer, paths in enumerate(block):
-            for path in PATHS:
-                k, v = getattr(paths, path)
-                yield f"{branch}.{index}.{layer}.{path}.k", k.detach().cpu()
-                yield f"{branch}.{index}.{layer}.{path}.v", v.detach().cpu()
+        for path, (k, v) in zip(PATHS, block, strict=True):
+            yield f"{branch}.{index}.{path}.k", k.detach().cpu()
+            yield f"{branch}.{index}.{path}.v", v.detach().cpu()
 
 
-def _cache(branch: str, tensors: dict[str, Tensor], header: _Header, layers: int) -> RollingCache:
-    kept = (0, *range(max(1, header.blocks - header.window), header.blocks))
+def _cache(branch: str, tensors: dict[str, Tensor], window: int, end: int) -> RollingCache:
+    kept = tuple(index for index in range(end) if index == 0 or index >= end - window)
 
-    def pair(index: int, layer: int, path: str) -> tuple[Tensor, Tensor]:
-        name = f"{branch}.{index}.{layer}.{path}"
+    def pair(index: int, path: str) -> tuple[Tensor, Tensor]:
+        name = f"{branch}.{index}.{path}"
         return tensors[f"{name}.k"], tensors[f"{name}.v"]
 
-    blocks = tuple(
-        tuple(LayerKeys(*(pair(index, layer, path) for path in PATHS)) for layer in range(layers))
-        for index in kept
-    )
-    return RollingCache(header.window, kept, blocks)
+    blocks = tuple(BlockKeys(*(pair(index, path) for path in PATHS)) for index in kept)
+    return RollingCache(window, kept, blocks)
 
 
 def _blocks(

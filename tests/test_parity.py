@@ -19,12 +19,36 @@ NAMES = [
 ]
 
 
-def test_every_quantity_is_within_the_limit(monkeypatch, capsys) -> None:
+def lines_of(capsys) -> list[list[str]]:
+    return [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize(("path", "suffix"), [("eager", ""), ("streams", "@streams")])
+def test_every_quantity_is_within_the_limit(path: str, suffix: str, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["parity", str(FIXTURE), "--path", path])
+    assert parity.main() == 0
+    lines = lines_of(capsys)
+    assert [name for name, _ in lines] == [f"{name}{suffix}" for name in NAMES]
+    assert all(float(error) < 1e-4 for _, error in lines)
+
+
+def test_without_a_path_all_that_can_run_follow_the_plain_lines(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(parity, "PATHS", ("eager", "streams", "graph"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["parity", str(FIXTURE)])
     assert parity.main() == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [name for name, _ in lines] == NAMES
-    assert all(float(error) < 1e-4 for _, error in lines)
+    out, err = capsys.readouterr()
+    names = [line.split()[0] for line in out.splitlines()]
+    assert names == NAMES + [f"{name}@streams" for name in NAMES]
+    assert "graph left out: graphs are CUDA's" in err
+
+
+def test_a_path_that_was_asked_for_and_cannot_run_is_an_error(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for path, said in (("graph", "graphs are CUDA's"), ("fast", "execution path is 'fast'")):
+        monkeypatch.setattr(sys, "argv", ["parity", str(FIXTURE), "--path", path])
+        assert parity.main() == 2
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -43,7 +67,8 @@ def test_another_model_is_noticed(tmp_path: Path, monkeypatch, damage) -> None:
     save_file(
         tensors, tmp_path / "other.safetensors", {"config": json.dumps({"transformer": config})}
     )
-    monkeypatch.setattr(sys, "argv", ["parity", str(tmp_path / "other.safetensors")])
+    other = str(tmp_path / "other.safetensors")
+    monkeypatch.setattr(sys, "argv", ["parity", other, "--path", "eager"])
     assert parity.main() == 1
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 from mutual_forcing.model_loaders.bundle import Bundle
+from mutual_forcing.networks.execution import Execution
 from mutual_forcing.networks.kv_cache import RollingCache
 from mutual_forcing.samplers.noise import named_noise, varied_seed
 from mutual_forcing.samplers.rollout import (
@@ -60,7 +62,7 @@ def tensors(state: StreamState) -> list[Tensor]:
     found = [tensor for block in state.latents for tensor in block]
     for cache in (state.cache, state.unguided):
         for block in cache.blocks if cache else ():
-            found += [tensor for layer in block for pair in layer for tensor in pair]
+            found += [tensor for pair in block for tensor in pair]
     return found
 
 
@@ -123,7 +125,7 @@ def test_guidance_that_comes_back_finds_its_keys_rebuilt(bundle: Bundle) -> None
     assert equal(kept, rebuilt)
     _, without = run(bundle, past, 1, FEW)
     assert without.unguided is None  # it would have fallen behind
-    assert run(bundle, without, 1, GUIDED)[1].unguided.indices == (0, 4, 5)
+    assert run(bundle, without, 1, GUIDED)[1].unguided.indices == (0, 3, 4)
 
 
 def test_a_clip_does_not_depend_on_its_neighbours_in_the_batch(bundle: Bundle) -> None:
@@ -225,9 +227,36 @@ def test_memory_and_work_are_flat_once_the_window_is_full(
         held.append(state.cache.bytes())
         work.append(0)
     window = state.settings.window
-    assert len(set(held[window:])) == 1 and held[window] > held[window - 1]
-    assert len(set(work[window + 1 : 9])) == 1 and work[window + 1] > work[window]
-    assert state.cache.indices == (0, 7, 8)
+    # The keys of a state lie one block behind its latents.
+    assert len(set(held[window + 1 :])) == 1 and held[window + 1] > held[window]
+    assert len(set(work[window + 2 : 9])) == 1 and work[window + 2] > work[window + 1]
+    assert state.cache.indices == (0, 6, 7)
+
+
+def test_a_block_is_handed_out_before_its_refresh(bundle: Bundle) -> None:
+    """The first chunk does not wait for keys, and keys that nobody would look at are not made."""
+    stages: list[str] = []
+
+    @contextmanager
+    def watch(stage: str) -> Iterator[None]:
+        stages.append(stage)
+        yield
+
+    made = rollout(
+        bundle.transformer,
+        bundle.prompt("red ball"),
+        bundle.begin(),
+        3,
+        FEW,
+        model_id=bundle.model_id,
+        execution=Execution(watch=watch),
+    )
+    per_block = []
+    for _ in made:
+        per_block.append([stage for stage in stages if stage != "open"])
+        stages.clear()
+    denoised = ["denoise"] * FEW.steps
+    assert per_block == [denoised, ["refresh", *denoised], ["refresh", *denoised]] and not stages
 
 
 def test_keys_in_another_type_are_brought_to_the_models(bundle: Bundle) -> None:
@@ -255,6 +284,7 @@ def attempt(
 
 def test_what_cannot_work_is_refused_before_any_block_is_asked_for(bundle: Bundle) -> None:
     _, made = run(bundle, bundle.begin(), 1)
+    _, later = run(bundle, bundle.begin(), 3)
     two = Prompt(bundle.prompt_of(torch.cat([bundle.embed("bell")] * 2)).text)
     cases = {
         "made by model": attempt(bundle, model_id="another"),
@@ -263,7 +293,8 @@ def test_what_cannot_work_is_refused_before_any_block_is_asked_for(bundle: Bundl
         "guidance needs": attempt(bundle, sampler=GUIDED),
         "blocks is 0": attempt(bundle, blocks=0),
         "2 entries and the stream 3 clips": attempt(bundle, bundle.begin((1, 2, 3)), prompt=two),
-        "without_keys": attempt(bundle, replace(made, cache=RollingCache(2))),
+        "without_keys": attempt(bundle, replace(made, cache=RollingCache(3))),
+        "at most 1 and 2": attempt(bundle, replace(later, latents=later.latents[:1])),
     }
     for message, call in cases.items():
         with pytest.raises(ValueError, match=message):

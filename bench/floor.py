@@ -1,0 +1,166 @@
+"""The least time that a machine could take: FLOPs over its measured matmul rate, bytes over its copy rate.
+
+n tokens of a stream, m keys, c channels.
+FLOPs are counted from the config alone (two per multiplication and addition), not from what our code happens to
+do; a test holds the two against each other. Only what no exact implementation can do without is counted:
+products of the tokens of one block, attention over the past, one reading of weights, past and text keys. What
+lies between (norms, rotations, softmax) is taken to be free, so a ratio of 1 cannot be reached.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from .setups import Setup
+from .stopwatch import Span, spanned
+
+
+class Work(NamedTuple):
+    """What a pass cannot do without."""
+
+    linear: float
+    """FLOPs of products with weights."""
+    attention: float
+    """FLOPs of products of queries, keys and values."""
+    bytes: float
+    """Read at least once: weights, and keys and values that were there before."""
+
+    @property
+    def flops(self) -> float:
+        """All of them."""
+        return self.linear + self.attention
+
+    def plus(self, other: Work) -> Work:
+        """Both."""
+        return Work(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def times(self, count: int) -> Work:
+        """So many of it."""
+        return Work(*(a * count for a in self))
+
+
+NOTHING = Work(0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """One stream of a block, as a pass sees it."""
+
+    width: int
+    channels: int
+    tokens: int
+    past: int
+
+
+def pass_work(setup: Setup, block: int, element_size: int, *, refresh: bool = False) -> Work:
+    """One pass over a block: a denoising step, or the refresh, which ends with the last layer's keys."""
+    config, layout = setup.config, setup.config.layout
+    kept = min(block, 1 + setup.window)
+    grid, sinks = setup.height * setup.width, config.num_audio_sink_tokens
+    (v0, v1), (a0, a1) = layout.video_span(kept), layout.audio_span(kept)
+    video = _Stream(config.video_dim, config.in_channels, (v1 - v0) * grid, v0 * grid)
+    past = a0 + sinks if kept else 0
+    audio = _Stream(config.audio_dim, config.audio_in_channels, a1 + sinks - past, past)
+    inner = config.audio_dim
+    first = ends = NOTHING
+    for own, other in ((video, audio), (audio, video)):
+        # Own attention: q, k, v, out. Text: q, out. What the other stream sees: k, v.
+        weights = 6 * own.width**2 + 2 * own.width * inner
+        keys = own.past + own.tokens
+        attention = 4 * own.tokens * own.width * (keys + setup.text_tokens)
+        # Read from before: its own past, what the other stream sees of it, and the text.
+        known = 2 * own.past * (own.width + inner) + 2 * setup.text_tokens * own.width
+        first = first.plus(
+            Work(2 * own.tokens * weights, attention, (weights + known) * element_size)
+        )
+        # The other stream's attention: q, out. Feed-forward: four times as wide and back.
+        weights = 8 * own.width**2 + 2 * own.width * inner
+        attention = 4 * own.tokens * inner * (other.past + other.tokens)
+        ends = ends.plus(Work(2 * own.tokens * weights, attention, weights * element_size))
+    layers = config.num_layers
+    whole = first.times(layers).plus(ends.times(layers - 1 if refresh else layers))
+    for own in (video, audio):
+        # Into the network, and out of it; sink tokens do not come from latents.
+        outer = own.tokens - (sinks if own is audio and not kept else 0)
+        count = outer + (0 if refresh else own.tokens)
+        linear = 2 * own.channels * own.width * count
+        read = own.channels * own.width * (1 if refresh else 2) * element_size
+        whole = whole.plus(Work(linear, 0.0, read))
+    return whole
+
+
+def block_work(setup: Setup, block: int, steps: int, element_size: int) -> list[tuple[Work, int]]:
+    """Passes until a block is out, and how many of each: the refresh of the one before, then its steps."""
+    passes = [(pass_work(setup, block, element_size), steps)]
+    if block:
+        passes.append((pass_work(setup, block - 1, element_size, refresh=True), 1))
+    return passes
+
+
+class Rates(NamedTuple):
+    """What a machine can do, as spans for a known amount of work.
+
+    The times are those of `flops` and `bytes`; the attention's is of `attention_flops`, for comparison.
+    """
+
+    flops: float
+    matmul: Span
+    bytes: float
+    copy: Span
+    attention_flops: float
+    attention: Span
+
+    def floor(self, work: list[tuple[Work, int]], clock: Callable[[Span], float]) -> float:
+        """Seconds for these passes by one of a span's clocks: arithmetic and memory at the same time."""
+        flop, byte = clock(self.matmul) / self.flops, clock(self.copy) / self.bytes
+        return sum(n * max(one.flops * flop, one.bytes * byte) for one, n in work)
+
+
+def measure_rates(
+    setup: Setup, dtype: torch.dtype, device: torch.device, seconds: float = 0.3
+) -> Rates:
+    """Time products of the network's own shapes, a large copy, and one attention over a full window."""
+    config, layout = setup.config, setup.config.layout
+    tokens, width = layout.video_next * setup.height * setup.width, config.video_dim
+    new = {"dtype": dtype, "device": device}
+    x, wide = torch.randn(tokens, width, **new), torch.randn(tokens, 4 * width, **new)
+    square = torch.randn(width, width, **new)
+    up, down = torch.randn(4 * width, width, **new), torch.randn(width, 4 * width, **new)
+
+    def products() -> None:
+        # In the proportion that a layer has: six square ones, one up, one down.
+        for _ in range(6):
+            F.linear(x, square)
+        F.linear(x, up)
+        F.linear(wide, down)
+
+    block = torch.empty(2**26, dtype=torch.uint8, device=device)
+    target = torch.empty_like(block)
+    keys = layout.video_latents(2 + setup.window) * setup.height * setup.width
+    heads, dim = config.num_attention_heads, config.attention_head_dim
+    q = torch.randn(1, heads, tokens, dim, **new)
+    k, v = torch.randn(1, heads, keys, dim, **new), torch.randn(1, heads, keys, dim, **new)
+    return Rates(
+        28.0 * tokens * width**2,
+        _best(products, device, seconds),
+        2.0 * block.numel(),
+        _best(lambda: target.copy_(block), device, seconds / 3),
+        4.0 * tokens * keys * width,
+        _best(lambda: F.scaled_dot_product_attention(q, k, v), device, seconds / 3),
+    )
+
+
+def _best(work: Callable[[], object], device: torch.device, seconds: float) -> Span:
+    """The shortest of at least three runs, and of as many as fit into `seconds`; the first is not counted."""
+    work()
+    spans: list[Span] = []
+    end = time.perf_counter() + seconds
+    while len(spans) < 3 or time.perf_counter() < end:
+        spans.append(spanned(work, device))
+    return Span(min(span.wall for span in spans), min(span.cpu for span in spans))

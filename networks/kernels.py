@@ -1,0 +1,90 @@
+"""The arithmetic that lies between two matrix products, in one place so that it can be fused.
+
+b batch, a heads, n tokens, c channels, d head dim, r rotation pairs per head (d/2).
+Each function is what happens from one product (or attention) to the next. Written plainly it is a few passes
+over memory; compiled, one. The products themselves stay with their modules, so that weights may be
+quantised, offloaded or patched by their host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .rope import RopeTable, rotate
+
+
+def _norm(x: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(x, (x.shape[-1],), eps=eps)
+
+
+def modulate(x: Tensor, factor: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """Normalised, scaled and shifted: N(x) * factor + shift; (b, n, c)."""
+    return torch.addcmul(shift, _norm(x, eps), factor)
+
+
+def add_norm(x: Tensor, gate: Tensor, out: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The stream x + gate * out, and the same normalised."""
+    x = torch.addcmul(x, gate, out)
+    return x, _norm(x, eps)
+
+
+def add_modulate(
+    x: Tensor, gate: Tensor, out: Tensor, factor: Tensor, shift: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The stream x + gate * out, and the same modulated."""
+    x = torch.addcmul(x, gate, out)
+    return x, modulate(x, factor, shift, eps)
+
+
+def add_modulate_twice(
+    x: Tensor,
+    out: Tensor,
+    factor: Tensor,
+    shift: Tensor,
+    other_factor: Tensor,
+    other_shift: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The stream x + out, and the same modulated in two ways."""
+    x = x + out
+    normed = _norm(x, eps)
+    return (
+        x,
+        torch.addcmul(shift, normed, factor),
+        torch.addcmul(other_shift, normed, other_factor),
+    )
+
+
+def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Write the rotated keys x (.., a, n, d) into `out`, with the angles (a, n, r) of their tokens."""
+    out.copy_(rotate(x, RopeTable(cos, sin)))
+
+
+class Kernels(NamedTuple):
+    """One way to carry out this file's functions."""
+
+    modulate: Callable[..., Tensor]
+    add_norm: Callable[..., tuple[Tensor, Tensor]]
+    add_modulate: Callable[..., tuple[Tensor, Tensor]]
+    add_modulate_twice: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    rotate: Callable[..., Tensor]
+    rotate_into: Callable[..., None]
+
+
+PLAIN = Kernels(modulate, add_norm, add_modulate, add_modulate_twice, rotate, rotate_into)
+
+
+@cache
+def compiled_kernels() -> Kernels:
+    """Each function fused by torch.compile, on its first call.
+
+    With free sizes from the start: a kernel that was compiled for the sizes of the first block and another
+    for the later ones would round differently, and a stream would depend on what ran before it.
+    """
+    return Kernels(*(torch.compile(function, dynamic=True) for function in PLAIN))

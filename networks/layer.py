@@ -1,0 +1,254 @@
+"""One layer over both streams: which part acts on what, and where the streams meet.
+
+b batch, n tokens of one stream, m text tokens, c channels, a heads, d head dim.
+A stream first looks at itself and at the text, then both look at each other as they were before either was
+changed, then each has its feed-forward (order of operations: omniforcing.md, section 1). Until they meet, and
+after it, the streams are independent; `lanes.py` lets them run side by side. Submodules are addressed by
+LTX-2's names, so this also runs over another module tree that has them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import KeyPattern, KeyValueStore, attend, keys_values
+from .config import TransformerConfig
+from .kernels import PLAIN, Kernels
+from .lanes import ONE_LANE, Lanes
+from .modulation import Modulation
+from .rope import RopeTable, StreamTables, rotate
+from .rows import HeadRows, LayerRows, StreamRows, head_rows, layer_rows
+
+
+class TextKeys(NamedTuple):
+    """Text keys and values of every layer and both streams, computed once per prompt; each (b, a, m, d)."""
+
+    video: tuple[tuple[Tensor, Tensor], ...]
+    audio: tuple[tuple[Tensor, Tensor], ...]
+
+    def rows(self, start: int, stop: int) -> TextKeys:
+        """The keys of some entries of the batch."""
+
+        def cut(layers: tuple[tuple[Tensor, Tensor], ...]) -> tuple[tuple[Tensor, Tensor], ...]:
+            return tuple((k[start:stop], v[start:stop]) for k, v in layers)
+
+        return TextKeys(cut(self.video), cut(self.audio))
+
+
+class Masks(NamedTuple):
+    """Who sees whom on the four paths: (n, m) bool with True = visible, a block pattern, or None = all."""
+
+    video: Tensor | KeyPattern | None = None
+    audio: Tensor | KeyPattern | None = None
+    audio_to_video: Tensor | KeyPattern | None = None
+    video_to_audio: Tensor | KeyPattern | None = None
+
+
+NOTHING_HIDDEN = Masks()
+
+
+class FreshKeys:
+    """The store without a past: keys are rotated and used as they are."""
+
+    def extend(self, path: str, k: Tensor, v: Tensor, rope: RopeTable) -> tuple[Tensor, Tensor]:
+        """Rotate k and return both."""
+        return rotate(k, rope), v
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Everything that a pass over the layers needs besides the tokens themselves.
+
+    `video_groups` / `audio_groups` (n,) name each token's row in the modulation; None = all share row 0.
+    `stores` holds one key-value store per layer.
+    """
+
+    modulation: Modulation
+    text: TextKeys
+    tables: StreamTables
+    stores: tuple[KeyValueStore, ...]
+    masks: Masks = NOTHING_HIDDEN
+    video_groups: Tensor | None = None
+    audio_groups: Tensor | None = None
+    kernels: Kernels = PLAIN
+    lanes: Lanes = ONE_LANE
+
+    def layer_rows(self, model: nn.Module, index: int) -> LayerRows:
+        """What this layer's tokens are modulated with."""
+        packed = self.modulation.packed
+        if packed is not None:
+            return packed.layers[index]
+        block = model.transformer_blocks[index]
+        return layer_rows(block, self.modulation, self.video_groups, self.audio_groups)
+
+    def head_rows(self, model: nn.Module) -> HeadRows:
+        """What the heads' tokens are modulated with."""
+        packed = self.modulation.packed
+        if packed is not None:
+            return packed.head
+        return head_rows(model, self.modulation, self.video_groups, self.audio_groups)
+
+
+class _Side(NamedTuple):
+    """One stream's part of a layer: its modules, tables, masks and rows."""
+
+    path: str
+    heads: int
+    cross_heads: int
+    own: nn.Module
+    text: nn.Module
+    feed_forward: nn.Module
+    incoming_path: str
+    incoming: nn.Module
+    outgoing_path: str
+    outgoing: nn.Module
+    rope: RopeTable
+    cross_rope: RopeTable
+    rows: StreamRows
+
+
+def _video_side(config: TransformerConfig, block: nn.Module, run: Pass, rows: StreamRows) -> _Side:
+    return _Side(
+        path="video",
+        heads=config.num_attention_heads,
+        cross_heads=config.audio_num_attention_heads,
+        own=block.attn1,
+        text=block.attn2,
+        feed_forward=block.ff,
+        incoming_path="audio_to_video",
+        incoming=block.audio_to_video_attn,
+        outgoing_path="video_to_audio",
+        outgoing=block.video_to_audio_attn,
+        rope=run.tables.video,
+        cross_rope=run.tables.cross_video,
+        rows=rows,
+    )
+
+
+def _audio_side(config: TransformerConfig, block: nn.Module, run: Pass, rows: StreamRows) -> _Side:
+    return _Side(
+        path="audio",
+        heads=config.audio_num_attention_heads,
+        cross_heads=config.audio_num_attention_heads,
+        own=block.audio_attn1,
+        text=block.audio_attn2,
+        feed_forward=block.audio_ff,
+        incoming_path="video_to_audio",
+        incoming=block.video_to_audio_attn,
+        outgoing_path="audio_to_video",
+        outgoing=block.audio_to_video_attn,
+        rope=run.tables.audio,
+        cross_rope=run.tables.cross_audio,
+        rows=rows,
+    )
+
+
+class _Meeting(NamedTuple):
+    """A stream as it comes to the other: its tokens, its query, and what it shows the other one.
+
+    `keys` are the other's to attend over, with the past, (b, a, m, d); None where a stream runs alone.
+    """
+
+    x: Tensor
+    query: Tensor | None = None
+    keys: tuple[Tensor, Tensor] | None = None
+
+
+def _until_meeting(
+    model: nn.Module, index: int, x: Tensor, side: _Side, run: Pass, both: bool
+) -> _Meeting:
+    """Own attention and text attention, then query and keys for the other stream."""
+    rows, kernels, store, eps = side.rows, run.kernels, run.stores[index], model.config.norm_eps
+    hidden = kernels.modulate(x, rows.own_factor, rows.own_shift, eps)
+    own = attend(
+        side.own,
+        hidden,
+        side.heads,
+        model.kernel,
+        key_values=store.extend(side.path, *keys_values(side.own, hidden, side.heads), side.rope),
+        query_rope=side.rope,
+        mask=getattr(run.masks, side.path),
+        rotate=kernels.rotate,
+    )
+    x, hidden = kernels.add_norm(x, rows.own_gate, own, eps)
+    text = getattr(run.text, side.path)[index]
+    from_text = attend(side.text, hidden, side.heads, model.kernel, key_values=text)
+    if not both:
+        return _Meeting(x + from_text)
+    x, query, shown = kernels.add_modulate_twice(
+        x, from_text, rows.query_factor, rows.query_shift, rows.key_factor, rows.key_shift, eps
+    )
+    keys = keys_values(side.outgoing, shown, side.cross_heads)
+    return _Meeting(x, query, store.extend(side.outgoing_path, *keys, side.cross_rope))
+
+
+def _after_meeting(
+    model: nn.Module,
+    meeting: _Meeting,
+    seen: tuple[Tensor, Tensor] | None,
+    side: _Side,
+    run: Pass,
+) -> Tensor:
+    """Attention to the other stream's keys and values (`seen`), then the feed-forward."""
+    rows, kernels, eps = side.rows, run.kernels, model.config.norm_eps
+    if seen is None:
+        x = meeting.x
+        hidden = kernels.modulate(x, rows.ff_factor, rows.ff_shift, eps)
+    else:
+        other = attend(
+            side.incoming,
+            meeting.query,
+            side.cross_heads,
+            model.kernel,
+            key_values=seen,
+            query_rope=side.cross_rope,
+            mask=getattr(run.masks, side.incoming_path),
+            rotate=kernels.rotate,
+        )
+        x, hidden = kernels.add_modulate(
+            meeting.x, rows.cross_gate, other, rows.ff_factor, rows.ff_shift, eps
+        )
+    net = side.feed_forward.net
+    return torch.addcmul(x, rows.ff_gate, net[2](F.gelu(net[0].proj(hidden), approximate="tanh")))
+
+
+def run_layer(
+    model: nn.Module,
+    index: int,
+    video: Tensor | None,
+    audio: Tensor | None,
+    run: Pass,
+    *,
+    keys_only: bool = False,
+) -> tuple[Tensor | None, Tensor | None]:
+    """One layer over video tokens (b, n, c) and audio tokens (b, n', c'); either stream may be None.
+
+    `keys_only` stops when all keys and values are in the store: nothing after it would be looked at.
+    """
+    block, rows, lanes = model.transformer_blocks[index], run.layer_rows(model, index), run.lanes
+    both = video is not None and audio is not None
+    video_side = video_keys = audio_side = audio_keys = None
+    if audio is not None:
+        audio_side = _audio_side(model.config, block, run, rows.audio)
+        with lanes.audio():
+            hearing = _until_meeting(model, index, audio, audio_side, run, both)
+        audio, audio_keys = hearing.x, hearing.keys
+    if video is not None:
+        video_side = _video_side(model.config, block, run, rows.video)
+        seeing = _until_meeting(model, index, video, video_side, run, both)
+        video, video_keys = seeing.x, seeing.keys
+    if keys_only:
+        return video, audio
+    if both:
+        lanes.exchange(audio_keys, video_keys)
+    if audio is not None:
+        with lanes.audio():
+            audio = _after_meeting(model, hearing, video_keys, audio_side, run)
+    if video is not None:
+        video = _after_meeting(model, seeing, audio_keys, video_side, run)
+    return video, audio
