@@ -131,6 +131,9 @@ def main() -> None:
     bundle = load_bundle(arguments.model)
     for path in arguments.workflows:
         workflow = json.loads(path.read_text(encoding="utf-8"))
+        if not any(node["type"] == "MF_LoadModel" for node in workflow["nodes"]):
+            logger.info("%s is made with another model", path)
+            continue
         picture = path.with_suffix(".jpg")
         thumbnail([clip_of(bundle, take) for take in takes(workflow)]).save(picture, quality=90)
         logger.info("%s", picture)

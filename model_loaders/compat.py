@@ -1,4 +1,4 @@
-"""The one seam to ComfyUI: every import of its internals lies here, and nodes ask only this file.
+"""The seam to ComfyUI: every import of its internals lies here or, for LTX-2, in `compat_ltx2.py`.
 
 b batch, a heads, n query tokens, m key tokens, d head dim, F H W pixel frames and size.
 When ComfyUI moves something, this is the file that changes. Classes that ComfyUI swaps at start-up
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -25,10 +27,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..networks.attention import AttentionKernel, sdpa
+from ..networks.layout import BlockLayout
+from ..samplers.clock import Clock
 from ..samplers.decode import DecodedBlock
-from ..samplers.rollout import Step
-from .bundle import Bundle, load_bundle, shipped_model_path
+from ..samplers.rollout import Mode, Prompt, SamplerSettings, Step, sampler_settings
+from ..samplers.state import BlockLatents
+from .bundle import Bundle, StreamDefaults, load_bundle, shipped_model_path
 from .catalog import is_stream, list_models
+from .conditioning import Conditioning, prompt_of
 
 logger = logging.getLogger("mutualforcing")
 
@@ -60,7 +66,7 @@ class _EagerOperations(comfy.ops.disable_weight_init):
 
 @dataclass(frozen=True)
 class HostModel:
-    """A model in ComfyUI's care.
+    """A model of this pack in ComfyUI's care: a `StreamModel`.
 
     Attributes:
         bundle: the model.
@@ -71,26 +77,80 @@ class HostModel:
     bundle: Bundle = field(repr=False)
     patcher: object = field(repr=False)
     like: Tensor
+    audio_bins: int = 1
+
+    @property
+    def transformer(self) -> nn.Module:
+        """The network."""
+        return self.bundle.transformer
+
+    @property
+    def text_tokens(self) -> int:
+        """Places in a prompt."""
+        return self.bundle.text_encoder.config.length
+
+    @property
+    def model_id(self) -> str:
+        """Fingerprint of the file."""
+        return self.bundle.model_id
+
+    @property
+    def clock(self) -> Clock:
+        """Blocks, latents, frames and samples."""
+        return self.bundle.clock
+
+    @property
+    def defaults(self) -> StreamDefaults:
+        """What a stream is unless told otherwise."""
+        return self.bundle.stream
+
+    def at_rate(self, fps: float | Fraction | None) -> HostModel:
+        """See `StreamModel`: this model has one rate."""
+        if fps is not None and fps != self.clock.fps:
+            raise ValueError(
+                f"the frame rate is {float(fps):g}, and this model makes {float(self.clock.fps):g} frames a "
+                "second: take LTXVConditioning out of the way"
+            )
+        return self
+
+    def for_layout(self, _layout: BlockLayout) -> HostModel:
+        """See `StreamModel`."""
+        return self
+
+    def sampler(self, mode: Mode, steps: int | None, guidance: float | None) -> SamplerSettings:
+        """See `StreamModel`."""
+        return sampler_settings(mode, steps, guidance)
 
     def make_ready(self, memory_required: int = 0) -> None:
-        """Bring the weights to where they compute; ComfyUI moves other models out of the way."""
+        """See `StreamModel`; ComfyUI moves other models out of the way."""
         comfy.model_management.load_models_gpu([self.patcher], memory_required=memory_required)
+
+    def prompt_of(
+        self, positive: Conditioning, negative: Conditioning | None, *, guided: bool
+    ) -> Prompt:
+        """See `StreamModel`."""
+        return prompt_of(self.bundle, positive, negative, guided=guided, like=self.like)
+
+    def sketches(self, _latents: BlockLatents) -> list[Image.Image]:
+        """See `StreamModel`: only its decoder can make pictures of this model's latents."""
+        return []
 
 
 def register_model_folder() -> None:
     """Let ComfyUI know models/mutual_forcing, for files that artists add."""
     folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
     _, extensions = folder_paths.folder_names_and_paths[FOLDER]
-    extensions.add(".safetensors")
+    extensions |= {".safetensors", ".pt", ".pth"}
 
 
 def model_files() -> dict[str, Path]:
     """Names and paths of the models that can be loaded, the shipped one first."""
-    return list_models(shipped_model_path(), _files_in_model_folders())
+    return list_models(shipped_model_path(), files_in_model_folders())
 
 
-def _files_in_model_folders() -> Iterator[tuple[str, Path]]:
-    for folder in _MODEL_FOLDERS:
+def files_in_model_folders(folders: Iterable[str] = _MODEL_FOLDERS) -> Iterator[tuple[str, Path]]:
+    """Names and paths of everything in these of ComfyUI's model folders."""
+    for folder in folders:
         if folder not in folder_paths.folder_names_and_paths:
             continue
         for name in folder_paths.get_filename_list(folder):
@@ -130,17 +190,28 @@ def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
     ]
 
 
-def attention_kernel(choice: AttentionChoice, device: torch.device) -> AttentionKernel:
+def attention_kernel(
+    choice: AttentionChoice, device: torch.device, options: Mapping[str, object] | None = None
+) -> AttentionKernel:
     """PyTorch's attention, or on a graphics card the one that ComfyUI was started with.
 
     On a CPU ComfyUI's own choice is slower than PyTorch's and saves memory that is not short there.
+
+    Args:
+        options: a MODEL's own, in which another node may have named a kernel.
     """
     if choice == "PyTorch" or comfy.model_management.is_device_cpu(device):
         return sdpa
-    return comfy_attention
+    return partial(comfy_attention, options=dict(options or {}))
 
 
-def comfy_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def comfy_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    options: Mapping[str, object] | None = None,
+) -> Tensor:
     """The kernel that ComfyUI was started with (xFormers, Sage, Flash, PyTorch); (b, a, n, d) as `sdpa`."""
     if mask is not None:
         # Not every kernel of ComfyUI's reads booleans as PyTorch does; all of them add numbers to the scores.
@@ -148,7 +219,14 @@ def comfy_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Ten
             ~mask, float("-inf")
         )
     return comfy.ldm.modules.attention.optimized_attention(
-        q, k, v, heads=q.shape[1], mask=mask, skip_reshape=True, skip_output_reshape=True
+        q,
+        k,
+        v,
+        heads=q.shape[1],
+        mask=mask,
+        skip_reshape=True,
+        skip_output_reshape=True,
+        transformer_options=options or {},
     )
 
 
@@ -170,7 +248,7 @@ class Progress:
     def __init__(self, steps: int) -> None:
         self._bar = comfy.utils.ProgressBar(steps)
         self._steps, self._done = steps, 0
-        self._frames: Tensor | None = None
+        self._picture_at: Callable[[float], Image.Image] | None = None
 
     def step(self, step: Step) -> None:
         """Count one sampling step; raises ComfyUI's interruption if the artist has pressed Cancel."""
@@ -184,16 +262,28 @@ class Progress:
 
     def show(self, decoded: DecodedBlock) -> None:
         """Preview this block (its first clip) from now on."""
-        self._frames = decoded.video[0]
+        frames = decoded.video[0]
+        self._play(lambda position: _picture(frames[_index(position, len(frames))]))
+
+    def sketch(self, pictures: Sequence[Image.Image]) -> None:
+        """Preview these pictures of a block from now on; none of them leaves things as they are."""
+        if pictures:
+            self._play(lambda position: pictures[_index(position, len(pictures))])
+
+    def _play(self, picture_at: Callable[[float], Image.Image]) -> None:
+        self._picture_at = picture_at
         if self._done >= self._steps:
             self._update(1.0)
 
     def _update(self, position: float) -> None:
         preview = None
-        if self._frames is not None:
-            frame = self._frames[min(int(position * len(self._frames)), len(self._frames) - 1)]
-            preview = ("JPEG", _picture(frame), None)
+        if self._picture_at is not None:
+            preview = ("JPEG", self._picture_at(position), None)
         self._bar.update_absolute(self._done, self._steps, preview)
+
+
+def _index(position: float, count: int) -> int:
+    return min(int(position * count), count - 1)
 
 
 def _picture(frame: Tensor) -> Image.Image:

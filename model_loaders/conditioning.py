@@ -60,7 +60,7 @@ def prompt_of(
     Raises:
         ValueError: an empty prompt, one that another model encoded, or several on one wire.
     """
-    wanted, text = _single(positive, "prompt", bundle)
+    wanted, text = _embedding(positive, "prompt", bundle)
     if text is not None:
         bundle.check_prompt(text)
 
@@ -70,18 +70,13 @@ def prompt_of(
     if not guided:
         return Prompt(keys(wanted))
     unwanted = (
-        bundle.embed("") if negative is None else _single(negative, "negative prompt", bundle)[0]
+        bundle.embed("") if negative is None else _embedding(negative, "negative prompt", bundle)[0]
     )
     return Prompt(keys(wanted), keys(unwanted))
 
 
-def _single(conditioning: Conditioning, name: str, bundle: Bundle) -> tuple[Tensor, str | None]:
-    if len(conditioning) != 1:
-        raise ValueError(
-            f"the {name} wire carries {len(conditioning)} prompts, expected one: connect one CLIP Text "
-            "Encode and write everything there"
-        )
-    embedding, extras = conditioning[0]
+def _embedding(conditioning: Conditioning, name: str, bundle: Bundle) -> tuple[Tensor, str | None]:
+    embedding, extras = only_entry(conditioning, name)
     width = bundle.transformer.config.caption_channels
     if embedding.ndim != 3 or embedding.shape[-1] != width:
         raise ValueError(
@@ -89,3 +84,25 @@ def _single(conditioning: Conditioning, name: str, bundle: Bundle) -> tuple[Tens
             f"{width}): connect the clip output of Load Mutual Forcing Model to CLIP Text Encode"
         )
     return embedding, extras.get(TEXT)
+
+
+def only_entry(conditioning: Conditioning, name: str) -> tuple[Tensor, dict[str, object]]:
+    """Embedding and extras of a wire that carries one prompt.
+
+    Raises:
+        ValueError: it carries none or several.
+    """
+    if len(conditioning) != 1:
+        raise ValueError(
+            f"the {name} wire carries {len(conditioning)} prompts, expected one: connect one CLIP Text "
+            "Encode and write everything there"
+        )
+    embedding, extras = conditioning[0]
+    return embedding, extras
+
+
+def frame_rate_of(conditioning: Conditioning) -> float | None:
+    """The frame rate that ComfyUI's LTXVConditioning wrote onto a wire, if it was used."""
+    return next(
+        (extras["frame_rate"] for _, extras in conditioning if "frame_rate" in extras), None
+    )

@@ -30,8 +30,10 @@ OTHER_PARTS = (
 )
 _WRAPPER = "_fsdp_wrapped_module."
 _BLOCKS = "transformer_blocks."
+# Attentions whose queries and keys RoPE acts on; only the first has the video stream's heads.
+ROTATED = ("attn1", "audio_attn1", "audio_to_video_attn", "video_to_audio_attn")
 _ROTATED = re.compile(
-    r"transformer_blocks\.\d+\.(attn1|audio_attn1|audio_to_video_attn|video_to_audio_attn)\."
+    rf"transformer_blocks\.\d+\.({'|'.join(ROTATED)})\."
     r"(to_q|to_k|q_norm|k_norm)\.(weight|bias)$"
 )
 
@@ -129,9 +131,13 @@ def to_split(key: str, value: Tensor, config: TransformerConfig) -> Tensor:
     found = _ROTATED.match(key)
     if config.rope_type == "split" or not found:
         return value
-    video = found.group(1) == "attn1"
-    heads = config.num_attention_heads if video else config.audio_num_attention_heads
-    return interleaved_to_split(value, heads)
+    return interleaved_to_split(value, rotated_heads(found.group(1), config))
+
+
+def rotated_heads(attention: str, config: TransformerConfig) -> int:
+    """Heads of one of the `ROTATED` attentions."""
+    video = attention == "attn1"
+    return config.num_attention_heads if video else config.audio_num_attention_heads
 
 
 def split_layout(state_dict: dict[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:

@@ -86,6 +86,43 @@ class LoadedTransformer:
     report: LoadReport
 
 
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint's names, shapes and header say of the network in it."""
+
+    keys: KeyMap
+    preset: Preset
+    config: TransformerConfig
+
+
+def describe(
+    checkpoint: Checkpoint,
+    *,
+    preset: Preset | None = None,
+    overrides: Mapping[str, object] | None = None,
+    header: Mapping[str, object] | None = None,
+) -> Description:
+    """Read off a checkpoint how its network is built and run; no weight is read.
+
+    Args:
+        preset, overrides: as for `load_transformer`.
+        header: of another file of the same architecture, for a checkpoint that has none.
+
+    Raises:
+        TensorFileError: no LTX-2 transformer in it, or one that cannot be built.
+        ValueError: an override or preset that does not exist.
+    """
+    overrides = overrides or {}
+    _check_arguments(preset, overrides)
+    what = f"the checkpoint {checkpoint.path}"
+    keys = map_keys(checkpoint.shapes, what, REMEDY)
+    own = transformer_header(checkpoint)
+    chosen = preset or ("ltx2_base" if own or keys.left_out else "omniforcing")
+    shapes = {name: checkpoint.shapes[key] for name, key in keys.names.items()}
+    config = _config(shapes, own or header or {}, chosen, overrides, what)
+    return Description(keys, chosen, config)
+
+
 def load_transformer(
     path: Path | str,
     *,
@@ -116,15 +153,10 @@ def load_transformer(
             found and the next step.
         ValueError: an override or preset that does not exist.
     """
-    overrides = overrides or {}
-    _check_arguments(preset, overrides)
     checkpoint = Checkpoint(path, ema=ema)
     what = f"the checkpoint {checkpoint.path}"
-    keys = map_keys(checkpoint.shapes, what, REMEDY)
-    header = _header(checkpoint, what)
-    chosen = preset or ("ltx2_base" if header or keys.left_out else "omniforcing")
-    shapes = {own: checkpoint.shapes[key] for own, key in keys.names.items()}
-    config = _config(shapes, header, chosen, preset == "omniforcing", overrides, what)
+    described = describe(checkpoint, preset=preset, overrides=overrides)
+    keys, config = described.keys, described.config
     dtype = dtype or _main_dtype(checkpoint, keys)
     device = torch.device(device)
     with torch.random.fork_rng(devices=[]):
@@ -148,7 +180,7 @@ def load_transformer(
         checkpoint.container,
         checkpoint.part,
         keys.prefix,
-        chosen,
+        described.preset,
         keys.left_out,
         len(wanted),
         sum(value.numel() for value in wanted.values()),
@@ -157,8 +189,13 @@ def load_transformer(
     return LoadedTransformer(transformer, report)
 
 
-def _header(checkpoint: Checkpoint, what: str) -> dict[str, object]:
-    """LTX-2's own description of the transformer; empty where there is none."""
+def transformer_header(checkpoint: Checkpoint) -> dict[str, object]:
+    """LTX-2's own description of the transformer; empty where there is none.
+
+    Raises:
+        TensorFileError: there is one that cannot be read.
+    """
+    what = f"the checkpoint {checkpoint.path}"
     if "config" not in checkpoint.metadata:
         return {}
     try:
@@ -179,18 +216,14 @@ def _config(
     shapes: Mapping[str, tuple[int, ...]],
     header: Mapping[str, object],
     preset: Preset,
-    held: bool,
     overrides: Mapping[str, object],
     what: str,
 ) -> TransformerConfig:
-    """Shapes, then preset, header and overrides, the later over the earlier.
-
-    Args:
-        held: whether the preset wins over the header.
-    """
+    """Shapes, then preset, header and overrides, the later over the earlier; "omniforcing" over the header."""
     sinks = shapes.get(SINKS)
     layout = RELEASED_LAYOUT if sinks is None else PAPER_LAYOUT
-    said = {**PRESETS[preset], **header, **(PRESETS[preset] if held else {})}
+    held = PRESETS[preset] if preset == "omniforcing" else {}
+    said = {**PRESETS[preset], **header, **held}
     asked = dict(overrides)
     try:
         blocks = said.pop("video_blocks", None), said.pop("audio_blocks", None)

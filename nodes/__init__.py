@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from ..model_loaders import compat
 from .clip import GenerateClip
 from .loaders import LoadModel
+from .ltx2 import DecodeLTX2, LoadLTX2
 from .state import LoadState, SaveState
 from .stream import DecodeChunk, SampleChunk, StreamSettingsNode
 
@@ -18,6 +19,8 @@ NODES: list[type[io.ComfyNode]] = [
     DecodeChunk,
     SaveState,
     LoadState,
+    LoadLTX2,
+    DecodeLTX2,
 ]
 
 

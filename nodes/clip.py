@@ -10,11 +10,12 @@ from ..model_loaders.conditioning import Conditioning
 from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.decode import joined
 from ..samplers.live import decoded_live
+from ..samplers.parking import parked
 from ..samplers.sinks import ClipWriter
 from ..samplers.state import StreamState
 from . import request
 from .rescue import Finished, rescue
-from .types import StateWire, StreamPlan
+from .types import ModelWire, StateWire, StreamPlan
 
 
 class GenerateClip(io.ComfyNode):
@@ -37,7 +38,7 @@ class GenerateClip(io.ComfyNode):
                 "self forcing",
             ],
             inputs=[
-                *request.wires(),
+                *request.wires(ModelWire.Input("model", tooltip="From Load Mutual Forcing Model.")),
                 io.Int.Input(
                     "seconds",
                     default=6,
@@ -76,7 +77,7 @@ class GenerateClip(io.ComfyNode):
         bundle, size = model.bundle, asked.state.settings
         progress = compat.Progress(asked.blocks * asked.sampler.steps)
         finished = Finished(asked.state, compat.temporary_file("mp4"))
-        made = request.sample(model, asked, progress)
+        made = request.sample(asked, progress)
         blocks = []
         with (
             rescue(finished),
@@ -94,4 +95,5 @@ class GenerateClip(io.ComfyNode):
         video = InputImpl.VideoFromComponents(
             Types.VideoComponents(images=images, audio=audio, frame_rate=bundle.clock.fps)
         )
-        return io.NodeOutput(video, images, audio, float(bundle.clock.fps), finished.state)
+        state = parked(finished.state, asked.state)
+        return io.NodeOutput(video, images, audio, float(bundle.clock.fps), state)

@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 from comfy_api.latest import io
 
-from ..model_loaders.compat import HostModel, Progress
-from ..model_loaders.conditioning import Conditioning, prompt_of
+from ..model_loaders.compat import Progress
+from ..model_loaders.compat_ltx2 import stream_model
+from ..model_loaders.conditioning import Conditioning, frame_rate_of
 from ..model_loaders.memory import stream_bytes
+from ..model_loaders.stream_model import StreamModel
 from ..samplers.noise import varied_seed
 from ..samplers.rollout import (
     FEW_STEPS,
@@ -19,10 +21,10 @@ from ..samplers.rollout import (
     Prompt,
     SamplerSettings,
     rollout,
-    sampler_settings,
 )
+from ..samplers.start import Start
 from ..samplers.state import BlockLatents, StreamState, check_state
-from .types import ModelWire, SettingsWire, StateWire, StreamPlan
+from .types import SettingsWire, StateWire, StreamPlan, default_plan
 
 logger = logging.getLogger("mutualforcing")
 
@@ -33,16 +35,18 @@ _MODES = {FEW: "few", MANY: "multi"}
 class Request(NamedTuple):
     """Everything that a rollout needs."""
 
+    model: StreamModel
     prompt: Prompt
     state: StreamState
     sampler: SamplerSettings
     blocks: int
+    start: Start | None
 
 
-def wires() -> list[io.Input]:
+def wires(model: io.Input) -> list[io.Input]:
     """Inputs with a wire: model and prompts, then what stream to begin or to go on from."""
     return [
-        ModelWire.Input("model", tooltip="From Load Mutual Forcing Model."),
+        model,
         io.Conditioning.Input(
             "positive",
             tooltip="What to see and hear, from CLIP Text Encode. It may change from chunk to chunk.",
@@ -106,7 +110,7 @@ def widgets() -> list[io.Input]:
 
 
 def read(
-    model: HostModel,
+    wire: object,
     positive: Conditioning,
     negative: Conditioning | None,
     plan: StreamPlan | None,
@@ -125,54 +129,59 @@ def read(
             "both 'settings' and 'state' are connected, but a stream keeps the size, memory and seed "
             "that it began with: disconnect 'settings', and use 'variation' for another take"
         )
-    bundle = model.bundle
+    model, rate = stream_model(wire), frame_rate_of(positive)
     if state is None:
-        state = bundle.begin() if plan is None else plan.begin(bundle)
-    check_state(state, bundle.model_id, bundle.transformer.config.layout)
+        model = model.at_rate(rate)
+        plan = plan or default_plan(model)
+        state = plan.begin(model)
+    else:
+        model = model.for_layout(state.layout)
+        if rate is not None and rate != model.clock.fps:
+            raise ValueError(
+                f"the prompt asks for {rate:g} frames a second, and the stream that it goes on from has "
+                f"{float(model.clock.fps):g}: give both the same in LTXVConditioning"
+            )
+    check_state(state, model.model_id, model.clock.layout)
     if variation:
         state = state.reseeded(tuple(varied_seed(seed, variation) for seed in state.settings.seeds))
-    sampler = _sampler(model, mode)
-    settings = state.settings
+    sampler, settings = _sampler(model, mode), state.settings
+    guided = sampler.guidance != 1.0
     model.make_ready(
         stream_bytes(
-            bundle.transformer.config,
+            model.transformer.config,
             settings.window,
             settings.height,
             settings.width,
             batch=len(settings.seeds),
             element_size=model.like.element_size(),
+            guided=guided,
+            text_tokens=model.text_tokens,
         )
     )
-    prompt = prompt_of(
-        bundle,
-        positive,
-        negative,
-        guided=sampler.guidance != 1.0,
-        like=model.like,
-    )
-    return Request(prompt, state, sampler, bundle.clock.blocks_for(seconds, state.next_block))
+    prompt = model.prompt_of(positive, negative, guided=guided)
+    blocks = model.clock.blocks_for(seconds, state.next_block)
+    return Request(model, prompt, state, sampler, blocks, plan.start if plan else None)
 
 
-def _sampler(model: HostModel, mode: dict[str, object]) -> SamplerSettings:
-    best = model.bundle.stream.default_mode
+def _sampler(model: StreamModel, mode: dict[str, object]) -> SamplerSettings:
+    best = model.defaults.default_mode
     asked = _MODES.get(mode["mode"], best)
     if asked != best:
         logger.warning("this model is at its best in mode '%s'", FEW if best == "few" else MANY)
-    return sampler_settings(asked, mode.get("steps"), mode.get("guidance"))
+    return model.sampler(asked, mode.get("steps"), mode.get("guidance"))
 
 
-def sample(
-    model: HostModel, asked: Request, progress: Progress
-) -> Iterator[tuple[BlockLatents, StreamState]]:
+def sample(asked: Request, progress: Progress) -> Iterator[tuple[BlockLatents, StreamState]]:
     """The blocks that were asked for, each with the state after it; progress and interruption included."""
     return rollout(
-        model.bundle.transformer,
+        asked.model.transformer,
         asked.prompt,
         asked.state,
         asked.blocks,
         asked.sampler,
-        model_id=model.bundle.model_id,
+        model_id=asked.model.model_id,
         on_step=progress.step,
         on_rebuild=progress.rebuild,
-        like=model.like,
+        like=asked.model.like,
+        start=asked.start,
     )

@@ -10,6 +10,8 @@ from ..model_loaders.conditioning import Conditioning
 from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.chunk import ChunkOrigin, chunk_origin, chunk_state, chunk_tensors
 from ..samplers.decode import joined
+from ..samplers.parking import parked
+from ..samplers.start import start_of
 from ..samplers.state import StreamState, check_state
 from . import request
 from .rescue import Finished, rescue
@@ -25,8 +27,8 @@ class StreamSettingsNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         size = (
-            "of the picture in pixels. The small model that comes with the pack was made for 64 x 64; "
-            "enlarge its frames afterwards."
+            "of the picture in pixels. The small model that comes with the pack was made for 64 x 64 "
+            "(enlarge its frames afterwards), OmniForcing for 768 x 512."
         )
         return io.Schema(
             node_id="MF_StreamSettings",
@@ -70,6 +72,12 @@ class StreamSettingsNode(io.ComfyNode):
                     tooltip="Another number, another clip. The same number gives the same clip, "
                     "however it is cut into chunks.",
                 ),
+                io.Latent.Input(
+                    "start",
+                    optional=True,
+                    tooltip="Image to video: a picture that the stream begins with, encoded by the "
+                    "model's VAE (VAE Encode, or LTXVImgToVideo) at the size given here.",
+                ),
             ],
             outputs=[
                 SettingsWire.Output(
@@ -90,9 +98,17 @@ class StreamSettingsNode(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, width: int, height: int, window: int, seed: int) -> io.NodeOutput:
+    def execute(
+        cls,
+        width: int,
+        height: int,
+        window: int,
+        seed: int,
+        start: dict[str, object] | None = None,
+    ) -> io.NodeOutput:
         """Wrap them."""
-        return io.NodeOutput(StreamPlan(width, height, window, seed))
+        given = None if start is None else start_of(start["samples"], start.get("noise_mask"))
+        return io.NodeOutput(StreamPlan(width, height, window, seed, given))
 
 
 class SampleChunk(io.ComfyNode):
@@ -116,7 +132,14 @@ class SampleChunk(io.ComfyNode):
                 "branch",
             ],
             inputs=[
-                *request.wires(),
+                *request.wires(
+                    io.MultiType.Input(
+                        "model",
+                        types=[ModelWire, io.Model],
+                        tooltip="From Load Mutual Forcing Model, Load OmniForcing Model, or a LoRA loader "
+                        "after it.",
+                    )
+                ),
                 io.Int.Input(
                     "seconds",
                     default=2,
@@ -139,7 +162,7 @@ class SampleChunk(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: HostModel,
+        model: object,
         positive: Conditioning,
         seconds: int,
         mode: dict[str, object],
@@ -153,12 +176,13 @@ class SampleChunk(io.ComfyNode):
         progress = compat.Progress(asked.blocks * asked.sampler.steps)
         finished = Finished(asked.state)
         with rescue(finished):
-            for _, finished.state in request.sample(model, asked, progress):
-                pass
-        origin = chunk_origin(finished.state, asked.state.next_block)
+            for latents, finished.state in request.sample(asked, progress):
+                progress.sketch(asked.model.sketches(latents))
+        state = parked(finished.state, asked.state)
+        origin = chunk_origin(state, asked.state.next_block, asked.model.audio_bins)
         video, audio = chunk_tensors(origin)
         return io.NodeOutput(
-            finished.state,
+            state,
             {"samples": video, ORIGIN: origin},
             {"samples": audio, "type": "audio", ORIGIN: origin},
         )
@@ -202,7 +226,7 @@ class DecodeChunk(io.ComfyNode):
     ) -> io.NodeOutput:
         """Decode both."""
         bundle = model.bundle
-        origin = _origin(video, audio)
+        origin = origin_of(video, audio)
         check_state(origin.state, bundle.model_id, bundle.transformer.config.layout)
         model.make_ready()
         state = chunk_state(origin, video["samples"], audio["samples"])
@@ -215,7 +239,12 @@ class DecodeChunk(io.ComfyNode):
         )
 
 
-def _origin(video: dict[str, object], audio: dict[str, object]) -> ChunkOrigin:
+def origin_of(video: dict[str, object], audio: dict[str, object]) -> ChunkOrigin:
+    """Where the chunk on these two LATENT wires belongs.
+
+    Raises:
+        ValueError: they are not one chunk.
+    """
     origins = video.get(ORIGIN), audio.get(ORIGIN)
     for name, origin in zip(("video", "audio"), origins, strict=True):
         if origin is None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from comfy_api.latest import io
 
-from ..model_loaders.bundle import Bundle
+from ..model_loaders.stream_model import StreamModel
 from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.rollout import new_stream
+from ..samplers.start import Start
 from ..samplers.state import StreamSettings, StreamState
 
 ModelWire = io.Custom("MF_MODEL")
@@ -27,6 +28,7 @@ class StreamPlan:
     height: int
     window: int
     seed: int
+    start: Start | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name, value in (("width", self.width), ("height", self.height)):
@@ -38,10 +40,23 @@ class StreamPlan:
                 )
         if self.window < 1:
             raise ValueError(f"the memory is {self.window} seconds, expected at least 1")
+        if self.start is not None:
+            rows, columns = self.start.grid
+            if (rows, columns) != (self.height // SPACE_STRIDE, self.width // SPACE_STRIDE):
+                raise ValueError(
+                    f"the start image is {columns * SPACE_STRIDE} x {rows * SPACE_STRIDE} and the stream "
+                    f"{self.width} x {self.height}: give both the same size"
+                )
 
-    def begin(self, bundle: Bundle) -> StreamState:
+    def begin(self, model: StreamModel) -> StreamState:
         """The state before the first block of a stream of this model."""
         settings = StreamSettings(
             self.height // SPACE_STRIDE, self.width // SPACE_STRIDE, self.window, (self.seed,)
         )
-        return new_stream(bundle.transformer, bundle.model_id, settings)
+        return new_stream(model.transformer, model.model_id, settings)
+
+
+def default_plan(model: StreamModel) -> StreamPlan:
+    """What a stream is when Stream Settings is not connected: the model's own size, and seed 0."""
+    usual = model.defaults
+    return StreamPlan(usual.width * SPACE_STRIDE, usual.height * SPACE_STRIDE, usual.window, seed=0)

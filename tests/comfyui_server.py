@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,9 +46,16 @@ class Server:
         comfyui: the checkout.
         base: an empty folder; models, outputs and the pack (a link) go there.
         model: a model file that stands in for the shipped one.
+        prepare: puts further things into the base folder before the server starts.
     """
 
-    def __init__(self, comfyui: Path, base: Path, model: Path) -> None:
+    def __init__(
+        self,
+        comfyui: Path,
+        base: Path,
+        model: Path,
+        prepare: Callable[[Path], None] = lambda _base: None,
+    ) -> None:
         (base / "custom_nodes").mkdir(parents=True)
         (base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
         for folder in (
@@ -59,6 +67,7 @@ class Server:
             "models/checkpoints",
         ):
             (base / folder).mkdir(parents=True)
+        prepare(base)
         self.base, self.output = base, base / "output"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

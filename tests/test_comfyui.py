@@ -5,28 +5,36 @@ A tiny random model stands in for the shipped one: what is tested is the way, no
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from copy import deepcopy
 from fractions import Fraction
 from pathlib import Path
 
-import av
-import numpy as np
 import pytest
 import torch
 from mutual_forcing.model_loaders.bundle import StreamDefaults, save_bundle
-from mutual_forcing.samplers.state import BlockLatents, StreamState
 from mutual_forcing.samplers.state_file import load_state
+from mutual_forcing.tests.comfyui_prompts import (
+    cached_nodes,
+    endings,
+    frames_of,
+    inputs_of,
+    lengths,
+    prompt_of,
+    refusal,
+    run_from_page,
+    same,
+)
 from mutual_forcing.tests.comfyui_server import PACK, ROOT, Server, comfyui_path, comfyui_python
 from mutual_forcing.tests.tiny import save_tiny, tiny_parts
 from mutual_forcing.tests.ui_workflow import api_prompt, read_workflow
 
 pytestmark = pytest.mark.skipif(comfyui_path() is None, reason="COMFYUI_PATH names no ComfyUI")
-WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+# Those of LTX-2 have a file of their own.
+WORKFLOWS = sorted(
+    path for path in (ROOT / "workflows").glob("*.json") if "_ltx2_" not in path.name
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,36 +64,11 @@ def ours(schemas: dict) -> dict:
     return {name: schema for name, schema in schemas.items() if name.startswith("MF_")}
 
 
-def prompt_of(name: str, schemas: dict) -> dict:
-    """A workflow of ours, ready to queue."""
-    return api_prompt(read_workflow(ROOT / "workflows" / name), schemas)
-
-
-def inputs_of(prompt: dict, node: str) -> list[dict]:
-    """The inputs of all nodes of a type, in the order of their ids."""
-    return [entry["inputs"] for entry in prompt.values() if entry["class_type"] == node]
-
-
 def options_of(schema: dict) -> Iterator[tuple[str, dict]]:
     """Names and options of a node's inputs."""
     for section in ("required", "optional"):
         for name, (_, options) in schema["input"].get(section, {}).items():
             yield name, options
-
-
-def frames_of(path: Path) -> np.ndarray:
-    """All frames of a video."""
-    with av.open(path) as file:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
-
-
-def lengths(path: Path) -> tuple[Fraction, Fraction]:
-    """Seconds of picture and of sound in a file."""
-    with av.open(path) as file:
-        frames = sum(1 for _ in file.decode(video=0))
-        video = frames / file.streams.video[0].average_rate
-        sound = file.streams.audio[0]
-        return video, sound.duration * sound.time_base
 
 
 # What an artist sees of the nodes.
@@ -140,30 +123,6 @@ def test_workflow_runs_and_its_clips_have_picture_and_sound_of_one_length(
             f"{clip.name}: {float(video)} s, {float(audio)} s"
         )
         assert video >= 6
-
-
-def endings(server: Server, prompt: dict, name: str) -> tuple[dict, list[StreamState]]:
-    """Run workflow 2 and have the states after its two last chunks saved: exact, where H.264 is not."""
-    prompt = deepcopy(prompt)
-    chunks = [node for node, entry in prompt.items() if entry["class_type"] == "MF_SampleChunk"]
-    for node in chunks[2:]:
-        saving = {"state": [node, 0], "name": f"{name}_{node}", "memory": False}
-        prompt[f"save{node}"] = {"class_type": "MF_SaveState", "inputs": saving}
-    entry = server.run(prompt)
-    kept = server.output / "mutual_forcing"
-    return entry, [load_state(kept / f"{name}_{node}_00001_.safetensors") for node in chunks[2:]]
-
-
-def same(one: BlockLatents, other: BlockLatents) -> bool:
-    """Whether two blocks are equal, bit for bit."""
-    return torch.equal(one.video, other.video) and torch.equal(one.audio, other.audio)
-
-
-def cached_nodes(entry: dict) -> list[str]:
-    """Ids of the nodes whose outputs came from ComfyUI's cache."""
-    return next(
-        data["nodes"] for kind, data in entry["status"]["messages"] if kind == "execution_cached"
-    )
 
 
 def test_both_endings_share_their_past_and_end_differently(server: Server, schemas: dict) -> None:
@@ -242,16 +201,6 @@ def test_a_saved_stream_goes_on_as_if_it_had_never_stopped(server: Server, schem
 # What an artist reads when something is wrong.
 
 
-def refusal(server: Server, prompt: dict) -> str:
-    """Everything that is said to an artist about a prompt that is refused before or while it runs."""
-    answer = server.post("/prompt", {"prompt": prompt})
-    if "prompt_id" not in answer or answer.get("node_errors"):
-        return str(answer)
-    entry = server.finished(answer["prompt_id"])
-    assert entry["status"]["status_str"] == "error"
-    return str(entry["status"]["messages"])
-
-
 @pytest.mark.parametrize(
     ("node", "change", "said"),
     [
@@ -299,24 +248,4 @@ def test_attention_and_weights_are_the_same_inside_comfyui(tmp_path: Path) -> No
 
 def test_workflow_1_runs_from_the_web_page(server: Server, tmp_path: Path) -> None:
     """In Chromium, by the Run button. PLAYWRIGHT_CORE names the folder of the npm package playwright-core."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not os.environ.get("PLAYWRIGHT_CORE") or chromium is None or shutil.which("node") is None:
-        pytest.skip("needs node, Chromium, and PLAYWRIGHT_CORE")
-    picture = tmp_path / "page.png"
-    command = [
-        "node",
-        str(ROOT / "tests" / "web_page.js"),
-        server.url,
-        str(WORKFLOWS[0]),
-        str(picture),
-    ]
-    done = subprocess.run(
-        command,
-        env=os.environ | {"CHROMIUM": chromium},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "missing: none" in done.stdout and "status: success" in done.stdout
-    assert picture.stat().st_size > 10_000
+    run_from_page(server, WORKFLOWS[0], tmp_path / "page.png")

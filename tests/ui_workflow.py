@@ -54,8 +54,8 @@ def _widget_values(inputs: dict, prefix: str, values: Iterator) -> Iterator[tupl
                 continue
             value = next(values)
             yield prefix + name, value
-            if options.get("control_after_generate"):
-                next(values)
+            if options.get("control_after_generate") or options.get("image_upload"):
+                next(values)  # a widget of the page's own
             if kind == "COMFY_DYNAMICCOMBO_V3":
                 chosen = next(option for option in options["options"] if option["key"] == value)
                 yield from _widget_values(chosen["inputs"], f"{prefix}{name}.", values)

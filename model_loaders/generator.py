@@ -1,0 +1,193 @@
+"""One LTX-2 network for a host to load, from a causal checkpoint and the base file for what it lacks.
+
+OmniForcing's release holds the transformer alone; the two connectors that prepare the prompt, and anything
+that a checkpoint leaves out, are LTX-2's own and come from the base file (omniforcing.md, section 2). Tensors
+keep the rows, the dtype and the packing that they have in the file: see `hosted.py` for why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..networks.config import TransformerConfig
+from ..networks.transformer import CausalAVTransformer
+from ..samplers.tensor_file import TensorFileError
+from .containers import REMEDY, Checkpoint, some
+from .keymap import check_shapes, map_keys
+from .ltx2 import PRESETS, SINKS, Preset, describe, transformer_header
+
+logger = logging.getLogger("mutualforcing")
+
+CONNECTORS = ("video_embeddings_connector", "audio_embeddings_connector")
+STEP_SIZE = ".step_size_embedder."
+# What quantised layers keep beside their weight, in the host's names.
+QUANTISED = ".comfy_quant"
+_BESIDE = (QUANTISED, ".weight_scale", ".weight_scale_2", ".input_scale")
+_HOST_SIZES = (
+    "num_layers",
+    "num_attention_heads",
+    "attention_head_dim",
+    "audio_num_attention_heads",
+    "audio_attention_head_dim",
+    "in_channels",
+    "out_channels",
+    "audio_in_channels",
+    "audio_out_channels",
+    "cross_attention_dim",
+    "audio_cross_attention_dim",
+    "caption_channels",
+)
+
+Tensors = dict[str, Tensor]
+Normaliser = Callable[[Tensors, str, Mapping[str, str]], Tensors]
+"""(tensors, prefix of the transformer, metadata of the file) -> tensors, quantised ones in the host's format."""
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A network that is whole.
+
+    Attributes:
+        tensors: of transformer and connectors, by LTX-2's names without a prefix; views of mapped files.
+        additions: parameters that LTX-2 does not have (sink tokens, step-size embedders).
+        config: how to run it.
+        header: LTX-2's own description of it, for the host. Its positions are the base file's, because the
+            connectors go by them; the causal network goes by `config`.
+        model_id: fingerprint of its vectors, the same in every precision.
+        from_base: names of the tensors that came from the base file.
+    """
+
+    tensors: Tensors = field(repr=False)
+    additions: Tensors = field(repr=False)
+    config: TransformerConfig
+    header: dict[str, object]
+    model_id: str
+    from_base: tuple[str, ...]
+
+
+def assemble(
+    path: Path,
+    base: Path | None = None,
+    *,
+    preset: Preset | None = None,
+    ema: bool = False,
+    normalise: Normaliser = lambda tensors, _prefix, _metadata: tensors,
+) -> Generator:
+    """Put a generator together; only headers and a few vectors are read.
+
+    Args:
+        path: any container that `Checkpoint` opens.
+        base: LTX-2's own file, for connectors and for what the checkpoint lacks.
+        preset: whose positions to go by; None as for `load_transformer`.
+        ema: take the averaged weights of a .pt.
+        normalise: makes quantised tensors what the host expects.
+
+    Raises:
+        TensorFileError: a file that cannot be used, or tensors that are in neither; says which and what to do.
+    """
+    checkpoint = Checkpoint(path, ema=ema)
+    base_file = None if base is None else Checkpoint(base)
+    base_header = {} if base_file is None else transformer_header(base_file)
+    described = describe(checkpoint, preset=preset, header=base_header)
+    config = described.config
+    tensors = _network(checkpoint, normalise)
+    spare = {} if base_file is None else _network(base_file, normalise)
+    expected = CausalAVTransformer(config, device="meta").state_dict()
+    from_base = _fill(tensors, spare, expected)
+    _check(checkpoint, base, tensors, expected)
+    if from_base:
+        logger.info("%s: %d tensors come from %s", path.name, len(from_base), base)
+    additions = {name: tensors.pop(name) for name in list(tensors) if _is_addition(name)}
+    sizes = {name: getattr(config, name) for name in _HOST_SIZES}
+    own = transformer_header(checkpoint)
+    header = PRESETS["ltx2_base"] | sizes | (own or base_header)
+    model_id = _fingerprint(config, tensors, expected)
+    return Generator(tensors, additions, config, header, model_id, tuple(from_base))
+
+
+def _is_addition(name: str) -> bool:
+    return name == SINKS or STEP_SIZE in name
+
+
+def _network(checkpoint: Checkpoint, normalise: Normaliser) -> Tensors:
+    """Tensors of transformer and connectors under bare names."""
+    what = f"the checkpoint {checkpoint.path}"
+    keys = map_keys(checkpoint.shapes, what, REMEDY)
+    tensors = {key: checkpoint.tensor(key, keep=True) for key in checkpoint.shapes}
+    tensors = normalise(tensors, keys.prefix, checkpoint.metadata)
+    keys = map_keys(tensors, what, REMEDY)
+    if keys.unknown:
+        raise TensorFileError(
+            f"{what} has weights that this model has no place for: {some(keys.unknown)}; {REMEDY}"
+        )
+    found = {name: tensors[key] for name, key in keys.names.items()}
+    for key in tensors:
+        part = next((part for part in CONNECTORS if f"{part}." in key), None)
+        if part is not None:
+            found[key[key.index(part) :]] = tensors[key]
+    return found
+
+
+def _fill(tensors: Tensors, spare: Tensors, expected: Mapping[str, Tensor]) -> list[str]:
+    """Put what is missing into `tensors`: whole layers, with their scales; the names of what was put in."""
+    missing = {name for name in expected if name not in tensors and not _is_addition(name)}
+    layers = {_layer(name) for name in missing}
+    for part in CONNECTORS:
+        if not any(name.startswith(part) for name in tensors):
+            layers |= {_layer(name) for name in spare if name.startswith(part)}
+    taken = [name for name in spare if _layer(name) in layers and name not in tensors]
+    tensors.update({name: spare[name] for name in taken})
+    return taken
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0] or name
+
+
+def _check(
+    checkpoint: Checkpoint, base: Path | None, tensors: Tensors, expected: Mapping[str, Tensor]
+) -> None:
+    what = f"the checkpoint {checkpoint.path}"
+    lacking = [part for part in CONNECTORS if not any(name.startswith(part) for name in tensors)]
+    if lacking:
+        remedy = (
+            "choose LTX-2's own file (ltx-2-19b-dev.safetensors or its fp8 version) as base"
+            if base is None
+            else f"and {base} lacks them too; choose LTX-2's own file as base"
+        )
+        raise TensorFileError(
+            f"{what} holds no {' and no '.join(lacking)}, which prepare the prompt; {remedy}"
+        )
+    packed = {_layer(name) for name in tensors if name.endswith(QUANTISED)}
+    plain = {
+        name: tuple(value.shape)
+        for name, value in tensors.items()
+        if not name.startswith(CONNECTORS) and not name.endswith(_BESIDE)
+    }
+    wanted = {
+        name: plain[name] if _layer(name) in packed and name in plain else tuple(value.shape)
+        for name, value in expected.items()
+    }
+    check_shapes(what, wanted, plain, f"{REMEDY}, or choose a base file that has what it lacks")
+
+
+def _fingerprint(
+    config: TransformerConfig, tensors: Tensors, expected: Mapping[str, Tensor]
+) -> str:
+    """16 hex digits from the config and a few values of every vector, which stay as they are when a file is
+    quantised; rounded as bfloat16 does, so that the precision in which they are stored makes no difference."""
+    digest = hashlib.blake2b(json.dumps(config.to_dict(), sort_keys=True).encode(), digest_size=8)
+    for name in sorted(name for name, value in expected.items() if value.ndim == 1):
+        if name in tensors:
+            value = tensors[name]
+            few = value[:: max(1, len(value) // 8)].to(torch.bfloat16).float()
+            digest.update(name.encode() + few.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,153 @@
+"""A causal checkpoint and the base file, put together for a host: nothing is missing, nothing is guessed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mutual_forcing.model_loaders.catalog import list_bases, list_ltx2, traits_of
+from mutual_forcing.model_loaders.generator import assemble
+from mutual_forcing.samplers.tensor_file import TensorFileError
+from mutual_forcing.tests.ltx2_files import (
+    CONTAINERS,
+    HEADS,
+    WEIGHTS,
+    in_one_file,
+    prefixed,
+    save_shards,
+)
+from mutual_forcing.tests.tiny import save_tiny
+from safetensors.torch import save_file
+
+CONNECTORS = {
+    f"{stream}_embeddings_connector.{name}": torch.randn(4, 4)
+    for stream in ("video", "audio")
+    for name in ("learnable_registers", "transformer_1d_blocks.0.attn1.to_q.weight")
+}
+BASE_HEADER = {**HEADS, "rope_type": "split", "av_ca_timestep_scale_multiplier": 1000.0}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """LTX-2's own file: another transformer, and the connectors."""
+    path = tmp_path / "base" / "ltx-2.safetensors"
+    path.parent.mkdir()
+    tensors = {key: value + 1 for key, value in WEIGHTS.items()} | CONNECTORS
+    header = {"transformer": BASE_HEADER, "vae": {}}
+    save_file(prefixed("model.diffusion_model.", tensors), path, {"config": json.dumps(header)})
+    return path
+
+
+@pytest.mark.parametrize("container", ["folder with index", "file", "pt generator"])
+def test_weights_are_the_checkpoints_and_connectors_the_base_files(
+    container: str, tmp_path: Path, base: Path
+) -> None:
+    path = CONTAINERS[container][0](tmp_path, prefixed("model."))
+    made = assemble(path, base)
+    assert made.tensors.keys() == WEIGHTS.keys() | CONNECTORS.keys()
+    # In the file's own order: a LoRA's rows are numbered as these are.
+    assert all(torch.equal(made.tensors[key], value) for key, value in WEIGHTS.items())
+    assert all(torch.equal(made.tensors[key], value) for key, value in CONNECTORS.items())
+    assert set(made.from_base) == CONNECTORS.keys()
+    assert made.config.rope_type == "interleaved"
+    assert made.config.av_ca_timestep_scale_multiplier == 1.0
+    assert made.header["rope_type"] == "split"
+
+
+def test_what_the_checkpoint_lacks_comes_from_the_base_file_by_whole_layers(
+    tmp_path: Path, base: Path
+) -> None:
+    layer = "transformer_blocks.1.ff.net.2"
+    partial = {key: value for key, value in WEIGHTS.items() if not key.startswith(layer)}
+    made = assemble(in_one_file(tmp_path, prefixed("model.", partial)), base)
+    assert {key for key in made.from_base if key in WEIGHTS} == {f"{layer}.weight", f"{layer}.bias"}
+    assert torch.equal(made.tensors[f"{layer}.bias"], WEIGHTS[f"{layer}.bias"] + 1)
+
+
+def test_the_fingerprint_is_the_weights_whatever_they_are_stored_in(
+    tmp_path: Path, base: Path
+) -> None:
+    def identity(name: str, change: float = 0.0, dtype: torch.dtype = torch.float32) -> str:
+        tensors = {key: (value + change).to(dtype) for key, value in WEIGHTS.items()}
+        (tmp_path / name).mkdir()
+        return assemble(in_one_file(tmp_path / name, prefixed("model.", tensors)), base).model_id
+
+    assert identity("a") == identity("b", dtype=torch.bfloat16) != identity("c", change=0.1)
+
+
+def test_sink_tokens_are_additions(tmp_path: Path, base: Path) -> None:
+    sinks = torch.randn(1, 16, 48)
+    path = in_one_file(tmp_path, prefixed("model.", WEIGHTS | {"audio_sink_tokens": sinks}))
+    made = assemble(path, base)
+    assert made.config.num_audio_sink_tokens == 16
+    assert torch.equal(made.additions["audio_sink_tokens"], sinks)
+    assert "audio_sink_tokens" not in made.tensors
+
+
+def test_quantised_layers_keep_their_scales_and_their_shapes_are_the_hosts_business(
+    tmp_path: Path, base: Path
+) -> None:
+    name = "transformer_blocks.0.attn1.to_q"
+    packed = WEIGHTS | {
+        f"{name}.weight": torch.zeros(96, 48, dtype=torch.uint8),
+        f"{name}.weight_scale": torch.ones(96),
+        f"{name}.comfy_quant": torch.zeros(3, dtype=torch.uint8),
+    }
+    made = assemble(in_one_file(tmp_path, prefixed("model.", packed)), base)
+    assert made.tensors[f"{name}.weight"].dtype == torch.uint8
+    assert f"{name}.weight_scale" in made.tensors
+
+
+def test_what_is_in_neither_file_is_named(tmp_path: Path, base: Path) -> None:
+    key = "transformer_blocks.1.ff.net.2.bias"
+    partial = {name: value for name, value in WEIGHTS.items() if name != key}
+    header = {"transformer": HEADS}
+    alone = tmp_path / "alone.safetensors"
+    save_file(prefixed("model.", partial), alone, {"config": json.dumps(header)})
+    with pytest.raises(TensorFileError, match="choose LTX-2's own file"):
+        assemble(alone)
+    poor = tmp_path / "poor.safetensors"
+    save_file(
+        prefixed("model.diffusion_model.", partial | CONNECTORS),
+        poor,
+        {"config": json.dumps(header)},
+    )
+    with pytest.raises(TensorFileError, match=key):
+        assemble(poor)
+    with pytest.raises(TensorFileError, match="lacks them too"):
+        assemble(alone, alone)
+    strange = in_one_file(tmp_path, prefixed("model.", WEIGHTS | {"another.weight": torch.ones(2)}))
+    with pytest.raises(TensorFileError, match=r"another\.weight"):
+        assemble(strange, base)
+
+
+def test_the_lists_offer_what_can_be_loaded(tmp_path: Path, base: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    save_shards(tmp_path / "shards", prefixed("model."))
+    save_shards(tmp_path, prefixed("model."))
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    save_tiny(tmp_path / "ours.safetensors")
+    lora = {
+        f"diffusion_model.transformer_blocks.0.audio_to_video_attn.to_q.lora_{x}.weight": torch.ones(
+            2
+        )
+        for x in "AB"
+    }
+    save_file(lora, tmp_path / "lora.safetensors")
+    own = tmp_path / "mutual_forcing"
+    own.mkdir()
+    for folder in (own, tmp_path):
+        torch.save({"x": torch.ones(1)}, folder / "stage3.pt")
+    files = [
+        (path.relative_to(tmp_path).as_posix(), path) for path in sorted(tmp_path.rglob("*.*"))
+    ]
+    assert list_ltx2(files, own_folder=own) == {
+        "base/ltx-2.safetensors": base,
+        "model.safetensors.index.json": tmp_path / "model.safetensors.index.json",
+        "mutual_forcing/stage3.pt": own / "stage3.pt",
+        "shards": tmp_path / "shards",
+    }
+    assert list_bases(files) == {"base/ltx-2.safetensors": base}
+    assert not traits_of(tmp_path / "gone").ltx2
