@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import itertools
+import json
+from dataclasses import replace
 
 import pytest
 import torch
 from mutual_forcing.networks.config import TransformerConfig
+from mutual_forcing.samplers.rollout import Prompt, new_stream, rollout, sampler_settings
 from mutual_forcing.samplers.sigmas import few_step_sigmas
-from mutual_forcing.training import distillation
+from mutual_forcing.samplers.state import StreamSettings
+from mutual_forcing.training import distillation, train
+from mutual_forcing.training.data import Batch
 from mutual_forcing.training.distillation import (
     Guided,
-    Pair,
     few_step_sample,
     matching_loss,
     shortcut_target,
 )
-from mutual_forcing.training.flow_matching import Batch
+from mutual_forcing.training.draws import Draws
 from mutual_forcing.training.history import HistoryMix, few_step_history
-from mutual_forcing.training.mutual_forcing import MutualRecipe, fake_loss, mutual_losses, prepare
-from mutual_forcing.training.system import System, initialise
+from mutual_forcing.training.mutual_forcing import (
+    MutualRecipe,
+    draw_level,
+    fake_loss,
+    mutual_losses,
+    prepare,
+)
+from mutual_forcing.training.pair import Pair, by_block, joined, velocity
+from mutual_forcing.training.self_forcing import exit_rollout, rollout_matching
+from mutual_forcing.training.system import System, initialise, twin
 
 CONFIG = TransformerConfig(
     num_layers=1, num_attention_heads=2, attention_head_dim=12, audio_num_attention_heads=2,
@@ -32,6 +44,10 @@ BLOCKS, CLIPS = 3, 2
 
 def seeded(number: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(number)
+
+
+def draws(step: int = 0) -> Draws:
+    return Draws(0, step, range(CLIPS))
 
 
 @pytest.fixture
@@ -59,29 +75,49 @@ def batch() -> Batch:
 def test_a_real_history_is_the_clip_and_a_resampled_one_departs_from_it(
     system: System, batch: Batch
 ) -> None:
-    text = system.text(batch.ids)
-    arguments = {"steps": 4, "window": 2}
-    same = few_step_history(
-        system.transformer, text, *batch[:2], start_step=4, generator=seeded(), **arguments
-    )
-    assert same[0] is batch.video and same[1] is batch.audio
+    text, clip = system.text(batch.ids), Pair(batch.video, batch.audio)
+
+    def history(start: int) -> Pair:
+        return few_step_history(
+            system.transformer, text, clip, steps=4, start_step=start, window=2, draws=draws()
+        )
+
+    assert history(4) is clip
     distances = []
     for start in (3, 0):
-        video, audio = few_step_history(
-            system.transformer, text, *batch[:2], start_step=start, generator=seeded(), **arguments
-        )
-        assert video.shape == batch.video.shape and audio.shape == batch.audio.shape
-        assert not video.requires_grad
-        distances.append(float((video - batch.video).square().mean()))
+        made = history(start)
+        assert made.video.shape == clip.video.shape and made.audio.shape == clip.audio.shape
+        assert not made.video.requires_grad
+        distances.append(float((made.video - clip.video).square().mean()))
+        # Nobody sees the last block.
+        assert torch.equal(made.video[:, :, -3:], clip.video[:, :, -3:])
     assert 0 < distances[0] < distances[1]
 
 
-def test_history_mix_gives_its_shares() -> None:
-    mix = HistoryMix(real=(1.0, 0.0), rollout=(0.0, 1.0))
-    assert {mix.start_step(4, 0.0, seeded(i)) for i in range(20)} == {4}
-    assert {mix.start_step(4, 1.0, seeded(i)) for i in range(20)} == {0}
-    with pytest.raises(ValueError, match="at most 1 together"):
-        HistoryMix(real=(0.8, 0.8), rollout=(0.3, 0.3))
+def test_a_history_rolled_out_is_what_the_sampler_generates(system: System, batch: Batch) -> None:
+    text, clip = system.text(batch.ids), Pair(batch.video, batch.audio)
+    with torch.no_grad():
+        made = few_step_history(
+            system.transformer, text, clip, steps=4, start_step=0, window=2, draws=draws()
+        )
+        noise = [
+            block.noise(again) for again in [draws()] for block in by_block(clip, CONFIG.layout)
+        ]
+        state = new_stream(system.transformer, "x", StreamSettings(1, 1, 2, (0,) * CLIPS))
+        blocks = rollout(
+            system.transformer,
+            Prompt(text),
+            state,
+            BLOCKS - 1,
+            sampler_settings("few", 4),
+            model_id="x",
+            noise=lambda block, step, stream, shape: getattr(noise[block], stream),
+        )
+        for block, ((latents, _), found) in enumerate(
+            zip(blocks, by_block(made, CONFIG.layout), strict=False)
+        ):
+            assert torch.allclose(found.video, latents.video, atol=1e-5), block
+            assert torch.allclose(found.audio, latents.audio, atol=1e-5), block
 
 
 def test_the_target_of_a_straight_teacher_is_its_velocity(
@@ -111,7 +147,7 @@ def test_a_sample_has_the_value_of_the_whole_path(
         for sigma, following in itertools.pairwise(grid):
             level = torch.full((CLIPS, BLOCKS), sigma)
             d = torch.full_like(level, sigma - following)
-            u = distillation.velocity(system.transformer, history, x, level, text, d)
+            u = velocity(system.transformer, history, x, level, text, d)
             x = Pair(*(a - (sigma - following) * b for a, b in zip(x, u, strict=True)))
     assert torch.allclose(sample.video, x.video, atol=1e-6) and torch.allclose(
         sample.audio, x.audio, atol=1e-6
@@ -123,35 +159,137 @@ def test_a_sample_has_the_value_of_the_whole_path(
 def test_matching_pulls_a_sample_from_the_fake_score_to_the_real_one() -> None:
     sample = Pair(torch.zeros(1, 4, requires_grad=True), torch.zeros(1, 2, requires_grad=True))
     real, fake = Pair(torch.ones(1, 4), torch.ones(1, 2)), Pair(-torch.ones(1, 4), torch.ones(1, 2))
-    sum(matching_loss(sample, real, fake)).backward()
+    sum(matching_loss(sample, real, fake, None)).backward()
     assert torch.allclose(sample.video.grad, torch.full((1, 4), -2.0 / 4))
     assert torch.equal(sample.audio.grad, torch.zeros(1, 2))
 
 
+def test_matching_by_block_is_matching_of_each_block(batch: Batch) -> None:
+    clip = Pair(batch.video, batch.audio)
+    real, fake = clip.map(lambda t: 0.5 * t), clip.map(lambda t: 2 * t + 1)
+    found = matching_loss(clip, real, fake, CONFIG.layout)
+    each = [
+        matching_loss(*blocks, None)
+        for blocks in zip(*(by_block(c, CONFIG.layout) for c in (clip, real, fake)), strict=True)
+    ]
+    for stream in ("video", "audio"):
+        expected = sum(getattr(loss, stream) for loss in each) / BLOCKS
+        assert torch.allclose(getattr(found, stream), expected)
+    assert all(
+        torch.equal(*p) for p in zip(joined(by_block(clip, CONFIG.layout)), clip, strict=True)
+    )
+
+
 def test_every_loss_reaches_the_network_and_none_the_teacher(system: System, batch: Batch) -> None:
-    teacher, fake = System(CONFIG), System(CONFIG)
-    teacher.load_state_dict(system.state_dict())
-    fake.load_state_dict(system.state_dict())
+    teacher, fake = twin(system), twin(system)
     recipe = MutualRecipe(history=HistoryMix((0.0, 0.0), (1.0, 1.0)), window=2)
-    prepared = prepare(system, batch, recipe, 0.5, seeded())
-    losses = mutual_losses(system, teacher, fake, prepared, recipe, seeded(), matching=True)
-    for loss in losses:
+    prepared = prepare(system, batch, recipe, 0.5, draws())
+    losses = mutual_losses(system, teacher, fake, prepared, recipe, draws(), matching=True)
+    for loss in losses[:3]:
         system.zero_grad()
         loss.backward(retain_graph=True)
         assert torch.isfinite(loss) and loss > 0
         assert system.transformer.proj_out.weight.grad.abs().sum() > 0
     assert all(p.grad is None for model in (teacher, fake) for p in model.parameters())
     system.zero_grad()
-    fake_loss(system, fake, prepared, recipe, seeded()).backward()
+    level = draw_level(BLOCKS, recipe, draws())
+    fake_loss(fake, prepared.history, losses.sample, prepared.ids, level, draws()).backward()
     assert fake.transformer.proj_out.weight.grad.abs().sum() > 0
     assert system.transformer.proj_out.weight.grad is None
 
 
 def test_a_half_that_is_switched_off_costs_nothing(system: System, batch: Batch) -> None:
     recipe = MutualRecipe(shortcut=0.0, matching=0.0, window=2)
-    prepared = prepare(system, batch, recipe, 0.0, seeded())
-    losses = mutual_losses(system, None, None, prepared, recipe, seeded(), matching=True)
+    prepared = prepare(system, batch, recipe, 0.0, draws())
+    losses = mutual_losses(system, None, None, prepared, recipe, draws(), matching=True)
     assert losses.flow > 0 and losses.shortcut == 0 and losses.matching == 0
+
+
+def test_a_rollout_that_leaves_at_the_last_step_is_what_the_renoise_sampler_generates(
+    system: System, batch: Batch
+) -> None:
+    recipe = MutualRecipe(teacher="bidirectional", steps=(2,), window=1)
+    clip, text = Pair(batch.video, batch.audio), system.text(batch.ids)
+    # The first number decides the grid, the second the exit step.
+    step = next(i for i in range(99) if (d := draws(i)).choice(1) == 0 and d.choice(2) == 1)
+    asked = draws(step)
+    blocks = by_block(clip, CONFIG.layout)
+    order = [[block.noise(asked) for _ in range(2)] for block in blocks]
+    with torch.no_grad():
+        made = exit_rollout(system, clip, batch.ids, recipe, draws(step))
+        state = new_stream(system.transformer, "x", StreamSettings(1, 1, 1, (0,) * CLIPS))
+        expected = rollout(
+            system.transformer,
+            Prompt(text),
+            state,
+            BLOCKS,
+            sampler_settings("few", 2, None, "renoise"),
+            model_id="x",
+            noise=lambda block, step, stream, shape: getattr(order[block][step], stream),
+        )
+        for (latents, _), found in zip(expected, by_block(made, CONFIG.layout), strict=True):
+            assert torch.allclose(found.video, latents.video, atol=1e-5)
+            assert torch.allclose(found.audio, latents.audio, atol=1e-5)
+
+
+def test_every_block_of_a_rollout_carries_a_gradient_and_none_its_history(
+    system: System, batch: Batch
+) -> None:
+    recipe = MutualRecipe(teacher="bidirectional", steps=(2,), window=1)
+    clip = Pair(batch.video, batch.audio)
+    embedder = system.transformer.adaln_single.linear.weight
+    for index in range(BLOCKS):
+        system.zero_grad()
+        made = exit_rollout(system, clip, batch.ids, recipe, draws())
+        by_block(made, CONFIG.layout)[index].video.sum().backward()
+        assert system.transformer.proj_out.weight.grad.abs().sum() > 0
+        # The modulation is part of the graph, not a constant.
+        assert embedder.grad.abs().sum() > 0
+        # The sinks are in the first block only, which the others see as a constant.
+        sinks = system.transformer.audio_sink_tokens.grad
+        assert (sinks is not None and sinks.abs().sum() > 0) == (index == 0)
+
+
+def test_the_rivals_loss_reaches_the_network_alone(system: System, batch: Batch) -> None:
+    recipe = MutualRecipe(teacher="bidirectional", steps=(2,), window=1)
+    teacher, fake = twin(system), twin(system)
+    with torch.no_grad():
+        for parameter in fake.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=seeded()) * 0.02)
+    clip = Pair(batch.video, batch.audio)
+    loss = rollout_matching(system, teacher, fake, clip, batch.ids, recipe, draws())
+    loss.backward()
+    assert loss > 0 and system.transformer.proj_out.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for model in (teacher, fake) for p in model.parameters())
+    # Two equal scores have nothing to say.
+    unguided = replace(recipe, guidance=(1.0, 1.0))
+    same = rollout_matching(system, teacher, twin(teacher), clip, batch.ids, unguided, draws())
+    assert same == 0
+
+
+def test_methods_are_one_recipe_with_switches() -> None:
+    recipes = {}
+    for name in json.loads((train.CONFIGS / "methods.json").read_text()):
+        values = dict(train.read_settings(train.CONFIGS / "small.json", name)["mutual"])
+        del values["fake_learning_rate"]
+        recipes[name] = MutualRecipe.from_dict(values)
+    real, resampled = ((1, 1), (0, 0)), (0, 0)
+    found = {name: (r.history.real, r.history.rollout) for name, r in recipes.items()}
+    for name in (
+        "teacher_forcing",
+        "shortcut_teacher_forcing",
+        "dmd_teacher_forcing",
+        "real_history",
+    ):
+        assert found[name] == real
+    assert found["resampling_only"][1] == resampled
+    assert all(a + b == 1 for a, b in zip(*found["rollouts_only"], strict=True))
+    off = {name: (bool(r.shortcut), bool(r.matching)) for name, r in recipes.items()}
+    assert off["teacher_forcing"] == (False, False)
+    assert off["shortcut_only"] == off["shortcut_teacher_forcing"] == (True, False)
+    assert off["dmd_only"] == off["dmd_teacher_forcing"] == (False, True)
+    assert off["mutual"] == off["real_history"] == (True, True)
+    assert [name for name, r in recipes.items() if r.teacher != "self"] == ["dmd_self_forcing"]
 
 
 def test_recipes_are_read_from_json() -> None:

@@ -1,67 +1,24 @@
-"""Few-step mode learns from multi-step mode: ShortCut and distribution matching (mutual_forcing.md, 3.3 b, c).
+"""Few-step mode learns from a teacher: ShortCut and distribution matching (mutual_forcing.md, 3.3 b, c).
 
 b batch, r noisy copies, k blocks, c channels, f h w video latent grid, s audio latents.
-Both work on all blocks of a clip in parallel, each given its own history, through `history_forward`. The teacher
-is the network's own multi-step mode with averaged weights; no other model is involved but the online fake score.
+Mutual Forcing works on all blocks of a clip in parallel, each given its own history; its teacher is the
+network's own multi-step mode with averaged weights. The rival method uses the same losses on whole rollouts,
+with a bidirectional teacher (training.self_forcing).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..networks.full_sequence import history_forward
 from ..networks.layout import BlockLayout
 from ..networks.transformer import TextKeys
 from ..samplers.sigmas import few_step_sigmas
-from .flow_matching import per_latent
-
-
-class Pair(NamedTuple):
-    """Both streams: video (b, c, f, h, w) and audio (b, s, c)."""
-
-    video: Tensor
-    audio: Tensor
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Pair:
-        """The same function on both."""
-        return Pair(function(self.video), function(self.audio))
-
-
-def blockwise(levels: Tensor, layout: BlockLayout) -> Pair:
-    """Values per block (b, k) in shapes that multiply video and audio latents."""
-    video, audio = per_latent(levels, layout)
-    return Pair(video[:, None, :, None, None], audio[:, :, None])
-
-
-def noised(clean: Pair, noise: Pair, sigma: Tensor, layout: BlockLayout) -> Pair:
-    """(1 - sigma) x + sigma e with one sigma per block, (b, k)."""
-    levels = blockwise(sigma, layout)
-    return Pair(*((1 - s) * x + s * e for s, x, e in zip(levels, clean, noise, strict=True)))
-
-
-def velocity(
-    model: nn.Module,
-    history: Pair,
-    x: Pair,
-    sigma: Tensor,
-    text: TextKeys,
-    step_size: Tensor | None = None,
-) -> Pair:
-    """Velocity of every block given its history, float32; sigma and step_size are (b, k)."""
-    dtype = next(model.parameters()).dtype
-    out = history_forward(
-        model,
-        history.map(lambda t: t.to(dtype)),
-        x.map(lambda t: t[:, None].to(dtype)),
-        sigma[:, None],
-        text,
-        step_size=None if step_size is None else step_size[:, None],
-    )
-    return Pair(*(t[:, 0].float() for t in out))
+from .draws import Draws
+from .pair import Pair, block_count, blockwise, by_block, velocity
+from .system import Parts
 
 
 class Guided(NamedTuple):
@@ -74,8 +31,8 @@ class Guided(NamedTuple):
     audio_guidance: float
 
     @torch.no_grad()
-    def velocity(self, history: Pair, x: Pair, sigma: Tensor) -> Pair:
-        """Guided velocity: u + w (c - u)."""
+    def velocity(self, history: Pair | None, x: Pair, sigma: Tensor) -> Pair:
+        """Guided velocity: u + w (c - u). Without a history the teacher sees the whole clip."""
         conditional = velocity(self.model, history, x, sigma, self.text)
         if self.video_guidance == self.audio_guidance == 1:
             return conditional
@@ -86,12 +43,16 @@ class Guided(NamedTuple):
         )
 
 
-def draw_interval(
-    shape: tuple[int, int], steps: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def guided(system: Parts, ids: Tensor, guidance: tuple[float, float]) -> Guided:
+    """Multi-step mode of a network as a teacher."""
+    return Guided(system.transformer, system.text(ids), system.text(system.nothing(ids)), *guidance)
+
+
+def draw_interval(blocks: int, steps: int, draws: Draws) -> tuple[Tensor, Tensor]:
     """Random steps of the few-step grid: where each begins and ends, both (b, k)."""
-    grid = torch.tensor(few_step_sigmas(steps))
-    index = torch.randint(0, steps, shape, generator=generator)
+    index = draws.integers(steps, blocks)
+    grid = torch.tensor(few_step_sigmas(steps)).to(index.device)
     return grid[index], grid[index + 1]
 
 
@@ -125,13 +86,12 @@ def few_step_sample(
     displacement, as Self-Forcing's random exit step does for its sampler.
     """
     grid = few_step_sigmas(steps)
-    batch, layout = noise.video.shape[0], model.config.layout
-    blocks = layout.blocks(noise.video.shape[2], noise.audio.shape[1])
+    shape = (len(noise.video), block_count(noise, model.config.layout))
     x, carried = noise, None
     for step in range(steps):
-        sigma = torch.full((batch, blocks), grid[step])
+        sigma = torch.full(shape, grid[step], device=noise.video.device)
         d = grid[step] - grid[step + 1]
-        with torch.set_grad_enabled(step == gradient_step):
+        with torch.set_grad_enabled(step == gradient_step and torch.is_grad_enabled()):
             u = velocity(model, history, x, sigma, text, torch.full_like(sigma, d))
         if step == gradient_step:
             carried = u.map(lambda t, d=d: -d * (t - t.detach()))
@@ -139,11 +99,15 @@ def few_step_sample(
     return Pair(*(a.detach() + c for a, c in zip(x, carried, strict=True)))
 
 
-def matching_loss(sample: Pair, real: Pair, fake: Pair) -> Pair:
-    """DMD loss of each stream from the two scores' predictions of the clean block.
+def matching_loss(sample: Pair, real: Pair, fake: Pair, layout: BlockLayout | None) -> Pair:
+    """DMD loss of each stream from the two scores' predictions of the clean sample.
 
     The gradient on the sample is (fake - real), normalised per clip and stream by mean |sample - real|
     (omniforcing.md, section 6).
+
+    Args:
+        layout: given where every block is a sample with a noise level of its own: normalised per block, every
+            block counting the same. None: the clip is one sample.
     """
 
     def one(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
@@ -152,12 +116,8 @@ def matching_loss(sample: Pair, real: Pair, fake: Pair) -> Pair:
         target = x.detach() - (fake - real) / scale
         return 0.5 * (x - target).square().mean()
 
-    return Pair(
-        one(sample.video, real.video, fake.video), one(sample.audio, real.audio, fake.audio)
-    )
-
-
-def clean_prediction(x: Pair, v: Pair, sigma: Tensor, layout: BlockLayout) -> Pair:
-    """x0 = x - sigma v."""
-    levels = blockwise(sigma, layout)
-    return Pair(*(a - s * b for a, s, b in zip(x, levels, v, strict=True)))
+    parts = [[pair] if layout is None else by_block(pair, layout) for pair in (sample, real, fake)]
+    losses = [
+        [one(*values) for values in zip(*pairs, strict=True)] for pairs in zip(*parts, strict=True)
+    ]
+    return Pair(*(torch.stack(stream).mean() for stream in zip(*losses, strict=True)))

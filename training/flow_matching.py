@@ -1,75 +1,42 @@
 """The multi-step objective: flow matching of every block given the clean blocks before it.
 
-b batch, r noisy copies, k blocks, c channels, f h w video latent grid, s audio latents.
-x_sigma = (1 - sigma) x + sigma e, target e - x; one sigma per block, shared by both streams
-(mutual_forcing.md, section 3.3 a).
+b batch, k blocks.
+Mutual Forcing's two first stages (mutual_forcing.md, section 2): each stream alone, then both together, on
+real histories. With the masks off the same loss makes the bidirectional teacher of the rival method.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from ..networks.full_sequence import history_forward
-from ..networks.layout import BlockLayout
-from .system import System
+from .data import Batch
+from .draws import Draws
+from .pair import Pair, block_count, block_error, noised, velocity
+from .system import Parts, without_some
 
 
-class Batch(NamedTuple):
-    """Latents of paired clips and their captions: video (b, c, f, h, w), audio (b, s, c), ids (b, m)."""
-
-    video: Tensor
-    audio: Tensor
-    ids: Tensor
-
-    def first(self, blocks: int, layout: BlockLayout) -> Batch:
-        """The first blocks of every clip."""
-        video = self.video[:, :, : layout.video_latents(blocks)]
-        return self._replace(video=video, audio=self.audio[:, : layout.audio_latents(blocks)])
+def sample_sigma(blocks: int, mean: float, spread: float, draws: Draws) -> Tensor:
+    """Logit-normal noise levels of every block, (b, k)."""
+    return torch.sigmoid(mean + spread * draws.normal(blocks))
 
 
-class Losses(NamedTuple):
-    """Mean squared velocity errors."""
-
-    video: Tensor
-    audio: Tensor
-
-
-def sample_sigma(
-    shape: tuple[int, ...], mean: float, spread: float, generator: torch.Generator
-) -> Tensor:
-    """Logit-normal noise levels, float32."""
-    return torch.sigmoid(mean + spread * torch.randn(shape, generator=generator))
-
-
-def per_latent(levels: Tensor, layout: BlockLayout) -> tuple[Tensor, Tensor]:
-    """Levels per block (b, k) spread over the latents of both streams: (b, f) and (b, s)."""
-    blocks = levels.shape[1]
-    index = torch.arange(blocks)
-
-    def spread(first: int, following: int) -> Tensor:
-        counts = torch.tensor([first] + [following] * (blocks - 1))
-        return levels[:, index.repeat_interleave(counts)]
-
-    return spread(layout.video_first, layout.video_next), spread(
-        layout.audio_first, layout.audio_next
-    )
+def flow_target(clean: Pair, noise: Pair) -> Pair:
+    """The velocity e - x."""
+    return Pair(*(e - x for e, x in zip(noise, clean, strict=True)))
 
 
 def flow_matching(
-    system: System,
+    system: Parts,
     batch: Batch,
-    generator: torch.Generator,
+    draws: Draws,
     *,
     coupled: bool,
     sigma_mean: float,
     sigma_spread: float,
     caption_dropout: float,
     history_noise: float,
-) -> Losses:
+) -> Pair:
     """Losses of both streams; `coupled=False` runs each alone (Mutual Forcing's first stage).
 
     Args:
@@ -78,51 +45,40 @@ def flow_matching(
     """
     model = system.transformer
     layout = model.config.layout
-    video, audio, ids = batch
-    dtype = next(model.parameters()).dtype
-    size = video.shape[0]
-    blocks = layout.blocks(video.shape[2], audio.shape[1])
-
-    def normal(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator)
-
-    dropped = torch.rand(size, generator=generator) < caption_dropout
-    text = system.text(torch.where(dropped[:, None], 0, ids))
-    sigma = sample_sigma((size, blocks), sigma_mean, sigma_spread, generator)
-    video_sigma, audio_sigma = per_latent(sigma, layout)
-    video_sigma, audio_sigma = video_sigma[:, None, :, None, None], audio_sigma[:, :, None]
-    video_noise, audio_noise = normal(video), normal(audio)
-    noisy_video = ((1 - video_sigma) * video + video_sigma * video_noise)[:, None].to(dtype)
-    noisy_audio = ((1 - audio_sigma) * audio + audio_sigma * audio_noise)[:, None].to(dtype)
-    level = history_noise * torch.rand((size, 1, 1), generator=generator)
-    past_video = (video + level[..., None, None] * normal(video)).to(dtype)
-    past_audio = (audio + level * normal(audio)).to(dtype)
-    levels = sigma[:, None]
-    if coupled:
-        video_out, audio_out = history_forward(
-            model, (past_video, past_audio), (noisy_video, noisy_audio), levels, text
-        )
-    else:
-        video_out, _ = history_forward(model, (past_video, None), (noisy_video, None), levels, text)
-        _, audio_out = history_forward(model, (None, past_audio), (None, noisy_audio), levels, text)
-    video_weight, audio_weight = block_weights(blocks, layout)
-    video_error = (video_out[:, 0].float() - (video_noise - video)).square()
-    audio_error = (audio_out[:, 0].float() - (audio_noise - audio)).square()
-    return Losses(
-        (video_error.mean(dim=(0, 1, 3, 4)) * video_weight).sum(),
-        (audio_error.mean(dim=(0, 2)) * audio_weight).sum(),
+    clean = Pair(batch.video, batch.audio)
+    text = system.text(without_some(system, batch.ids, caption_dropout, draws))
+    sigma = sample_sigma(block_count(clean, layout), sigma_mean, sigma_spread, draws)
+    noise, untold = clean.noise(draws), clean.noise(draws)
+    level = history_noise * draws.uniform(1, 1)
+    past = Pair(
+        clean.video + level[..., None, None] * untold.video, clean.audio + level * untold.audio
     )
+    x = noised(clean, noise, sigma, layout)
+    if coupled:
+        out = velocity(model, past, x, sigma, text)
+    else:
+        video = velocity(model, past._replace(audio=None), x._replace(audio=None), sigma, text)
+        audio = velocity(model, past._replace(video=None), x._replace(video=None), sigma, text)
+        out = Pair(video.video, audio.audio)
+    return block_error(out, flow_target(clean, noise), layout)
 
 
-def block_weights(blocks: int, layout: BlockLayout) -> tuple[Tensor, Tensor]:
-    """Weights of the latents of both streams, (f,) and (s,), each with sum 1: every block counts the same.
-
-    The prefix is a few per cent of a clip's latents, yet it alone decides what is seen, from the text alone;
-    everything later can read that off the history. A mean over latents would hardly train the text.
-    """
-
-    def weights(span: Callable[[int], tuple[int, int]]) -> Tensor:
-        sizes = torch.tensor([stop - start for start, stop in map(span, range(blocks))])
-        return (1 / (sizes * blocks)).repeat_interleave(sizes)
-
-    return weights(layout.video_span), weights(layout.audio_span)
+def whole_clip_matching(
+    system: Parts,
+    batch: Batch,
+    draws: Draws,
+    *,
+    sigma_mean: float,
+    sigma_spread: float,
+    caption_dropout: float,
+) -> Pair:
+    """Losses of the network run with its masks off: one noise level for the clip, every block sees all."""
+    model = system.transformer
+    layout = model.config.layout
+    clean = Pair(batch.video, batch.audio)
+    text = system.text(without_some(system, batch.ids, caption_dropout, draws))
+    blocks = block_count(clean, layout)
+    sigma = sample_sigma(1, sigma_mean, sigma_spread, draws).expand(-1, blocks)
+    noise = clean.noise(draws)
+    out = velocity(model, None, noised(clean, noise, sigma, layout), sigma, text)
+    return block_error(out, flow_target(clean, noise), layout)

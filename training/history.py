@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..networks.kv_cache import OpenBlock, RollingCache
 from ..networks.transformer import TextKeys
 from ..samplers.rollout import SigmaConstants
 from ..samplers.sigmas import few_step_sigmas
+from .draws import Draws
+from .pair import Pair, by_block, joined
 
 
 @dataclass(frozen=True)
@@ -40,62 +42,62 @@ class HistoryMix:
                     "and at most 1 together"
                 )
 
-    def start_step(self, steps: int, progress: float, generator: torch.Generator) -> int:
+    def start_step(self, steps: int, progress: float, draws: Draws) -> int:
         """Grid index from which a history is finished: 0 = full rollout, `steps` = real."""
 
         def share(ends: tuple[float, float]) -> float:
             return ends[0] + (ends[1] - ends[0]) * min(1.0, max(0.0, progress))
 
-        draw = float(torch.rand((), generator=generator))
+        draw = draws.level()
         if draw < share(self.real):
             return steps
         if draw < share(self.real) + share(self.rollout):
             return 0
-        return int(torch.randint(1, steps, (), generator=generator)) if steps > 1 else 0
+        return 1 + draws.choice(steps - 1) if steps > 1 else 0
 
 
 @torch.no_grad()
 def few_step_history(
     model: nn.Module,
     text: TextKeys,
-    video: Tensor,
-    audio: Tensor,
+    clean: Pair,
     *,
     steps: int,
     start_step: int,
     window: int,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
+    draws: Draws,
+) -> Pair:
     """A history of the same shape as the real clip, finished by few-step mode from `start_step` of its grid.
 
+    Nobody sees the last block of a history, so it is left as it is.
+
     Args:
-        video: (b, c, f, h, w) real latents; audio: (b, s, c).
+        clean: real latents.
         steps: few-step grid (4 or 8).
         start_step: 0 starts from noise, `steps` returns the real clip.
         window: blocks that the rolling cache keeps.
     """
     if start_step == steps:
-        return video, audio
-    config = model.config
+        return clean
     sigmas = few_step_sigmas(steps)[start_step:]
     like = next(model.parameters()).new_empty(0)
     constants = SigmaConstants(model, like)
-    blocks = config.layout.blocks(video.shape[2], audio.shape[1])
-    height, width = video.shape[3:]
+    *past, last = by_block(clean, model.config.layout)
     cache = RollingCache(window)
-    made_video, made_audio = [], []
-    for block in range(blocks):
-        (v0, v1), (a0, a1) = config.layout.video_span(block), config.layout.audio_span(block)
-        x, y = video[:, :, v0:v1], audio[:, a0:a1]
-        x = (1 - sigmas[0]) * x + sigmas[0] * torch.randn(x.shape, generator=generator)
-        y = (1 - sigmas[0]) * y + sigmas[0] * torch.randn(y.shape, generator=generator)
-        opened = OpenBlock(model, cache, height, width, like)
+    made = []
+    for index, block in enumerate(past):
+        x = Pair(
+            *(
+                (1 - sigmas[0]) * v + sigmas[0] * e
+                for v, e in zip(block, block.noise(draws), strict=True)
+            )
+        )
+        opened = OpenBlock(model, cache, *block.video.shape[3:], like)
         for sigma, following in pairwise(sigmas):
             d = sigma - following
-            u, w = opened.velocity(x.to(like), y.to(like), text, constants.at(sigma, d))
-            x, y = x - d * u.float(), y - d * w.float()
-        made_video.append(x)
-        made_audio.append(y)
-        if block + 1 < blocks:
-            cache = opened.commit(x.to(like), y.to(like), text, constants.at(0.0))
-    return torch.cat(made_video, dim=2), torch.cat(made_audio, dim=1)
+            u = opened.velocity(x.video.to(like), x.audio.to(like), text, constants.at(sigma, d))
+            x = Pair(*(value - d * slope.float() for value, slope in zip(x, u, strict=True)))
+        made.append(x)
+        if index + 1 < len(past):
+            cache = opened.commit(x.video.to(like), x.audio.to(like), text, constants.at(0.0))
+    return joined([*made, last])

@@ -1,6 +1,6 @@
 """Mutual Forcing: both modes of one network in one training step (mutual_forcing.md, section 3.5).
 
-b batch, k blocks, m text tokens.
+b batch, k blocks.
 Few-step mode makes the history (no gradient). Given it, multi-step mode learns the flow of the real block; and
 few-step mode learns from multi-step mode: the displacement over an interval (ShortCut) and, every few steps, the
 difference of two scores on its own samples (DMD). The teacher is the network's own averaged weights in
@@ -10,26 +10,24 @@ multi-step mode; there is no bidirectional model anywhere.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from .data import Batch
 from .distillation import (
-    Guided,
-    Pair,
-    clean_prediction,
     draw_interval,
     few_step_sample,
+    guided,
     matching_loss,
-    noised,
     shortcut_target,
-    velocity,
 )
-from .flow_matching import Batch, sample_sigma
+from .draws import Draws
+from .flow_matching import flow_target, sample_sigma
 from .history import HistoryMix, few_step_history
-from .system import System
+from .pair import Pair, block_count, block_error, clean_prediction, noised, velocity
+from .system import Parts, without_some
 
 
 @dataclass(frozen=True)
@@ -37,15 +35,18 @@ class MutualRecipe:
     """What one step is made of; a weight of 0 switches its half off.
 
     Attributes:
+        teacher: "self" is Mutual Forcing and everything that shares its step. "bidirectional" is the rival
+            (training.self_forcing), which has no shortcut, no history and no real data.
         shortcut, matching: weights of ShortCut and of DMD.
         matching_every: steps from one DMD update of the generator to the next.
-        fake_updates: updates of the online fake score for each of them.
+        fake_updates: updates of the online fake score for each of them, on the sample that it was made with.
         steps: few-step grids that are trained, drawn at random.
         substeps: Euler steps of the teacher within one interval.
         guidance: of video and audio, folded into few-step mode.
         matching_range: noise levels at which the two scores are compared.
     """
 
+    teacher: Literal["self", "bidirectional"] = "self"
     shortcut: float = 1.0
     matching: float = 0.5
     matching_every: int = 4
@@ -74,11 +75,20 @@ class MutualRecipe:
 
 
 class MutualLosses(NamedTuple):
-    """Losses of one step, each summed over both streams; those that were not computed are 0."""
+    """Losses of one step, each summed over both streams; those that were not computed are 0.
+
+    Attributes:
+        sample: what few-step mode made where there was a DMD term; the fake score learns from it.
+    """
 
     flow: Tensor
     shortcut: Tensor
     matching: Tensor
+    sample: Pair | None = None
+
+    def total(self, recipe: MutualRecipe) -> Tensor:
+        """What the step minimises."""
+        return self.flow + recipe.shortcut * self.shortcut + recipe.matching * self.matching
 
 
 class Prepared(NamedTuple):
@@ -90,134 +100,113 @@ class Prepared(NamedTuple):
     steps: int
 
 
+@torch.no_grad()
 def prepare(
-    system: System, batch: Batch, recipe: MutualRecipe, progress: float, generator: torch.Generator
+    system: Parts, batch: Batch, recipe: MutualRecipe, progress: float, draws: Draws
 ) -> Prepared:
     """Draw a grid and a kind of history, and let few-step mode make it."""
-    dropped = torch.rand(len(batch.ids), generator=generator) < recipe.caption_dropout
-    ids = torch.where(dropped[:, None], 0, batch.ids)
-    steps = recipe.steps[int(torch.randint(len(recipe.steps), (), generator=generator))]
-    start = recipe.history.start_step(steps, progress, generator)
-    with torch.no_grad():
-        text = system.text(ids)
+    ids = without_some(system, batch.ids, recipe.caption_dropout, draws)
+    steps = recipe.steps[draws.choice(len(recipe.steps))]
+    clean = Pair(batch.video, batch.audio)
     history = few_step_history(
         system.transformer,
-        text,
-        batch.video,
-        batch.audio,
+        system.text(ids),
+        clean,
         steps=steps,
-        start_step=start,
+        start_step=recipe.history.start_step(steps, progress, draws),
         window=recipe.window,
-        generator=generator,
+        draws=draws,
     )
-    return Prepared(Pair(batch.video, batch.audio), Pair(*history), ids, steps)
-
-
-def normal(like: Pair, generator: torch.Generator) -> Pair:
-    """Standard normal noise shaped like both streams."""
-    return like.map(lambda t: torch.randn(t.shape, generator=generator))
-
-
-def guided(system: System, ids: Tensor, guidance: tuple[float, float]) -> Guided:
-    """Multi-step mode of a network as a teacher."""
-    with torch.no_grad():
-        return Guided(
-            system.transformer, system.text(ids), system.text(torch.zeros_like(ids)), *guidance
-        )
+    return Prepared(clean, history, ids, steps)
 
 
 def mutual_losses(
-    system: System,
-    teacher: System,
-    fake: System | None,
+    system: Parts,
+    teacher: Parts | None,
+    fake: Parts | None,
     prepared: Prepared,
     recipe: MutualRecipe,
-    generator: torch.Generator,
-    *,
+    draws: Draws,
     matching: bool,
 ) -> MutualLosses:
     """Losses of the one network.
 
     Args:
-        teacher: the averaged weights; never gets a gradient.
+        teacher: the averaged weights; never gets a gradient. Needed by both halves.
         fake: the online fake score, needed where `matching` is set.
         matching: whether this step has a DMD term.
     """
     model = system.transformer
     layout = model.config.layout
     clean, history, ids, steps = prepared
-    size = len(ids)
-    blocks = layout.blocks(clean.video.shape[2], clean.audio.shape[1])
+    blocks = block_count(clean, layout)
     text = system.text(ids)
-    zero = torch.zeros(())
+    zero = torch.zeros((), device=clean.video.device)
 
     # Multi-step mode: the flow of the real block, d = 0.
-    sigma = sample_sigma((size, blocks), recipe.sigma_mean, recipe.sigma_spread, generator)
-    noise = normal(clean, generator)
-    flow = _error(
-        velocity(model, history, noised(clean, noise, sigma, layout), sigma, text),
-        Pair(noise.video - clean.video, noise.audio - clean.audio),
-    )
+    sigma = sample_sigma(blocks, recipe.sigma_mean, recipe.sigma_spread, draws)
+    noise = clean.noise(draws)
+    out = velocity(model, history, noised(clean, noise, sigma, layout), sigma, text)
+    flow = sum(block_error(out, flow_target(clean, noise), layout))
 
     shortcut = zero
     if recipe.shortcut:
-        start, end = draw_interval((size, blocks), steps, generator)
-        x = noised(clean, normal(clean, generator), start, layout)
-        target = shortcut_target(
-            guided(teacher, ids, recipe.guidance), history, x, start, end, recipe.substeps, layout
-        )
-        shortcut = _error(velocity(model, history, x, start, text, start - end), target)
+        start, end = draw_interval(blocks, steps, draws)
+        x = noised(clean, clean.noise(draws), start, layout)
 
-    match = zero
+        def displacement() -> Pair:
+            score = guided(teacher, ids, recipe.guidance)
+            return shortcut_target(score, history, x, start, end, recipe.substeps, layout)
+
+        target = teacher(displacement)
+        out = velocity(model, history, x, start, text, start - end)
+        shortcut = sum(block_error(out, target, layout))
+
     if matching and recipe.matching:
         if fake is None:
             raise ValueError("distribution matching needs the online fake score, found none")
-        gradient_step = int(torch.randint(steps, (), generator=generator))
         sample = few_step_sample(
-            model, history, normal(clean, generator), text, steps, gradient_step
+            model, history, clean.noise(draws), text, steps, draws.choice(steps)
         )
-        low, high = recipe.matching_range
-        level = low + (high - low) * torch.rand((size, blocks), generator=generator)
+        level = draw_level(blocks, recipe, draws)
+        made = sample.map(Tensor.detach)
+        x = noised(made, clean.noise(draws), level, layout)
+        real = teacher(lambda: guided(teacher, ids, recipe.guidance).velocity(history, x, level))
         with torch.no_grad():
-            x = noised(sample.map(Tensor.detach), normal(clean, generator), level, layout)
-            real_v = guided(teacher, ids, recipe.guidance).velocity(history, x, level)
-            fake_v = velocity(fake.transformer, history, x, level, fake.text(ids))
+            false = fake(lambda: velocity(fake.transformer, history, x, level, fake.text(ids)))
         match = sum(
             matching_loss(
                 sample,
-                clean_prediction(x, real_v, level, layout),
-                clean_prediction(x, fake_v, level, layout),
+                clean_prediction(x, real, level, layout),
+                clean_prediction(x, false, level, layout),
+                layout,
             )
         )
-    return MutualLosses(flow, shortcut, match)
+        return MutualLosses(flow, shortcut, match, made)
+    return MutualLosses(flow, shortcut, zero)
+
+
+def draw_level(blocks: int, recipe: MutualRecipe, draws: Draws) -> Tensor:
+    """Noise levels at which two scores are compared, (b, k)."""
+    low, high = recipe.matching_range
+    return low + (high - low) * draws.uniform(blocks)
 
 
 def fake_loss(
-    system: System,
-    fake: System,
-    prepared: Prepared,
-    recipe: MutualRecipe,
-    generator: torch.Generator,
+    fake: Parts,
+    history: Pair | None,
+    sample: Pair,
+    ids: Tensor,
+    level: Tensor,
+    draws: Draws,
 ) -> Tensor:
-    """Flow matching of the fake score on few-step mode's own samples, with the same history."""
-    layout = system.transformer.config.layout
-    clean, history, ids, steps = prepared
-    size = len(ids)
-    blocks = layout.blocks(clean.video.shape[2], clean.audio.shape[1])
-    with torch.no_grad():
-        text = system.text(ids)
-        noise = normal(clean, generator)
-        # With no step that carries a gradient this is the plain few-step sample.
-        sample = few_step_sample(system.transformer, history, noise, text, steps, gradient_step=0)
-    low, high = recipe.matching_range
-    level = low + (high - low) * torch.rand((size, blocks), generator=generator)
-    noise = normal(clean, generator)
-    sample = sample.map(Tensor.detach)
-    out = velocity(
-        fake.transformer, history, noised(sample, noise, level, layout), level, fake.text(ids)
-    )
-    return _error(out, Pair(noise.video - sample.video, noise.audio - sample.audio))
+    """Flow matching of the fake score on few-step mode's own samples at noise levels (b, k).
 
-
-def _error(found: Pair, target: Pair) -> Tensor:
-    return F.mse_loss(found.video, target.video) + F.mse_loss(found.audio, target.audio)
+    Args:
+        history: what the sample was made from; None for a fake score that sees the whole clip.
+    """
+    model = fake.transformer
+    layout = model.config.layout
+    noise = sample.noise(draws)
+    out = velocity(model, history, noised(sample, noise, level, layout), level, fake.text(ids))
+    return sum(block_error(out, flow_target(sample, noise), layout))

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from ..networks.config import TransformerConfig
 from ..networks.text_encoder import TextEncoder, TextEncoderConfig
 from ..networks.transformer import CausalAVTransformer, TextKeys, text_keys
+from .draws import Draws
 from .world.scene import VOCABULARY
 
+Returned = TypeVar("Returned")
+PartsType = TypeVar("PartsType", bound="Parts")
 
-class System(nn.Module):
-    """The trained parts under one roof; both streams read the same caption embedding."""
+
+class Parts(nn.Module):
+    """Trained parts under one roof. Their parameters are used within `forward` only."""
+
+    transformer: CausalAVTransformer
+
+    def forward(self, function: Callable[..., Returned], *args: object) -> Returned:
+        """`function(*args)`: the doorway at which many processes gather the weights and share gradients."""
+        return function(*args)
+
+
+class System(Parts):
+    """The transformer and its text encoder; both streams read the same caption embedding."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -23,6 +41,44 @@ class System(nn.Module):
         """Text keys of token ids (b, m)."""
         context = self.text_encoder(ids)
         return text_keys(self.transformer, context, context)
+
+    def nothing(self, ids: Tensor) -> Tensor:
+        """The empty prompt, as often as there are prompts in `ids`."""
+        return torch.zeros_like(ids)
+
+
+class EmbeddedSystem(Parts):
+    """A transformer whose prompts come as ready embeddings, as LTX-2's do from Gemma and its connectors.
+
+    Args:
+        empty: embedding of the empty prompt for both streams, (m, 2, c).
+    """
+
+    def __init__(self, transformer: CausalAVTransformer, empty: Tensor) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.register_buffer("empty", empty, persistent=False)
+
+    def text(self, ids: Tensor) -> TextKeys:
+        """Text keys of embeddings (b, m, 2, c): of video, then of audio."""
+        video, audio = ids.to(self.transformer.patchify_proj.weight.dtype).unbind(dim=2)
+        return text_keys(self.transformer, video, audio)
+
+    def nothing(self, ids: Tensor) -> Tensor:
+        """The empty prompt, as often as there are prompts in `ids`."""
+        return self.empty.to(ids).expand_as(ids)
+
+
+def without_some(system: Parts, ids: Tensor, share: float, draws: Draws) -> Tensor:
+    """The prompts, a share of them replaced by the empty one: guidance needs to know it."""
+    dropped = draws.uniform() < share
+    return torch.where(dropped.view(-1, *[1] * (ids.ndim - 1)), system.nothing(ids), ids)
+
+
+def twin(system: PartsType) -> PartsType:
+    """A copy with weights of its own; what is frozen is shared with the original."""
+    frozen = {id(p): p for p in system.parameters() if not p.requires_grad}
+    return copy.deepcopy(system, frozen)
 
 
 def math_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,0 +1,69 @@
+"""Everything that is random in a training step, the same on one process as on many.
+
+b clips of this process's share of the batch.
+Every clip of a batch has a generator of its own, named by seed, step and its place in the batch;
+what all clips share comes from one more. So neither the number of processes nor the device changes
+what is drawn, and a run that goes on after a kill draws what it would have drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ..samplers.noise import varied_seed
+
+
+class Draws:
+    """The random numbers of one step.
+
+    Args:
+        seed, step: name them.
+        clips: places in the whole batch of the clips that this process has.
+        device: where the numbers are wanted; they are drawn on the CPU.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        step: int,
+        clips: Iterable[int],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        named = varied_seed(seed, 1 + step)
+        self._common = torch.Generator().manual_seed(named)
+        self._clips = [
+            torch.Generator().manual_seed(varied_seed(named, 1 + place)) for place in clips
+        ]
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal noise for every clip, (b, *shape) float32."""
+        return self._stacked(torch.randn(shape, generator=generator) for generator in self._clips)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Numbers from [0, 1) for every clip, (b, *shape)."""
+        return self._stacked(torch.rand(shape, generator=generator) for generator in self._clips)
+
+    def integers(self, limit: int, *shape: int) -> Tensor:
+        """Integers from [0, limit) for every clip, (b, *shape)."""
+        return self._stacked(
+            torch.randint(limit, shape, generator=generator) for generator in self._clips
+        )
+
+    def level(self) -> float:
+        """One number from [0, 1) that all clips share."""
+        return float(torch.rand((), generator=self._common))
+
+    def choice(self, limit: int) -> int:
+        """One integer from [0, limit) that all clips share."""
+        return int(torch.randint(limit, (), generator=self._common))
+
+    def weighted(self, weights: Tensor, count: int) -> Tensor:
+        """`count` indices into `weights`, drawn by weight with replacement, that all clips share."""
+        return torch.multinomial(weights, count, replacement=True, generator=self._common)
+
+    def _stacked(self, rows: Iterable[Tensor]) -> Tensor:
+        return torch.stack(list(rows)).to(self.device)
