@@ -6,6 +6,13 @@ PY := $(VENV)/bin/python
 PROMPT ?= a girl with red hair, pale skin and a green shirt on a blue background says ba mi tu in a high voice
 LENGTH ?= 10
 OUT ?= output
+# What `make evaluate` compares: name=file for each model, and name:mode:steps for each row of the tables.
+MODELS ?= shipped=models/mutual_forcing_small.safetensors
+ROWS ?= shipped:few:4 shipped:few:8 shipped:multi:50
+LONG_ROWS ?= shipped:few:4
+PROMPTS ?= 64
+SEEDS ?= 3
+JOBS ?= 2
 
 .PHONY: demo test lint parity evaluate clean
 
@@ -36,8 +43,12 @@ parity: $(VENV)/.run
 
 evaluate: $(VENV)/.dev
 	mkdir -p $(OUT)/measured
-	$(PY) launch.py metrics.evaluate --prompts 64 --seconds 5 --out $(OUT)/measured/multi
+	$(PY) launch.py metrics.evaluate --mode multi --prompts 64 --seconds 5 --out $(OUT)/measured/multi
 	$(PY) launch.py metrics.longrun --seconds 60 --out $(OUT)/measured/longrun
+	$(PY) launch.py metrics.compare --models $(MODELS) --rows $(ROWS) --prompts $(PROMPTS) --seeds $(SEEDS) \
+		--seconds 5 --jobs $(JOBS) --out $(OUT)/measured/compare
+	$(PY) launch.py metrics.horizon --models $(MODELS) --rows $(LONG_ROWS) --prompts $(PROMPTS) --seeds $(SEEDS) \
+		--seconds 60 --jobs $(JOBS) --out $(OUT)/measured/horizon
 
 clean:
 	rm -rf $(VENV) output

@@ -10,20 +10,26 @@ prints the table. The three rows of numbers are: truth (how well measuring itsel
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
 
 import torch
 from tqdm import tqdm
 
-from ..model_loaders.bundle import Bundle, load_bundle, shipped_model_path
-from ..samplers.rollout import Mode, SamplerSettings, Step, sampler_settings
+from ..model_loaders.bundle import Bundle
+from ..samplers.rollout import SamplerSettings, Step
 from .clips import Clip, HeldOut, generate, held_out, through_codecs, true_clip
+from .command import (
+    add_model_options,
+    add_result_options,
+    at_least_one,
+    log_to_the_screen,
+    open_model,
+    write_json,
+)
 from .overview import Row, overview
 from .record import record
 from .reference import KINDS
@@ -124,43 +130,30 @@ def parser() -> argparse.ArgumentParser:
         prog="launch.py metrics.evaluate",
         description="Measure a model on held-out prompts; write OUT.json and OUT.png.",
     )
-    p.add_argument("--model", type=Path, default=shipped_model_path(), help="default: shipped")
+    add_model_options(p)
     p.add_argument("--prompts", type=int, default=64)
     p.add_argument("--seeds", type=int, default=1, help="clips per prompt")
     p.add_argument("--seconds", type=int, default=5)
-    p.add_argument("--mode", choices=get_args(Mode), help="default: the model's own")
-    p.add_argument("--steps", type=int, help="default: the mode's own")
-    p.add_argument("--guidance", type=float, help="default: the mode's own")
-    p.add_argument("--window", type=int, help="blocks of history; default: the model's own")
     p.add_argument("--batch", type=int, default=16, help="clips generated together")
     p.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     p.add_argument("--free", action="store_true", help="free wording, some attributes left out")
-    p.add_argument("--device", default="cpu")
     p.add_argument("--show", type=int, default=8, help="clips on the picture")
-    p.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
-    p.add_argument("--out", type=Path, required=True, help="where to write, without an ending")
+    add_result_options(p)
     return p
 
 
 def main() -> int:
     """Generate, measure, print and write. Returns the exit status."""
     args = parser().parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    for name in ("prompts", "seeds", "seconds", "batch"):
-        if getattr(args, name) < 1:
-            log.error("--%s is %d, expected at least 1", name, getattr(args, name))
-            return 2
-    try:
-        bundle = load_bundle(args.model, device=args.device)
-        sampler = sampler_settings(
-            args.mode or bundle.stream.default_mode, args.steps, args.guidance
-        )
-    except (ValueError, OSError) as error:
-        log.error("%s", error)
+    log_to_the_screen()
+    if not at_least_one(args, "prompts", "seeds", "seconds", "batch"):
         return 2
+    opened = open_model(args)
+    if opened is None:
+        return 2
+    bundle, sampler = opened
     prompts = held_out(args.prompts, args.kinds, args.free)
     blocks = bundle.clock.blocks_for(args.seconds)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
 
     began = time.perf_counter()
     made = generate_all(bundle, prompts, args.seeds, blocks, sampler, args.window, args.batch)
@@ -191,7 +184,7 @@ def main() -> int:
         "clips": [clip_facts(one) for one in judged["generated"]],
     }
     path = Path(f"{args.out}.json")
-    path.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(path, results)
     sheet = Path(f"{args.out}.png")
     fps = float(bundle.clock.fps)
     overview(sheet, overview_rows(judged["generated"][: max(1, args.show)], fps))

@@ -9,7 +9,6 @@ the first and of the last 5 seconds.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -18,18 +17,24 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..model_loaders.bundle import Bundle, load_bundle, shipped_model_path
+from ..model_loaders.bundle import Bundle
 from ..samplers.decode import DecodedBlock, joined
 from ..samplers.live import decoded_live
-from ..samplers.rollout import Mode, SamplerSettings, rollout, sampler_settings
+from ..samplers.rollout import SamplerSettings, rollout
 from .attributes import measure
 from .clips import HeldOut, as_arrays, held_out
+from .command import (
+    add_model_options,
+    add_result_options,
+    log_to_the_screen,
+    open_model,
+    write_json,
+)
 from .record import record
 
 try:
@@ -122,33 +127,25 @@ def parser() -> argparse.ArgumentParser:
         prog="launch.py metrics.longrun",
         description="Time and memory per block of one long stream; write OUT.json.",
     )
-    p.add_argument("--model", type=Path, default=shipped_model_path(), help="default: shipped")
+    add_model_options(p)
     p.add_argument("--seconds", type=int, default=LATE)
     p.add_argument("--prompt", type=int, default=0, help="number of the held-out prompt")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--mode", choices=get_args(Mode), help="default: the model's own")
-    p.add_argument("--steps", type=int, help="default: the mode's own")
-    p.add_argument("--guidance", type=float, help="default: the mode's own")
-    p.add_argument("--window", type=int, help="blocks of history; default: the model's own")
-    p.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
-    p.add_argument("--out", type=Path, required=True, help="where to write, without an ending")
+    add_result_options(p)
     return p
 
 
 def main() -> int:
     """Generate, measure, print and write. Returns the exit status."""
     args = parser().parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    log_to_the_screen()
     if args.seconds < EARLY + NEIGHBOURS:
         log.error("--seconds is %d, expected at least %d", args.seconds, EARLY + NEIGHBOURS)
         return 2
-    try:
-        bundle = load_bundle(args.model)
-        mode = args.mode or bundle.stream.default_mode
-        sampler = sampler_settings(mode, args.steps, args.guidance)
-    except (ValueError, OSError) as error:
-        log.error("%s", error)
+    opened = open_model(args)
+    if opened is None:
         return 2
+    bundle, sampler = opened
     prompt = held_out(args.prompt + 1)[-1]
     costs, first, last = run(bundle, prompt.text, args.seconds, sampler, args.seed, args.window)
     late = len(costs) - 1
@@ -177,8 +174,7 @@ def main() -> int:
         },
     }
     path = Path(f"{args.out}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(path, results)
     for key, value in results.items():
         if key not in ("record", "blocks"):
             log.info("%s: %s", key, f"{value:.4f}" if isinstance(value, float) else value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -37,6 +37,13 @@ class Judged:
     hits: HitSync | None
     mouth: MouthSync | None
     steps: dict[str, Steps]
+
+    def without_media(self) -> Judged:
+        """The same without pictures and sound: thousands of these can be kept."""
+        clip = self.clip
+        return replace(
+            self, clip=replace(clip, video=clip.video[:0].copy(), audio=clip.audio[:0].copy())
+        )
 
 
 def judge(clip: Clip, clock: Clock) -> Judged:

@@ -16,7 +16,13 @@ from mutual_forcing.metrics.samples import onsets, pitch
 from mutual_forcing.metrics.score import Target, judge, summary, targets
 from mutual_forcing.metrics.seams import seam_steps, seams
 from mutual_forcing.metrics.sync import hit_sync, match, mouth_sync, seen_hits
-from mutual_forcing.model_loaders.bundle import StreamDefaults, clock_of, save_bundle
+from mutual_forcing.model_loaders.bundle import (
+    StreamDefaults,
+    clock_of,
+    load_bundle,
+    save_bundle,
+)
+from mutual_forcing.samplers.rollout import sampler_settings
 from mutual_forcing.tests.tiny import TRANSFORMER, tiny_parts
 from mutual_forcing.training.world import draw, scene
 from mutual_forcing.training.world.render import render
@@ -231,8 +237,7 @@ def test_evaluate_writes_numbers_and_a_picture(monkeypatch, tmp_path, model_file
 
 
 def test_a_clip_does_not_depend_on_its_batch(model_file):
-    bundle = evaluate.load_bundle(model_file)
-    sampler = evaluate.sampler_settings("multi", 2, 2.0)
+    bundle, sampler = load_bundle(model_file), sampler_settings("multi", 2, 2.0)
     prompts = held_out(3)
     together = evaluate.generate_all(bundle, prompts, 1, 2, sampler, None, 3)
     alone = evaluate.generate_all(bundle, prompts, 1, 2, sampler, None, 1)
