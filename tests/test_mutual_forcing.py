@@ -270,7 +270,7 @@ def test_the_rivals_loss_reaches_the_network_alone(system: System, batch: Batch)
 def test_methods_are_one_recipe_with_switches() -> None:
     recipes = {}
     for name in json.loads((train.CONFIGS / "methods.json").read_text()):
-        values = dict(train.read_settings(train.CONFIGS / "small.json", name)["mutual"])
+        values = dict(train.read_settings(train.CONFIGS / "small.json", "mutual", name)["mutual"])
         del values["fake_learning_rate"]
         recipes[name] = MutualRecipe.from_dict(values)
     real, resampled = ((1, 1), (0, 0)), (0, 0)

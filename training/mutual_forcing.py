@@ -41,7 +41,7 @@ class MutualRecipe:
         matching_every: steps from one DMD update of the generator to the next.
         fake_updates: updates of the online fake score for each of them, on the sample that it was made with.
         steps: few-step grids that are trained, drawn at random.
-        substeps: Euler steps of the teacher within one interval.
+        teacher_steps: Euler steps of the teacher over all noise levels, divided among the intervals of a grid.
         guidance: of video and audio, folded into few-step mode.
         matching_range: noise levels at which the two scores are compared.
     """
@@ -52,7 +52,7 @@ class MutualRecipe:
     matching_every: int = 4
     fake_updates: int = 4
     steps: tuple[int, ...] = (4, 8)
-    substeps: int = 2
+    teacher_steps: int = 16
     guidance: tuple[float, float] = (3.0, 3.0)
     matching_range: tuple[float, float] = (0.02, 0.98)
     history: HistoryMix = field(default_factory=HistoryMix)
@@ -156,7 +156,8 @@ def mutual_losses(
 
         def displacement() -> Pair:
             score = guided(teacher, ids, recipe.guidance)
-            return shortcut_target(score, history, x, start, end, recipe.substeps, layout)
+            substeps = max(1, recipe.teacher_steps // steps)
+            return shortcut_target(score, history, x, start, end, substeps, layout)
 
         target = teacher(displacement)
         out = velocity(model, history, x, start, text, start - end)

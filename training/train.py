@@ -43,8 +43,11 @@ CONFIGS = Path(__file__).parent / "configs"
 SAVE_SECONDS = 120
 
 
-def read_settings(config: Path, method: str) -> dict[str, dict[str, object]]:
-    """A config file, its section "mutual" changed as a method of configs/methods.json wants it.
+def read_settings(config: Path, stage: str, method: str) -> dict[str, dict[str, object]]:
+    """A config file for one stage and method.
+
+    What its section "stages" says of the stage changes "recipe"; what configs/methods.json says of the method
+    changes "mutual".
 
     Raises:
         ValueError: no such method.
@@ -53,7 +56,10 @@ def read_settings(config: Path, method: str) -> dict[str, dict[str, object]]:
     methods = json.loads((CONFIGS / "methods.json").read_text())
     if method not in methods:
         raise ValueError(f"found method {method!r}, expected one of {', '.join(methods)}")
-    return settings | {"mutual": settings.get("mutual", {}) | methods[method]}
+    return settings | {
+        "recipe": settings["recipe"] | settings.get("stages", {}).get(stage, {}),
+        "mutual": settings.get("mutual", {}) | methods[method],
+    }
 
 
 def learning_rate(step: int, warmup: int, progress: float) -> float:
@@ -85,7 +91,7 @@ class Run:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        settings = read_settings(args.config, args.method)
+        settings = read_settings(args.config, args.stage, args.method)
         self.recipe = settings["recipe"]
         if args.learning_rate:
             self.recipe["learning_rate"] = args.learning_rate
