@@ -1,0 +1,126 @@
+"""Train Mutual Forcing, its rivals and its ablations alike, and measure them side by side.
+
+    python launch.py training.comparison --init runs/joint --latents runs/latents1 runs/short13 \
+        --codecs models/mutual_forcing_small.safetensors --minutes 8 --out runs/comparison
+
+Every method of configs/methods.json starts from the same multi-step weights and gets the same minutes of one
+core on the same data. The rival's teacher gets as many again, which are not counted. OUT/models holds a model
+file per method, OUT/compare the table and OUT/horizon the minute-long streams. What is done is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from ..model_loaders.bundle import shipped_model_path
+from .train import CONFIGS
+
+logger = logging.getLogger("mutualforcing")
+LAUNCH = Path(__file__).parents[1] / "launch.py"
+TEACHER = "bidirectional"
+# Teacher forcing alone has no few-step mode, and the rival's sampler is another.
+ROWS = {
+    "mutual": ("few:4", "few:8", "multi:50"),
+    "teacher_forcing": ("multi:4",),
+    "dmd_self_forcing": ("few:4:renoise",),
+}
+RIVALS = ("teacher_forcing", "shortcut_teacher_forcing", "dmd_teacher_forcing", "dmd_self_forcing")
+
+
+def rows_of(method: str) -> list[str]:
+    """Rows of the table that show a method; few-step mode at 4 steps if nothing else makes sense."""
+    return [f"{method}:{row}" for row in ROWS.get(method, ("few:4",))]
+
+
+def launched(module: str, *args: object) -> None:
+    """Run a command of this pack on one thread.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; its own words are on the screen.
+    """
+    command = [sys.executable, str(LAUNCH), module, *map(str, args)]
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def train(args: argparse.Namespace, method: str) -> None:
+    """Train one method, or the rival's teacher, and put it into a model file; nothing if that is done."""
+    model = model_of(args.out, method)
+    done = args.out / method / "done"
+    if not done.exists():
+        own = ["--stage", "mutual", "--method", method]
+        if method == TEACHER:
+            own = ["--stage", TEACHER]
+        elif method == "dmd_self_forcing":
+            own += ["--teacher", args.out / TEACHER]
+        shared = ["--init", args.init, "--latents", *args.latents, "--minutes", args.minutes]
+        shared += ["--seed", args.seed, "--config", args.config, "--out", args.out / method]
+        launched("training.train", *own, *shared)
+        done.touch()
+    if method != TEACHER and not model.exists():
+        codecs = ["--codecs", args.codecs, args.codecs]
+        launched("training.ship", "--run", args.out / method, *codecs, "--out", model)
+    logger.info("%s: trained", method)
+
+
+def model_of(out: Path, method: str) -> Path:
+    """Where the model file of a method lies."""
+    return out / "models" / f"{method}.safetensors"
+
+
+def trained_in_parallel(args: argparse.Namespace, methods: Sequence[str]) -> None:
+    """Train all; who needs the rival's teacher waits for it."""
+    with ThreadPoolExecutor(args.jobs) as pool:
+        if "dmd_self_forcing" in methods:
+            teacher = pool.submit(train, args, TEACHER)
+        others = [pool.submit(train, args, m) for m in methods if m != "dmd_self_forcing"]
+        if "dmd_self_forcing" in methods:
+            teacher.result()
+            others.append(pool.submit(train, args, "dmd_self_forcing"))
+        for other in others:
+            other.result()
+
+
+def main() -> None:
+    """Command line."""
+    known = list(json.loads((CONFIGS / "methods.json").read_text()))
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    p.add_argument("--config", type=Path, default=CONFIGS / "small.json")
+    p.add_argument("--init", type=Path, required=True, help="multi-step weights: run or model file")
+    p.add_argument("--latents", type=Path, nargs="+", required=True)
+    p.add_argument("--codecs", type=Path, default=shipped_model_path(), help="model file")
+    p.add_argument("--minutes", type=float, default=8, help="of one core, for each method")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--methods", nargs="+", choices=known, default=known)
+    p.add_argument("--jobs", type=int, default=2, help="processes at once, of one thread each")
+    p.add_argument("--prompts", type=int, default=64)
+    p.add_argument("--seeds", type=int, default=3)
+    p.add_argument("--long-prompts", type=int, default=16)
+    p.add_argument("--long-seeds", type=int, default=1)
+    p.add_argument("--out", type=Path, required=True)
+    args = p.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    trained_in_parallel(args, args.methods)
+
+    models = [f"{method}={model_of(args.out, method)}" for method in args.methods]
+    rows = [row for method in args.methods for row in rows_of(method)]
+    shared = ["--codecs", args.codecs, "--jobs", args.jobs]
+    compared = ["--prompts", args.prompts, "--seeds", args.seeds, "--out", args.out / "compare"]
+    rivals = [method for method in RIVALS if method in args.methods]
+    claims = ["--claims", "mutual", "--baselines", *rivals] if "mutual" in args.methods else []
+    launched("metrics.compare", "--models", *models, "--rows", *rows, *compared, *claims, *shared)
+    rows = [rows_of(method)[0] for method in args.methods]
+    long = ["--prompts", args.long_prompts, "--seeds", args.long_seeds]
+    long += ["--out", args.out / "horizon"]
+    launched("metrics.horizon", "--models", *models, "--rows", *rows, *long, *shared)
+
+
+if __name__ == "__main__":
+    main()
