@@ -14,7 +14,7 @@ PROMPTS ?= 64
 SEEDS ?= 3
 JOBS ?= 2
 
-.PHONY: demo test lint parity evaluate clean
+.PHONY: demo test lint parity ltx2 evaluate clean
 
 $(VENV)/.run: requirements-standalone.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +40,15 @@ test: lint
 
 parity: $(VENV)/.run
 	@$(PY) launch.py model_loaders.parity $(GOLDEN)
+
+# LTX-2 inside ComfyUI (COMFYUI_PATH) against this pack's own network, and what every 8-bit and 4-bit format
+# changes, on files with random weights: one number a line.
+COMFYUI_PYTHON ?= $(firstword $(wildcard $(COMFYUI_PATH)/venv/bin/python $(COMFYUI_PATH)/.venv/bin/python \
+	$(COMFYUI_PATH)/../venv/bin/python $(COMFYUI_PATH)/../.venv/bin/python) $(PYTHON))
+
+ltx2:
+	@$(COMFYUI_PYTHON) tests/shrunken_ltx2.py $(COMFYUI_PATH) $(OUT)/ltx2
+	@$(COMFYUI_PYTHON) tests/inside_comfyui_ltx2.py $(COMFYUI_PATH) $(OUT)/ltx2
 
 evaluate: $(VENV)/.dev
 	mkdir -p $(OUT)/measured

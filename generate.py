@@ -26,6 +26,7 @@ from mutual_forcing.model_loaders.bundle import (  # noqa: E402
     load_bundle,
     shipped_model_path,
 )
+from mutual_forcing.networks.execution import WAYS, Execution, device_named  # noqa: E402
 from mutual_forcing.networks.video_codec import SPACE_STRIDE  # noqa: E402
 from mutual_forcing.samplers.clock import Clock  # noqa: E402
 from mutual_forcing.samplers.decode import DecodedBlock  # noqa: E402
@@ -85,6 +86,13 @@ def parser() -> argparse.ArgumentParser:
     add("--state-out", type=Path, metavar="FILE", help="save the stream, to go on from it later")
     add("--state-in", type=Path, metavar="FILE", help="go on from a saved stream")
     add("--threads", type=int, help="CPU threads (all)")
+    add("--device", default="cpu", help="cpu, cuda or cuda:1 (cpu)")
+    add(
+        "--path",
+        default="eager",
+        help=f"how the work is carried out, the clip stays the same: eager, or some of {', '.join(WAYS)} "
+        "joined by + (streams and graph are for a GPU, and not tried on one yet)",
+    )
     return made
 
 
@@ -208,7 +216,11 @@ class Outputs:
 
 
 def make(
-    arguments: argparse.Namespace, bundle: Bundle, state: StreamState, sampler: SamplerSettings
+    arguments: argparse.Namespace,
+    bundle: Bundle,
+    state: StreamState,
+    sampler: SamplerSettings,
+    execution: Execution,
 ) -> int:
     """Generate, decode and write block after block; the exit status."""
     clock, start = bundle.clock, state.next_block
@@ -236,6 +248,7 @@ def make(
                 model_id=bundle.model_id,
                 on_step=on_step,
                 on_rebuild=lambda done, of: advance(0),
+                execution=execution,
             )
             for decoded, after in decoded_live(made, bundle.decoder(), state):
                 outputs.write(decoded, after)
@@ -259,7 +272,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_outputs(arguments)
         if arguments.threads:
             torch.set_num_threads(arguments.threads)
-        bundle = load_bundle(arguments.model)
+        device, execution = device_named(arguments.device), Execution.named(arguments.path)
+        reason = execution.unavailable(device)
+        if reason:
+            raise ValueError(f"--path {arguments.path}: {reason}")
+        bundle = load_bundle(arguments.model, device=device)
         bundle.check_prompt(arguments.prompt)
         mode = arguments.mode or bundle.stream.default_mode
         sampler = sampler_settings(mode, arguments.steps, arguments.guidance)
@@ -268,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         sys.stderr.write(f"generate.py: {error}\n")
         return 2
-    return make(arguments, bundle, state, sampler)
+    return make(arguments, bundle, state, sampler, execution)
 
 
 if __name__ == "__main__":

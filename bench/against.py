@@ -8,6 +8,23 @@ from collections.abc import Sequence
 from statistics import median
 
 
+def finished(command: Sequence[str]) -> str:
+    """What a command printed.
+
+    Raises:
+        ValueError: it cannot be started or fails; says how.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise ValueError(f"{command[0]} cannot be started: {error.strerror}") from error
+    if done.returncode:
+        raise ValueError(
+            f"{' '.join(command)} ended with status {done.returncode}: {done.stderr.strip()[-500:]}"
+        )
+    return done.stdout
+
+
 def in_turn(commands: Sequence[Sequence[str]], rounds: int) -> list[list[float]]:
     """Seconds on the clock of every run of every command, started as processes one after another.
 
@@ -18,16 +35,8 @@ def in_turn(commands: Sequence[Sequence[str]], rounds: int) -> list[list[float]]
     for _ in range(rounds):
         for command, took in zip(commands, seconds, strict=True):
             start = time.perf_counter()
-            try:
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-            except OSError as error:
-                raise ValueError(f"{command[0]} cannot be started: {error.strerror}") from error
+            finished(command)
             took.append(time.perf_counter() - start)
-            if done.returncode:
-                raise ValueError(
-                    f"{' '.join(command)} ended with status {done.returncode}: "
-                    f"{done.stderr.strip()[-500:]}"
-                )
     return seconds
 
 

@@ -106,7 +106,7 @@ def block_work(setup: Setup, block: int, steps: int, element_size: int) -> list[
 class Rates(NamedTuple):
     """What a machine can do, as spans for a known amount of work.
 
-    The times are those of `flops` and `bytes`; the attention's is of `attention_flops`, for comparison.
+    The times are those of `flops` and `bytes`; the attention's is of `attention_flops`.
     """
 
     flops: float
@@ -116,10 +116,20 @@ class Rates(NamedTuple):
     attention_flops: float
     attention: Span
 
-    def floor(self, work: list[tuple[Work, int]], clock: Callable[[Span], float]) -> float:
-        """Seconds for these passes by one of a span's clocks: arithmetic and memory at the same time."""
+    def floor(
+        self, work: list[tuple[Work, int]], clock: Callable[[Span], float], *, apart: bool = False
+    ) -> float:
+        """Seconds for these passes by one of a span's clocks: arithmetic and memory at the same time.
+
+        `apart` takes attention at the rate of torch's own attention instead of that of products: less than
+        that cannot be had without another attention.
+        """
         flop, byte = clock(self.matmul) / self.flops, clock(self.copy) / self.bytes
-        return sum(n * max(one.flops * flop, one.bytes * byte) for one, n in work)
+        attention = clock(self.attention) / self.attention_flops if apart else flop
+        return sum(
+            n * max(one.linear * flop + one.attention * attention, one.bytes * byte)
+            for one, n in work
+        )
 
 
 def measure_rates(

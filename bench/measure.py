@@ -65,6 +65,7 @@ class Block:
         span: from asking for it until it is out (decoded, where that is asked for).
         stages: seconds of each.
         floor: the least that the machine could need by either clock, from rates measured around it.
+        attended: the same with attention at the rate of torch's own.
         plain, difference: of the plainest correct rollout, where it is measured: its time, and how far
             its block is from ours (largest difference over largest value).
     """
@@ -73,6 +74,7 @@ class Block:
     span: Span
     stages: dict[str, float]
     floor: Span = NO_TIME
+    attended: Span = NO_TIME
     plain: Span | None = None
     difference: float | None = None
 
@@ -105,13 +107,15 @@ class Measured:
 
 @torch.no_grad()
 def measure(plan: Plan) -> Measured:
-    """Run it once, after one block to warm up (libraries, compilers, memory)."""
+    """Run it once, after a block or two to warm up (libraries, compilers, memory)."""
     setup, device = plan.setup, plan.device
     model = setup.model(plan.dtype, device)
     context = setup.context(torch.empty(0, dtype=plan.dtype, device=device))
     decoder = setup.decoder(device) if plan.decode else None
     difference = _in_eight_bits(plan, model, context) if plan.fp8 else None
-    for _ in _blocks(replace(plan, blocks=1), model, context, decoder, Stopwatch(device)):
+    # What lays out a past is compiled for the first block that has one.
+    first = replace(plan, blocks=2 if plan.execution.compiled else 1)
+    for _ in _blocks(first, model, context, decoder, Stopwatch(device)):
         pass
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -132,7 +136,9 @@ def measure(plan: Plan) -> Measured:
     for index, block in enumerate(blocks):
         around = _typical(rates[index : index + 2]) if between else typical
         work = block_work(setup, index, plan.steps, plan.element_size)
-        block.floor = Span(*(around.floor(work, attrgetter(name)) for name in Span._fields))
+        clocks = [attrgetter(name) for name in Span._fields]
+        block.floor = Span(*(around.floor(work, clock) for clock in clocks))
+        block.attended = Span(*(around.floor(work, clock, apart=True) for clock in clocks))
     stages = watch.read() if plan.overlap else {}
     for block in blocks:
         for stage, seconds in block.stages.items():

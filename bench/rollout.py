@@ -12,7 +12,6 @@ Weights are random: what a pass costs does not depend on them. Writes OUT.json a
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -20,11 +19,11 @@ from pathlib import Path
 
 import torch
 
-from ..metrics.record import record
-from ..networks.execution import WAYS, Execution
+from ..networks.execution import WAYS, Execution, device_named
 from ..networks.fp8 import unavailable
 from . import against, plain
 from .measure import Measured, Plan, measure
+from .report import said, write
 from .setups import NAMES, setup
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -98,11 +97,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     for name in ("blocks", "steps", "rounds"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} is {getattr(arguments, name)}, expected at least 1")
-    device = torch.device(arguments.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "--device is cuda and this machine has no CUDA GPU; leave it out to run on the CPU"
-        )
+    device = device_named(arguments.device)
     execution = Execution.named(arguments.path)
     reason = execution.unavailable(device) or (arguments.fp8 and unavailable(device))
     if reason:
@@ -136,6 +131,8 @@ def results(plan: Plan, found: Measured) -> dict[str, object]:
         "text keys, seconds": found.prompt,
         "peak GiB": None if found.peak_bytes is None else found.peak_bytes / 2**30,
         "ratio to the floor": seconds / sum(block.floor.wall for block in found.blocks),
+        "ratio to the floor, attention at its own rate": seconds
+        / sum(block.attended.wall for block in found.blocks),
         "ratio to the floor, processor time": sum(block.span.cpu for block in found.blocks)
         / sum(block.floor.cpu for block in found.blocks)
         if plan.device.type == "cpu"
@@ -195,24 +192,8 @@ def table(plan: Plan, found: Measured, summary: dict[str, object]) -> str:
     rows = [f"| {line} |" for line in lines]
     for key, value in summary.items():
         if key != "blocks" and value is not None:
-            rows.append(f"\n{key}: {_said(value)}")
+            rows.append(f"\n{key}: {said(value)}")
     return "\n".join(rows) + "\n"
-
-
-def _said(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_said(number)}" for key, number in value.items())
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _write(out: Path | None, summary: dict[str, object], text: str) -> None:
-    sys.stdout.write(text)
-    if out is None:
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    values = {"record": record(), **summary}
-    Path(f"{out}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    Path(f"{out}.md").write_text(text, encoding="utf-8")
 
 
 def compare(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
@@ -229,10 +210,10 @@ def compare(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
         shlex.split(arguments.against),
     ]
     found = against.compared(*against.in_turn(commands, arguments.rounds))
-    _write(
+    write(
         arguments.out,
         {"commands": commands, **found},
-        "".join(f"{key}: {_said(value)}\n" for key, value in found.items()),
+        "".join(f"{key}: {said(value)}\n" for key, value in found.items()),
     )
 
 
@@ -252,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"bench.rollout: {error}\n")
         return 2
     summary = results(plan, found)
-    _write(arguments.out, summary, table(plan, found, summary))
+    write(arguments.out, summary, table(plan, found, summary))
     return 0
 
 

@@ -66,9 +66,11 @@ class Stopwatch:
         return event
 
     def read(self) -> dict[str, float]:
-        """Seconds by stage since the last reading; all of it must be finished."""
+        """Seconds by stage since the last reading; waits for what is not finished."""
         sums: dict[str, float] = {}
         for stage, start, end in self._done:
+            if self._cuda:
+                end.synchronize()
             took = start.elapsed_time(end) / 1000 if self._cuda else end - start
             sums[stage] = sums.get(stage, 0.0) + took
         self._done.clear()

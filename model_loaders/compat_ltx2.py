@@ -30,8 +30,8 @@ from ..networks.modulation import TimestepEmbedder
 from ..samplers.tensor_file import TensorFileError
 from .catalog import list_bases, list_ltx2
 from .compat import FOLDER, HostModel, attention_kernel, files_in_model_folders
-from .containers import Checkpoint, some
-from .generator import QUANTISED, STEP_SIZE, Generator, assemble
+from .containers import REMEDY, Checkpoint, some
+from .generator import CONNECTORS, QUANTISED, STEP_SIZE, Generator, assemble
 from .ltx2 import SINKS, Preset
 from .ltx2_model import LTX2Model, stock_config
 from .stream_model import StreamModel
@@ -94,11 +94,7 @@ def load_generator(
             f"ComfyUI did not recognise {path} as LTX-2; update ComfyUI, or choose another file"
         )
     module = patcher.model.diffusion_model
-    missing = sorted(dict(module.named_parameters()).keys() - generator.tensors.keys())
-    if missing:
-        raise TensorFileError(
-            f"{path} lacks {some(missing)}; choose a base file that has them (LTX-2's own)"
-        )
+    _check_connectors(path, module, generator)
     _finish(module, generator, patcher.model.get_dtype_inference())
     patcher.set_attachments(ATTACHMENT, _Causal(generator.config, generator.model_id))
     return patcher
@@ -106,6 +102,24 @@ def load_generator(
 
 def _normalised(tensors: dict[str, Tensor], prefix: str, metadata: Mapping[str, str]) -> dict:
     return comfy.utils.convert_old_quants(tensors, prefix, metadata=dict(metadata))[0]
+
+
+def _check_connectors(path: Path, module: nn.Module, generator: Generator) -> None:
+    """ComfyUI only logs what is missing or too much; the transformer was checked before."""
+    wanted, found = (
+        {name for name in names if name.startswith(CONNECTORS)}
+        for names in (dict(module.named_parameters()), generator.tensors)
+    )
+    if wanted - found:
+        raise TensorFileError(
+            f"{path} and its base file lack {some(sorted(wanted - found))}; choose LTX-2's own file as base"
+        )
+    layers = {name.rpartition(".")[0] for name in wanted}
+    strange = sorted(name for name in found - wanted if name.rpartition(".")[0] not in layers)
+    if strange:
+        raise TensorFileError(
+            f"{path} or its base file has weights that this model has no place for: {some(strange)}; {REMEDY}"
+        )
 
 
 def _finish(module: nn.Module, generator: Generator, dtype: torch.dtype) -> None:

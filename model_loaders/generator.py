@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,9 +28,10 @@ logger = logging.getLogger("mutualforcing")
 
 CONNECTORS = ("video_embeddings_connector", "audio_embeddings_connector")
 STEP_SIZE = ".step_size_embedder."
-# What quantised layers keep beside their weight, in the host's names.
+# What marks a quantised layer, in the host's names; its scales, whatever the format calls them, lie beside it.
 QUANTISED = ".comfy_quant"
-_BESIDE = (QUANTISED, ".weight_scale", ".weight_scale_2", ".input_scale")
+# By this key an older quantised file says that it is one.
+_OLD_MARK = "scaled_fp8"
 _HOST_SIZES = (
     "num_layers",
     "num_attention_heads",
@@ -99,9 +100,11 @@ def assemble(
     described = describe(checkpoint, preset=preset, header=base_header)
     config = described.config
     tensors = _network(checkpoint, normalise)
-    spare = {} if base_file is None else _network(base_file, normalise)
     expected = CausalAVTransformer(config, device="meta").state_dict()
-    from_base = _fill(tensors, spare, expected)
+    missing = {name for name in expected if not _is_addition(name)} - tensors.keys()
+    layers = {_layer(name) for name in missing}
+    spare = {} if base_file is None else _network(base_file, normalise, layers)
+    from_base = _fill(tensors, spare, missing)
     _check(checkpoint, base, tensors, expected)
     if from_base:
         logger.info("%s: %d tensors come from %s", path.name, len(from_base), base)
@@ -117,39 +120,57 @@ def _is_addition(name: str) -> bool:
     return name == SINKS or STEP_SIZE in name
 
 
-def _network(checkpoint: Checkpoint, normalise: Normaliser) -> Tensors:
-    """Tensors of transformer and connectors under bare names."""
+def _network(
+    checkpoint: Checkpoint, normalise: Normaliser, layers: Container[str] | None = None
+) -> Tensors:
+    """Tensors of transformer and connectors under bare names; of the transformer only these layers, if any are
+    given. Nothing else of the file is touched, not even its first page."""
     what = f"the checkpoint {checkpoint.path}"
     keys = map_keys(checkpoint.shapes, what, REMEDY)
-    tensors = {key: checkpoint.tensor(key, keep=True) for key in checkpoint.shapes}
-    tensors = normalise(tensors, keys.prefix, checkpoint.metadata)
-    keys = map_keys(tensors, what, REMEDY)
     if keys.unknown:
         raise TensorFileError(
             f"{what} has weights that this model has no place for: {some(keys.unknown)}; {REMEDY}"
         )
-    found = {name: tensors[key] for name, key in keys.names.items()}
-    for key in tensors:
+    names = {
+        name: key
+        for name, key in keys.names.items()
+        if layers is None or _layer(name) in layers or name == _OLD_MARK
+    }
+    for key in checkpoint.shapes:
         part = next((part for part in CONNECTORS if f"{part}." in key), None)
         if part is not None:
-            found[key[key.index(part) :]] = tensors[key]
-    return found
+            names[key[key.index(part) :]] = key
+    tensors = {keys.prefix + name: checkpoint.tensor(key, keep=True) for name, key in names.items()}
+    tensors = normalise(tensors, keys.prefix, checkpoint.metadata)
+    return {key.removeprefix(keys.prefix): value for key, value in tensors.items()}
 
 
-def _fill(tensors: Tensors, spare: Tensors, expected: Mapping[str, Tensor]) -> list[str]:
-    """Put what is missing into `tensors`: whole layers, with their scales; the names of what was put in."""
-    missing = {name for name in expected if name not in tensors and not _is_addition(name)}
-    layers = {_layer(name) for name in missing}
-    for part in CONNECTORS:
-        if not any(name.startswith(part) for name in tensors):
-            layers |= {_layer(name) for name in spare if name.startswith(part)}
-    taken = [name for name in spare if _layer(name) in layers and name not in tensors]
+def _fill(tensors: Tensors, spare: Tensors, missing: set[str]) -> list[str]:
+    """Put what is missing into `tensors`; the names of what was put in. A weight brings its own scales, and
+    scales come with their weight only: another file's would not be its own."""
+    connectors = {name for name in spare if name.startswith(CONNECTORS)}
+    missing = missing | (connectors - tensors.keys())
+    beside = _beside(spare)
+    taken = [
+        name for name in spare if (f"{_layer(name)}.weight" if name in beside else name) in missing
+    ]
     tensors.update({name: spare[name] for name in taken})
     return taken
 
 
 def _layer(name: str) -> str:
-    return name.rpartition(".")[0] or name
+    return name.rpartition(".")[0]
+
+
+def _quantised_layers(tensors: Tensors) -> set[str]:
+    return {_layer(name) for name in tensors if name.endswith(QUANTISED)}
+
+
+def _beside(tensors: Tensors) -> set[str]:
+    """What quantised layers have besides weight and bias."""
+    packed = _quantised_layers(tensors)
+    own = (".weight", ".bias")
+    return {name for name in tensors if _layer(name) in packed and not name.endswith(own)}
 
 
 def _check(
@@ -166,11 +187,11 @@ def _check(
         raise TensorFileError(
             f"{what} holds no {' and no '.join(lacking)}, which prepare the prompt; {remedy}"
         )
-    packed = {_layer(name) for name in tensors if name.endswith(QUANTISED)}
+    packed, beside = _quantised_layers(tensors), _beside(tensors)
     plain = {
         name: tuple(value.shape)
         for name, value in tensors.items()
-        if not name.startswith(CONNECTORS) and not name.endswith(_BESIDE)
+        if not name.startswith(CONNECTORS) and name not in beside
     }
     wanted = {
         name: plain[name] if _layer(name) in packed and name in plain else tuple(value.shape)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..networks.config import TransformerConfig
-from ..networks.execution import EAGER, WAYS, Execution, Workspace
+from ..networks.execution import EAGER, PATHS, Execution, Workspace
 from ..networks.full_sequence import causal_forward
 from ..networks.transformer import CausalAVTransformer, text_keys
 from ..samplers.noise import Stream
@@ -29,7 +29,6 @@ from ..samplers.state import StreamSettings
 from .keymap import split_layout
 
 LIMIT = 1e-4
-PATHS = ("eager", *WAYS, "+".join(WAYS))
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

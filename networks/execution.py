@@ -3,27 +3,34 @@
 Every way gives the same numbers: `compiled` fuses the arithmetic between the products, `streams` runs audio
 beside video, `graph` records a pass once and replays it (its thousands of kernels are then started by the GPU
 itself). What repeats is the shape of a block once the window is full.
+
+Both that need CUDA, `streams` and `graph`, have only been tested on a CPU, with stand-ins that check what is
+waited for and that replay over the same memory; no GPU has run them yet.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import TransformerConfig
 from .kernels import PLAIN, Kernels, compiled_kernels
 from .lanes import ONE_LANE, Lanes, TwoStreams
-from .rope import StreamTables, stream_tables
+from .rope import RopeTable, StreamTables, stream_tables
 
 Tensors = tuple[Tensor, ...]
 WAYS = ("compiled", "streams", "graph")
+PATHS = ("eager", *WAYS, "+".join(WAYS))
+"""What users are offered; `Execution.named` takes every other mixture as well."""
 
 
 def _unwatched(_stage: str) -> AbstractContextManager[object]:
@@ -66,17 +73,46 @@ class Execution:
             return f"graphs are CUDA's, and the device is {device.type}"
         if self.compiled and device.type == "cuda" and find_spec("triton") is None:
             return "torch.compile needs triton on a GPU, which is not installed"
-        compilers = (os.environ.get("CXX"), "g++", "clang++", "cl")
-        if (
-            self.compiled
-            and device.type == "cpu"
-            and not any(filter(shutil.which, filter(None, compilers)))
-        ):
-            return "torch.compile needs a C++ compiler on a CPU, and none is on the PATH"
+        if self.compiled and device.type == "cpu":
+            compilers = (os.environ.get("CXX"), "g++", "clang++", "cl")
+            if not any(filter(shutil.which, filter(None, compilers))):
+                return "torch.compile needs a C++ compiler on a CPU, and none is on the PATH"
+            if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+                return "torch.compile needs Python's headers on a CPU (package python3-dev)"
+        return None
+
+    def unfit(self, model: nn.Module, device: torch.device) -> str | None:
+        """Why this cannot run over a model on a device that could, or None if it can."""
+        if self.graph and any(weight.device != device for weight in model.parameters()):
+            return (
+                "graphs are recorded over weights that stay where they are, and part of this model is "
+                f"not on {device} (what holds it brings it there when it is needed)"
+            )
         return None
 
 
 EAGER = Execution()
+
+
+def device_named(name: str) -> torch.device:
+    """ "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        ValueError: this machine has no such device.
+    """
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"the device is {name} and this machine has no CUDA GPU; leave it out to run on the CPU"
+        )
+    return device
+
+
+def sent(x: Tensor, like: Tensor) -> Tensor:
+    """On its way to the device of `like`, in its own dtype, without the host waiting for it to arrive."""
+    if like.device.type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()
+    return x.to(like.device, non_blocking=True)
 
 
 class Workspace:
@@ -99,7 +135,7 @@ class Workspace:
         self._records = execution.graph
         self._buffers: dict[str, tuple[Tensor, Tensor]] = {}
         self._tables: tuple[int, StreamTables] | None = None
-        self._passes: dict[object, _Recorded | None] = {}
+        self._passes: dict[str, tuple[object, _Recorded | None]] = {}
 
     def buffers(self, path: str, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
         """Room for the keys and values of one attention path; the same room again while it fits."""
@@ -116,8 +152,9 @@ class Workspace:
     ) -> StreamTables:
         """RoPE tables of `blocks` blocks where they are needed; the last ones are kept."""
         if self._tables is None or self._tables[0] != blocks:
-            whole = stream_tables(config, blocks, height, width)
-            self._tables = blocks, StreamTables(*(table.to(like) for table in whole))
+            made = stream_tables(config, blocks, height, width)
+            placed = (RopeTable(*(sent(t.to(like.dtype), like) for t in table)) for table in made)
+            self._tables = blocks, StreamTables(*placed)
         return self._tables[1]
 
     def run(
@@ -134,30 +171,36 @@ class Workspace:
             name: of what the function does; one name has one shape while `repeats` is true.
             repeats: the same will be asked for again.
             reads: what the function reads besides its inputs, this workspace and the weights; kept, and a
-                pass that reads something else is another pass.
+                pass that reads something else is recorded anew.
         """
         if not (self._records and repeats):
             return function(*inputs)
-        key = name, id(reads)
-        if key not in self._passes:
+        known, recorded = self._passes.get(name, (None, None))
+        if known is not reads:
             # The first time warms up: compiles kernels and sets up libraries, which cannot be recorded.
-            self._passes[key] = None
+            self._passes[name] = reads, None
             return function(*inputs)
-        recorded = self._passes[key]
         if recorded is None:
-            recorded = self._passes[key] = _Recorded(function, inputs, reads)
+            recorded = _Recorded(function, inputs)
+            self._passes[name] = reads, recorded
         return recorded(inputs)
 
 
 class _Recorded:
-    """A pass as a CUDA graph: it always reads and writes the memory that it was recorded with."""
+    """A pass as a CUDA graph: it always reads and writes the memory that it was recorded with.
 
-    def __init__(self, function: Callable[..., Tensors], inputs: Tensors, reads: object) -> None:
-        self.reads = reads
+    Inputs are copied in and outputs out. What it reads besides lies still: weights, text keys, RoPE tables and
+    the workspace's keys and values. What it makes on the way has memory of its own, on either lane.
+    """
+
+    def __init__(self, function: Callable[..., Tensors], inputs: Tensors) -> None:
         self.inputs = tuple(x.clone() for x in inputs)
         self.graph = torch.cuda.CUDAGraph()
+        device = self.inputs[0].device
+        lane = torch.cuda.Stream(device)
         # Another thread may decode meanwhile; what it does is not part of this.
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+        recording = torch.cuda.graph(self.graph, stream=lane, capture_error_mode="thread_local")
+        with torch.cuda.device(device), recording:
             self.outputs = function(*self.inputs)
 
     def __call__(self, inputs: Tensors) -> Tensors:

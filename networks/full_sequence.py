@@ -234,6 +234,7 @@ def causal_forward(
         masks,
         video_groups,
         audio_groups,
+        kernels,
     )
     video_out, audio_out = run_layers(
         model,

@@ -71,9 +71,12 @@ class GenerateClip(io.ComfyNode):
         negative: Conditioning | None = None,
         settings: StreamPlan | None = None,
         state: StreamState | None = None,
+        execution: str = request.PATHS[0],
     ) -> io.NodeOutput:
         """Sample, decode, show and write block after block."""
-        asked = request.read(model, positive, negative, settings, state, seconds, mode, variation)
+        asked = request.read(
+            model, positive, negative, settings, state, seconds, mode, variation, execution
+        )
         bundle, size = model.bundle, asked.state.settings
         progress = compat.Progress(asked.blocks * asked.sampler.steps)
         finished = Finished(asked.state, compat.temporary_file("mp4"))

@@ -13,6 +13,7 @@ from ..model_loaders.compat_ltx2 import stream_model
 from ..model_loaders.conditioning import Conditioning, frame_rate_of
 from ..model_loaders.memory import stream_bytes
 from ..model_loaders.stream_model import StreamModel
+from ..networks.execution import PATHS, Execution
 from ..samplers.noise import varied_seed
 from ..samplers.rollout import (
     FEW_STEPS,
@@ -41,6 +42,7 @@ class Request(NamedTuple):
     sampler: SamplerSettings
     blocks: int
     start: Start | None
+    execution: Execution
 
 
 def wires(model: io.Input) -> list[io.Input]:
@@ -106,6 +108,17 @@ def widgets() -> list[io.Input]:
             max=0xFFFFFFFF,
             tooltip="0 follows the stream's seed. Any other number gives another take from the same past.",
         ),
+        io.Combo.Input(
+            "execution",
+            options=list(PATHS),
+            default=PATHS[0],
+            optional=True,
+            advanced=True,
+            tooltip="How the work is carried out. The clip is the same up to rounding. compiled: small "
+            "operations are fused; the first seconds take longer. streams: sound beside the picture, on a "
+            "graphics card. graph: work is recorded and replayed, on a card that holds the whole model. "
+            "streams and graph have not been tried on a card yet.",
+        ),
     ]
 
 
@@ -118,6 +131,7 @@ def read(
     seconds: int,
     mode: dict[str, object],
     variation: int,
+    execution: str,
 ) -> Request:
     """Check everything that can be known before sampling, bring the model to its device, encode the prompt.
 
@@ -160,7 +174,8 @@ def read(
     )
     prompt = model.prompt_of(positive, negative, guided=guided)
     blocks = model.clock.blocks_for(seconds, state.next_block)
-    return Request(model, prompt, state, sampler, blocks, plan.start if plan else None)
+    start = plan.start if plan else None
+    return Request(model, prompt, state, sampler, blocks, start, Execution.named(execution))
 
 
 def _sampler(model: StreamModel, mode: dict[str, object]) -> SamplerSettings:
@@ -184,4 +199,5 @@ def sample(asked: Request, progress: Progress) -> Iterator[tuple[BlockLatents, S
         on_rebuild=progress.rebuild,
         like=asked.model.like,
         start=asked.start,
+        execution=asked.execution,
     )

@@ -170,9 +170,12 @@ class SampleChunk(io.ComfyNode):
         negative: Conditioning | None = None,
         settings: StreamPlan | None = None,
         state: StreamState | None = None,
+        execution: str = request.PATHS[0],
     ) -> io.NodeOutput:
         """Sample the blocks; what is finished survives an interruption."""
-        asked = request.read(model, positive, negative, settings, state, seconds, mode, variation)
+        asked = request.read(
+            model, positive, negative, settings, state, seconds, mode, variation, execution
+        )
         progress = compat.Progress(asked.blocks * asked.sampler.steps)
         finished = Finished(asked.state)
         with rescue(finished):

@@ -25,18 +25,20 @@ def decoded_live(
     decoder: StreamDecoder,
     before: StreamState,
     *,
-    overlap: bool = False,
+    overlap: bool | None = None,
 ) -> Iterator[tuple[DecodedBlock, StreamState]]:
     """Decode what a rollout yields, block by block, without a seam to what came before it.
 
     Args:
         made: a rollout that goes on from `before`.
         overlap: denoise the next block while this one is decoded and used. The blocks are the same; an
-            error of either side comes after all blocks that were finished before it. It pays on a GPU;
-            on a CPU both want the same cores.
+            error of either side comes after all blocks that were finished before it. By default where
+            it pays: on a GPU; on a CPU both want the same cores.
     """
     memory = decoder.remember(before, before.next_block)
     device = next(decoder.video_codec.parameters()).device
+    if overlap is None:
+        overlap = device.type == "cuda"
     for latents, state in ahead(made, device) if overlap else made:
         decoded, memory = decoder.decode(latents, memory)
         yield decoded, state

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from ..networks.execution import EAGER, Execution, Workspace
+from ..networks.execution import EAGER, Execution, Workspace, sent
 from ..networks.kv_cache import OpenBlock, RollingCache
 from ..networks.layer import TextKeys
 from ..networks.modulation import Modulation, modulation
@@ -190,16 +190,9 @@ class _Branch:
         for index in range(cache.next_block, len(latents)):
             if on_rebuild is not None and rebuilding:
                 on_rebuild(index, len(latents))
-            video, audio = (_sent(x, self.like).to(self.like.dtype) for x in latents[index])
+            video, audio = (sent(x, self.like).to(self.like.dtype) for x in latents[index])
             cache = self.open(cache).commit(video, audio, self.text, clean)
         return cache
-
-
-def _sent(x: Tensor, like: Tensor) -> Tensor:
-    """On its way from the CPU to the device of `like`, without the host waiting for it to arrive."""
-    if like.device.type == "cuda":
-        x = x.pin_memory()
-    return x.to(like.device, non_blocking=True)
 
 
 def rollout(
@@ -255,6 +248,12 @@ def rollout(
     if not like.is_floating_point() or like.element_size() < 2:
         like = like.to(torch.bfloat16)
     source = noise or noise_of(state.settings.seeds)
+
+    reason = execution.unfit(model, like.device)
+    if reason:
+        raise ValueError(f"{reason}; choose another execution path")
+    if start is not None:
+        start = Start(sent(start.latents, like))
 
     texts = [text for text in prompt if text is not None]
     branches = [_Branch(model, text, state.settings, like, execution) for text in texts]
@@ -331,8 +330,8 @@ def _denoised(
 
     def draw(step: int) -> tuple[Tensor, Tensor]:
         return (
-            _sent(noise(index, step, "video", (batch, *opened.video_shape)), like),
-            _sent(noise(index, step, "audio", (batch, *opened.audio_shape)), like),
+            sent(noise(index, step, "video", (batch, *opened.video_shape)), like),
+            sent(noise(index, step, "audio", (batch, *opened.audio_shape)), like),
         )
 
     video, audio = draw(0)

@@ -8,7 +8,10 @@ Prints one line `NAME number` per quantity and `ok`, or fails. MODELS is what sh
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
+import threading
+import time
 from pathlib import Path
 
 COMFYUI, MODELS = sys.argv[1], Path(sys.argv[2])
@@ -23,6 +26,7 @@ comfy.cli_args.args.cpu = True
 import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
 import torch  # noqa: E402
+from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 _spec = importlib.util.spec_from_file_location("launch", ROOT / "launch.py")
@@ -41,11 +45,13 @@ from mutual_forcing.samplers.rollout import (  # noqa: E402
     sampler_settings,
 )
 from mutual_forcing.samplers.state import StreamSettings  # noqa: E402
+from mutual_forcing.samplers.tensor_file import TensorFileError  # noqa: E402
 
 BASE = MODELS / "checkpoints" / "ltx-2-19b-dev-fp8.safetensors"
 CAUSAL = MODELS / "diffusion_models" / "omniforcing-ltx2-5s-causal"
 STOCK = MODELS / "diffusion_models" / "stock.safetensors"
 SCALED = MODELS / "diffusion_models" / "scaled-fp8.safetensors"
+LARGE = MODELS / "diffusion_models" / "large.safetensors"
 LORA = MODELS / "loras" / "lora.safetensors"
 HEADS = {"num_attention_heads": 4, "audio_num_attention_heads": 4}
 CONTEXT = torch.randn(1, 20, 32, generator=torch.Generator().manual_seed(0))
@@ -90,18 +96,80 @@ def plain(patcher: object, path: Path = CAUSAL) -> torch.Tensor:
     return stream(Own, Prompt(text_keys(network, *context.chunk(2, dim=-1))))
 
 
-def dequantised(path: Path) -> Path:
-    """The quantised file multiplied out."""
-    tensors = load_file(SCALED)
-    save_file(
-        {
-            name: value.float() * tensors.get(f"{name}_scale", 1.0)
-            for name, value in tensors.items()
-            if not name.endswith("_scale")
-        },
-        path,
-    )
+def quantised(name: str) -> tuple[Path, Path]:
+    """The generator in one of core's formats, and what that multiplies out to."""
+    packed, unpacked, layers = {}, {}, {}
+    for key, value in load_file(STOCK).items():
+        if "_connector." in key:
+            continue
+        if ".transformer_blocks." in key and value.ndim == 2 and key.endswith(".weight"):
+            short = QuantizedTensor.from_float(value, QUANT_ALGOS[name]["comfy_tensor_layout"])
+            packed |= short.state_dict(key)
+            unpacked[key] = short.dequantize().contiguous()
+            layers[key.removesuffix(".weight")] = {"format": name}
+        else:
+            packed[key] = unpacked[key] = value
+    paths = MODELS / f"{name}.safetensors", MODELS / f"{name}_plain.safetensors"
+    save_file(packed, paths[0], {"_quantization_metadata": json.dumps({"layers": layers})})
+    save_file(unpacked, paths[1])
+    return paths
+
+
+def older_fp8() -> Path:
+    """The 8-bit generator as such files were before ComfyUI named formats in the header."""
+    prefix, path = "model.diffusion_model.", MODELS / "older_fp8.safetensors"
+    tensors = {
+        name.replace(".weight_scale", ".scale_weight"): value
+        for name, value in load_file(SCALED).items()
+    }
+    save_file(tensors | {f"{prefix}scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn)}, path)
     return path
+
+
+def spoilt(change: dict[str, torch.Tensor]) -> Path:
+    """The file with connectors, with some of its tensors replaced."""
+    path = MODELS / "spoilt.safetensors"
+    tensors = load_file(STOCK) | {f"model.diffusion_model.{k}": v for k, v in change.items()}
+    save_file(tensors, path, compat_ltx2.Checkpoint(STOCK).metadata)
+    return path
+
+
+def refused(path: Path) -> str:
+    """What is said of a file that cannot be used."""
+    try:
+        compat_ltx2.load_generator(path, None)
+    except (TensorFileError, RuntimeError) as error:
+        return str(error)
+    raise AssertionError(f"{path} was loaded")
+
+
+def memory(name: str) -> int:
+    """A line of this process's status, in bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
+
+
+def load_peak() -> float:
+    """The most that loading takes, without the file's mapped pages (which the system may drop), over its size."""
+    compat_ltx2.load_generator(STOCK, None)
+    comfy.cli_args.args.bf16_unet = True  # as in the file; on a CPU core would choose 32 bit
+    before = peak = memory("RssAnon")
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.is_set():
+            peak = max(peak, memory("RssAnon"))
+            time.sleep(0.002)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    loaded = compat_ltx2.load_generator(LARGE, None)
+    done.set()
+    watcher.join()
+    comfy.cli_args.args.bf16_unet = False
+    assert loaded.model.get_dtype() is torch.bfloat16
+    return (peak - before) / LARGE.stat().st_size
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -122,6 +190,9 @@ def with_lora(patcher: object, strength: float) -> object:
 
 
 with torch.inference_mode():
+    if Path("/proc/self/status").exists():
+        assert said("load_peak_over_file", load_peak()) < 1.1
+
     model = compat_ltx2.load_generator(CAUSAL, BASE)
     expected = plain(model)
     found = from_model(model)
@@ -145,11 +216,32 @@ with torch.inference_mode():
     eighth = said("fp8_weights_vs_bf16", difference(from_model(eight, torch.bfloat16), in_bf16))
     assert 0 < rounding < eighth < 1
 
-    quantised = compat_ltx2.load_generator(SCALED, BASE)
-    unpacked = plain(quantised, dequantised(MODELS / "dequantised.safetensors"))
-    assert said("quantised_vs_dequantised", difference(from_model(quantised), unpacked)) < 1e-4
-    assert difference(from_model(with_lora(quantised, 1.0)), unpacked) > 1e-3
+    lean = with_lora(compat_ltx2.load_generator(CAUSAL, BASE), 1.0)
+    lean.set_model_compute_dtype(torch.float32)
+    lean.load(lean.load_device, lowvram_model_memory=1)
+    assert any(getattr(m, "weight_function", None) for m in lean.model.modules())
+    offloaded = compat_ltx2.stream_model(lean)
+    offloaded = stream(offloaded, offloaded.prompt_of(CONDITIONING, None, guided=False))
+    assert said("low_vram_with_lora_vs_loaded", difference(offloaded, changed)) < 1e-4
 
+    # Where there is no hardware for it, core multiplies out; but in int8 it rounds the tokens as well.
+    formats = {"float8_e4m3fn": 1e-4, "float8_e5m2": 1e-4, "nvfp4": 1e-4, "mxfp8": 1e-4}
+    for name, limit in (formats | {"int8_tensorwise": 2e-2}).items():
+        packed, unpacked = quantised(name)
+        short = compat_ltx2.load_generator(packed, BASE)
+        made = from_model(short)
+        assert said(f"{name}_vs_multiplied_out", difference(made, plain(short, unpacked))) < limit
+        said(f"{name}_vs_unquantised", difference(made, found))
+        assert difference(from_model(with_lora(short, 1.0)), made) > 1e-3
+    scaled = from_model(compat_ltx2.load_generator(SCALED, BASE))
+    older = from_model(compat_ltx2.load_generator(older_fp8(), BASE))
+    assert said("older_fp8_vs_scaled_fp8", difference(older, scaled)) < 1e-4
+
+    registers = "video_embeddings_connector.learnable_registers"
+    assert registers in refused(spoilt({registers: torch.zeros(3, 3)}))
+    assert "no place for: audio_embeddings_connector.more" in refused(
+        spoilt({"audio_embeddings_connector.more.weight": torch.zeros(3)})
+    )
     generator = assemble(CAUSAL, BASE)
     assert generator.from_base and all(n.startswith(CONNECTORS) for n in generator.from_base)
     assert compat_ltx2.load_video_vae(BASE).latent_channels == 128

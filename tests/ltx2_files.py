@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 from mutual_forcing.model_loaders import parity
+from mutual_forcing.networks.config import TransformerConfig
+from mutual_forcing.networks.transformer import CausalAVTransformer
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,6 +19,22 @@ WEIGHTS = {
     if key.startswith("model.")
 }
 HEADS = {"num_attention_heads": 4, "audio_num_attention_heads": 4}
+LARGE = TransformerConfig(
+    num_layers=2,
+    num_attention_heads=4,
+    audio_num_attention_heads=4,
+    attention_head_dim=192,
+    audio_attention_head_dim=96,
+    cross_attention_dim=768,
+    audio_cross_attention_dim=384,
+    caption_channels=64,
+)
+
+
+def large() -> dict[str, Tensor]:
+    """A network of which every part is much larger than what Python takes to read it; all zeros."""
+    shapes = CausalAVTransformer(LARGE, device="meta").state_dict()
+    return {key: torch.zeros(value.shape, dtype=torch.bfloat16) for key, value in shapes.items()}
 
 
 def prefixed(prefix: str, weights: dict[str, Tensor] = WEIGHTS) -> dict[str, Tensor]:

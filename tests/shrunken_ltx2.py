@@ -190,6 +190,22 @@ def save_scaled_fp8(transformer: Tensors) -> None:
     save_file(tensors, path, {"_quantization_metadata": json.dumps({"layers": layers})})
 
 
+def save_large() -> None:
+    """A whole network in 16 bit whose size is that of its weights; all zeros."""
+    wide = {"attention_head_dim": 192, "audio_attention_head_dim": 96}
+    wide |= {"cross_attention_dim": 768, "audio_cross_attention_dim": 384}
+    with torch.device("meta"):
+        network = av_model.LTXAVModel(**TRANSFORMER | wide, dtype=torch.bfloat16, operations=OPS)
+    tensors = {
+        name: torch.zeros(value.shape, dtype=torch.bfloat16)
+        for name, value in network.state_dict().items()
+    }
+    header = {"transformer": TRANSFORMER | wide}
+    save(
+        prefixed("model.diffusion_model.", tensors), "diffusion_models", "large.safetensors", header
+    )
+
+
 def tokenizer() -> torch.Tensor:
     """A SentencePiece model of a few words, with Gemma's special ids, as a tensor of bytes."""
     model = io.BytesIO()
@@ -246,6 +262,7 @@ def main() -> None:
     )
 
     save_scaled_fp8(transformer)
+    save_large()
 
     gemma = filled(llama.Gemma3_12B({}, torch.float32, "cpu", OPS), 5)
     save(gemma | {"spiece_model": tokenizer()}, "text_encoders", GEMMA)

@@ -85,6 +85,8 @@ def test_a_floor_is_arithmetic_or_memory_whichever_is_longer() -> None:
     computing, reading = Work(150.0, 50.0, 1.0), Work(1.0, 0.0, 40.0)
     assert rates.floor([(computing, 3), (reading, 1)], lambda span: span.wall) == 3 * 2.0 + 4.0
     assert rates.floor([(computing, 1)], lambda span: span.cpu) == 4.0
+    # Its 50 FLOPs of attention at one a second.
+    assert rates.floor([(computing, 1)], lambda span: span.wall, apart=True) == 1.5 + 50.0
     assert [count for _, count in block_work(small(), 2, 4, 4)] == [4, 1]
     assert len(block_work(small(), 0, 4, 4)) == 1
 
@@ -109,7 +111,7 @@ def test_the_plain_rollout_makes_the_same_blocks() -> None:
     assert set(found.stages) == stages
     for block in found.blocks:
         assert 0 < sum(block.stages.values()) <= block.span.wall
-        assert block.floor.wall > 0
+        assert block.floor.wall > 0 and block.attended.wall > 0
     assert "refresh" not in found.blocks[0].stages
     two = found.blocks[0].span.wall + found.blocks[1].span.wall
     assert found.first_chunk == pytest.approx(two + found.prompt)

@@ -150,6 +150,20 @@ def test_changing_the_last_chunk_runs_only_that_one_and_gives_what_a_fresh_run_g
     assert not same(before[1].latents[-1], fresh[1].latents[-1])
 
 
+def test_how_the_work_is_carried_out_does_not_change_the_stream(
+    server: Server, schemas: dict
+) -> None:
+    prompt = prompt_of("2_chunks_and_a_fork.json", schemas)
+    _, expected = endings(server, prompt, "eager")
+    for chunk in inputs_of(prompt, "MF_SampleChunk"):
+        chunk["execution"] = "streams"
+    _, found = endings(server, prompt, "streams")
+    for ours, theirs in zip(found, expected, strict=True):
+        assert all(same(*blocks) for blocks in zip(ours.latents, theirs.latents, strict=True))
+    inputs_of(prompt, "MF_SampleChunk")[0]["execution"] = "graph"
+    assert "graphs are CUDA" in refusal(server, prompt)
+
+
 # Stopping, and going on.
 
 

@@ -66,7 +66,9 @@ def test_going_on_from_a_saved_stream_is_the_same_clip(
     run: Callable[..., int], tmp_path: Path
 ) -> None:
     assert run("--seconds", "4", "--seed", "5", "--state-out", "whole.state") == 0
-    assert run("--seconds", "2", "--seed", "5", "--state-out", "first.state") == 0
+    # Another execution path is the same clip.
+    first = ("--seconds", "2", "--seed", "5", "--state-out", "first.state")
+    assert run(*first, "--path", "streams") == 0
     words = ("--seconds", "2", "-o", "then.mp4", "--state-in", "first.state")
     assert run(*words, "--state-out", "both.state") == 0
     whole, both = load_state(tmp_path / "whole.state"), load_state(tmp_path / "both.state")
@@ -148,8 +150,12 @@ def test_nan_is_named_and_the_blocks_before_are_kept(
 
 
 def test_mistakes_are_told_before_any_work(
-    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (tmp_path / "clip.mp4").write_bytes(b"an older clip")
     assert run("--seconds", "1", "-o", "x.mp4", "--state-out", "s.state") == 0
     capsys.readouterr()
@@ -159,6 +165,9 @@ def test_mistakes_are_told_before_any_work(
         ("--steps", "99"): "asked for 99 steps, expected 1 to 40",
         ("--guidance", "3"): "choose mode 'multi'",
         ("--window", "0"): "window is 0",
+        ("--path", "fast"): "execution path is 'fast'",
+        ("--path", "graph"): "--path graph: graphs are CUDA's",
+        ("--device", "cuda"): "this machine has no CUDA GPU",
         ("--model", "no.safetensors"): "model file no.safetensors is not there",
         ("-o", "clip.webm"): "expected a name that ends in .mp4",
         ("--contact-sheet", "sheet.gif"): "expected a name that ends in .png",

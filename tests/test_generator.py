@@ -15,6 +15,7 @@ from mutual_forcing.tests.ltx2_files import (
     HEADS,
     WEIGHTS,
     in_one_file,
+    large,
     prefixed,
     save_shards,
 )
@@ -66,6 +67,57 @@ def test_what_the_checkpoint_lacks_comes_from_the_base_file_by_whole_layers(
     assert torch.equal(made.tensors[f"{layer}.bias"], WEIGHTS[f"{layer}.bias"] + 1)
 
 
+def test_a_scale_of_the_base_file_never_comes_without_its_weight(tmp_path: Path) -> None:
+    layer = "transformer_blocks.1.ff.net.2"
+    quantised = WEIGHTS | CONNECTORS
+    for name in (layer, "transformer_blocks.0.ff.net.2"):
+        quantised |= {
+            f"{name}.weight": WEIGHTS[f"{name}.weight"].to(torch.float8_e4m3fn),
+            f"{name}.weight_scale": torch.tensor(2.0),
+            f"{name}.comfy_quant": torch.zeros(3, dtype=torch.uint8),
+        }
+    base = tmp_path / "fp8.safetensors"
+    header = {"config": json.dumps({"transformer": BASE_HEADER})}
+    save_file(prefixed("model.diffusion_model.", quantised), base, header)
+    own = [f"{layer}.weight", "transformer_blocks.0.ff.net.2.bias"]
+    partial = {key: value for key, value in WEIGHTS.items() if key not in own}
+    made = assemble(in_one_file(tmp_path, prefixed("model.", partial)), base)
+    scales = {f"{layer}.weight_scale", f"{layer}.comfy_quant"}
+    assert set(made.from_base) == {*own, *scales, *CONNECTORS}
+
+
+def resident(path: Path) -> int:
+    """Bytes of a mapped file that this process has touched."""
+    maps = Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines()
+    starts = [index for index, line in enumerate(maps) if line.endswith(str(path))]
+    found = [next(line for line in maps[start:] if line.startswith("Rss:")) for start in starts]
+    return sum(int(line.split()[1]) * 1024 for line in found)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="measured on Linux only")
+@pytest.mark.parametrize("lacking", [False, True])
+def test_weights_of_the_base_file_are_read_only_where_the_checkpoint_lacks_them(
+    tmp_path: Path, lacking: bool
+) -> None:
+    weights, base = large(), tmp_path / "base.safetensors"
+    tensors = prefixed("model.diffusion_model.", weights | CONNECTORS)
+    save_file(tensors, base, {"config": json.dumps({"transformer": HEADS})})
+    if lacking:
+        weights = {key: value for key, value in weights.items() if "blocks.1." not in key}
+    made = assemble(in_one_file(tmp_path, prefixed("model.", weights)), base)
+    needed = [made.tensors[name] for name in made.from_base]
+    assert all(torch.isfinite(value.float()).all() for value in needed)
+    read = resident(base) - sum(value.nbytes for value in needed)
+    assert abs(read) < 0.01 * base.stat().st_size
+
+
+@pytest.mark.parametrize("key", ["patchify_proj.weight", "transformer_blocks.1.ff.net.2.weight"])
+def test_a_tensor_of_another_shape_is_named(key: str, tmp_path: Path, base: Path) -> None:
+    wrong = WEIGHTS | {key: WEIGHTS[key][:-1].contiguous()}
+    with pytest.raises(TensorFileError, match=rf"another shape: {key} is"):
+        assemble(in_one_file(tmp_path, prefixed("model.", wrong)), base)
+
+
 def test_the_fingerprint_is_the_weights_whatever_they_are_stored_in(
     tmp_path: Path, base: Path
 ) -> None:
@@ -93,11 +145,12 @@ def test_quantised_layers_keep_their_scales_and_their_shapes_are_the_hosts_busin
     packed = WEIGHTS | {
         f"{name}.weight": torch.zeros(96, 48, dtype=torch.uint8),
         f"{name}.weight_scale": torch.ones(96),
+        f"{name}.a_scale_of_another_name": torch.ones(96),
         f"{name}.comfy_quant": torch.zeros(3, dtype=torch.uint8),
     }
     made = assemble(in_one_file(tmp_path, prefixed("model.", packed)), base)
     assert made.tensors[f"{name}.weight"].dtype == torch.uint8
-    assert f"{name}.weight_scale" in made.tensors
+    assert packed.keys() <= made.tensors.keys()
 
 
 def test_what_is_in_neither_file_is_named(tmp_path: Path, base: Path) -> None:

@@ -58,6 +58,23 @@ def test_prompts_go_through_the_connectors_once_and_a_finished_one_not_at_all(
             assert torch.equal(one, two) and torch.equal(one, three)
 
 
+def test_the_connectors_run_once_per_prompt_however_long_the_stream(
+    model: LTX2Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    run = Hosted.preprocess_text_embeds
+    monkeypatch.setattr(
+        Hosted,
+        "preprocess_text_embeds",
+        lambda *args, **kwargs: calls.append(args) or run(*args, **kwargs),
+    )
+    prompt = model.prompt_of(wire(), wire(), guided=True)
+    state = new_stream(model.transformer, "id", StreamSettings(2, 3, 2, (1,)))
+    sampler = model.sampler("multi", 2, 3.0)
+    rolled = rollout(model.transformer, prompt, state, 3, sampler, model_id="id", like=model.like)
+    assert len(list(rolled)) == 3 and len(calls) == 2
+
+
 def test_prompts_that_cannot_be_used_are_refused(model: LTX2Model) -> None:
     with pytest.raises(ValueError, match="encoded for another model"):
         model.prompt_of(wire(width=WIDTH + 1), None, guided=False)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 from mutual_forcing.model_loaders.bundle import Bundle
 from mutual_forcing.networks import execution as execution_module
 from mutual_forcing.networks.execution import Execution, Workspace
+from mutual_forcing.networks.full_sequence import causal_forward
+from mutual_forcing.networks.kernels import PLAIN
 from mutual_forcing.networks.kv_cache import OpenBlock, RollingCache
 from mutual_forcing.networks.lanes import OneLane
 from mutual_forcing.networks.modulation import modulation
@@ -63,9 +67,9 @@ class Replayed:
 
     made = 0
 
-    def __init__(self, function: Callable[..., tuple], inputs: tuple, reads: object) -> None:
+    def __init__(self, function: Callable[..., tuple], inputs: tuple) -> None:
         Replayed.made += 1
-        self.function, self.reads = function, reads
+        self.function = function
         self.inputs = tuple(x.clone() for x in inputs)
 
     def __call__(self, inputs: tuple) -> tuple:
@@ -86,6 +90,16 @@ def test_recorded_passes_are_the_passes(
     branches = 1 if sampler is FEW else 2
     assert Replayed.made == 2 * branches  # denoising and refresh, once the window is full
     assert same(recorded, roll(bundle, Execution(), 7, sampler))
+
+
+def test_weights_that_may_move_are_not_recorded(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Execution, "unavailable", lambda self, device: None)
+    offloaded = replace(bundle, transformer=copy.deepcopy(bundle.transformer))
+    offloaded.transformer.proj_out.to("meta")
+    with pytest.raises(ValueError, match=r"part of this model is not on cpu .* choose another"):
+        roll(offloaded, Execution(graph=True))
 
 
 def test_streams_are_eager_on_a_cpu(bundle: Bundle) -> None:
@@ -261,6 +275,28 @@ def test_tables_of_more_blocks_begin_with_those_of_fewer(bundle: Bundle) -> None
             assert torch.equal(a, b[:, : a.shape[1]])
 
 
+@torch.no_grad()
+def test_a_whole_sequence_runs_with_the_kernels_that_it_is_given(bundle: Bundle) -> None:
+    """Otherwise parity would compare the plain ones with themselves."""
+    model, used = bundle.transformer, set()
+
+    def watched(name: str) -> Callable:
+        def run(*arguments: Tensor) -> object:
+            used.add(name)
+            return getattr(PLAIN, name)(*arguments)
+
+        return run
+
+    kernels = PLAIN._replace(**{name: watched(name) for name in PLAIN._fields})
+    video = torch.randn(1, model.config.in_channels, 1, 2, 2)
+    audio = torch.randn(1, 1, model.config.audio_in_channels)
+    level, text = torch.full((1, 1), 0.5), bundle.prompt("red ball").text
+    inputs = model, video, audio, level, level, text
+    found, expected = causal_forward(*inputs, kernels=kernels), causal_forward(*inputs)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert used == set(PLAIN._fields) - {"rotate_into"}  # which writes into a cache
+
+
 def test_a_workspace_serves_streams_of_any_age(bundle: Bundle) -> None:
     """What an older block left in the memory that is used again does not show."""
     model, text = bundle.transformer, bundle.prompt("red ball").text
@@ -287,6 +323,11 @@ def test_ways_that_cannot_be_had_say_so(bundle: Bundle, monkeypatch: pytest.Monk
         ValueError, match="graphs are CUDA's, and the device is cpu; choose another"
     ):
         roll(bundle, Execution(graph=True))
+    with monkeypatch.context() as patched:
+        patched.setattr("sysconfig.get_path", lambda _: "nowhere")
+        patched.setattr("shutil.which", lambda name: name)
+        with pytest.raises(ValueError, match="needs Python's headers on a CPU"):
+            roll(bundle, Execution(compiled=True))
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ValueError, match=r"needs a C\+\+ compiler on a CPU, and none"):

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+from mutual_forcing.model_loaders.memory import stream_bytes
+from mutual_forcing.networks.config import TransformerConfig
 from mutual_forcing.tests.ui_workflow import NOTES, read_workflow
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,3 +105,40 @@ def test_one_stream_is_forked(name: str) -> None:
     followers = [link[1] for link in states]
     assert len(chunks) == 4 and len(states) == 3
     assert sorted(followers.count(chunk) for chunk in set(followers)) == [1, 2]
+
+
+def gigabytes(width: int, height: int, seconds: int = 3) -> float:
+    """What a stream of OmniForcing takes beside the weights, as Sample Chunk asks ComfyUI for it."""
+    config = TransformerConfig(video_first_block=4, audio_first_block=26)
+    grid = height // 32, width // 32
+    return (
+        stream_bytes(config, seconds, *grid, element_size=2, guided=False, text_tokens=1024) / 1e9
+    )
+
+
+@pytest.mark.parametrize("path", [p for p in WORKFLOWS if "_ltx2_" in p.stem], ids=lambda p: p.stem)
+def test_notes_of_ltx2_say_what_is_computed(path: Path) -> None:
+    notes = [n["widgets_values"][0] for n in read_workflow(path)["nodes"] if n["type"] in NOTES]
+    text = "\n".join(notes)
+    sizes = re.findall(r"\| (\d+) x (\d+) \| ([\d.]+) \|", text)
+    assert len(sizes) == 4
+    for width, height, said in sizes:
+        assert float(said) == pytest.approx(gigabytes(int(width), int(height)), abs=0.06)
+    shorter = re.search(r"([\d.]+) GB with 2 seconds at 768 x 512", text)
+    assert float(shorter[1]) == pytest.approx(gigabytes(768, 512, 2), abs=0.06)
+
+
+@pytest.mark.parametrize("node", sorted(OURS))
+def test_every_node_has_a_page_that_names_all_its_sockets(node: str) -> None:
+    """Of those written out in its own schema; what both sampling nodes share is in `nodes/request.py`."""
+    page = (ROOT / "web" / "docs" / f"{node}.md").read_text(encoding="utf-8")
+    (source,) = [
+        text.partition(f'node_id="{node}"')[2].partition("def ")[0]
+        for path in (ROOT / "nodes").glob("*.py")
+        if f'node_id="{node}"' in (text := path.read_text(encoding="utf-8"))
+    ]
+    sockets = re.findall(r'put\(\s*"(\w+)"((?:(?!put\().)*)', source, re.DOTALL)
+    assert sockets
+    for name, rest in sockets:
+        shown = re.search(r'display_name="([^"]+)"', rest)
+        assert f"| {shown[1] if shown else name} |" in page

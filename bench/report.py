@@ -1,0 +1,28 @@
+"""What a measurement found, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..metrics.record import record
+
+
+def said(value: object) -> str:
+    """A number, or several by name, in a line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {said(number)}" for key, number in value.items())
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def write(out: Path | None, summary: Mapping[str, object], text: str) -> None:
+    """Print the text; with `out`, write it to OUT.md and the numbers with their record to OUT.json."""
+    sys.stdout.write(text)
+    if out is None:
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    values = {"record": record(), **summary}
+    Path(f"{out}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    Path(f"{out}.md").write_text(text, encoding="utf-8")
