@@ -24,6 +24,7 @@ from mutual_forcing.training.draws import Draws
 from mutual_forcing.training.history import HistoryMix, few_step_history
 from mutual_forcing.training.mutual_forcing import (
     MutualRecipe,
+    Prepared,
     draw_level,
     fake_loss,
     mutual_losses,
@@ -290,6 +291,27 @@ def test_methods_are_one_recipe_with_switches() -> None:
     assert off["dmd_only"] == off["dmd_teacher_forcing"] == (False, True)
     assert off["mutual"] == off["real_history"] == (True, True)
     assert [name for name, r in recipes.items() if r.teacher != "self"] == ["dmd_self_forcing"]
+
+
+def test_histories_start_low_enough_to_stay_in_step_or_from_noise() -> None:
+    for steps in (1, 2, 4, 8):
+        mix = HistoryMix(real=(0.0, 0.0), rollout=(0.2, 0.2), highest=0.75)
+        starts = {mix.start_step(steps, 0.5, Draws(0, n, ())) for n in range(200)}
+        low = {s for s in range(1, steps) if few_step_sigmas(steps)[s] <= 0.75}
+        assert starts == {0} | (low or {steps})
+
+
+def test_flow_after_a_full_rollout_is_learned_on_the_real_history(
+    system: System, batch: Batch
+) -> None:
+    clip, recipe = Pair(*batch[:2]), MutualRecipe(shortcut=0, matching=0, steps=(4,))
+    other = clip.map(lambda value: value + 1)
+
+    def flow(history: Pair, in_step: bool) -> float:
+        made = Prepared(clip, history, batch.ids, 4, in_step)
+        return float(mutual_losses(system, None, None, made, recipe, draws(), False).flow)
+
+    assert flow(other, False) == flow(clip, True) != flow(other, True)
 
 
 def test_recipes_are_read_from_json() -> None:

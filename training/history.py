@@ -29,10 +29,13 @@ class HistoryMix:
     Attributes:
         real: share of teacher-forced histories, at the start and at the end of training (linear between).
         rollout: share of full rollouts, likewise.
+        highest: noise level up to which real blocks are noised before few-step mode finishes them: above it
+            hardly anything of them is left, and the real next block would no more follow.
     """
 
-    real: tuple[float, float] = (0.5, 0.1)
+    real: tuple[float, float] = (0.5, 0.3)
     rollout: tuple[float, float] = (0.0, 0.2)
+    highest: float = 0.75
 
     def __post_init__(self) -> None:
         for real, rollout in zip(self.real, self.rollout, strict=True):
@@ -53,7 +56,9 @@ class HistoryMix:
             return steps
         if draw < share(self.real) + share(self.rollout):
             return 0
-        return 1 + draws.choice(steps - 1) if steps > 1 else 0
+        sigmas = few_step_sigmas(steps)
+        low = [step for step in range(1, steps) if sigmas[step] <= self.highest]
+        return low[draws.choice(len(low))] if low else steps
 
 
 @torch.no_grad()

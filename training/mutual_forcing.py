@@ -70,7 +70,10 @@ class MutualRecipe:
         """
         kept = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         if isinstance(kept.get("history"), dict):
-            kept["history"] = HistoryMix(**{k: tuple(v) for k, v in kept["history"].items()})
+            mix = kept["history"].items()
+            kept["history"] = HistoryMix(
+                **{k: tuple(v) if isinstance(v, list) else v for k, v in mix}
+            )
         return cls(**kept)
 
 
@@ -92,12 +95,17 @@ class MutualLosses(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """One batch with the history that few-step mode made for it."""
+    """One batch with the history that few-step mode made for it.
+
+    Attributes:
+        in_step: whether that history is still one of the real clip; a full rollout is not.
+    """
 
     clean: Pair
     history: Pair
     ids: Tensor
     steps: int
+    in_step: bool
 
 
 @torch.no_grad()
@@ -108,16 +116,17 @@ def prepare(
     ids = without_some(system, batch.ids, recipe.caption_dropout, draws)
     steps = recipe.steps[draws.choice(len(recipe.steps))]
     clean = Pair(batch.video, batch.audio)
+    start = recipe.history.start_step(steps, progress, draws)
     history = few_step_history(
         system.transformer,
         system.text(ids),
         clean,
         steps=steps,
-        start_step=recipe.history.start_step(steps, progress, draws),
+        start_step=start,
         window=recipe.window,
         draws=draws,
     )
-    return Prepared(clean, history, ids, steps)
+    return Prepared(clean, history, ids, steps, in_step=start > 0)
 
 
 def mutual_losses(
@@ -138,15 +147,17 @@ def mutual_losses(
     """
     model = system.transformer
     layout = model.config.layout
-    clean, history, ids, steps = prepared
+    clean, history, ids, steps, in_step = prepared
     blocks = block_count(clean, layout)
     text = system.text(ids)
     zero = torch.zeros((), device=clean.video.device)
 
-    # Multi-step mode: the flow of the real block, d = 0.
+    # Multi-step mode: the flow of the real block, d = 0. After a full rollout another block would follow, in
+    # another place of its motion: to learn the real one would be to learn not to look at the history.
+    past = history if in_step else clean
     sigma = sample_sigma(blocks, recipe.sigma_mean, recipe.sigma_spread, draws)
     noise = clean.noise(draws)
-    out = velocity(model, history, noised(clean, noise, sigma, layout), sigma, text)
+    out = velocity(model, past, noised(clean, noise, sigma, layout), sigma, text)
     flow = sum(block_error(out, flow_target(clean, noise), layout))
 
     shortcut = zero
