@@ -13,6 +13,7 @@ from pathlib import Path
 
 STAGES = (
     ("unimodal", "mutual"),
+    ("joint", "mutual"),
     ("bidirectional", "mutual"),
     ("mutual", "mutual"),
     ("mutual", "dmd_self_forcing"),

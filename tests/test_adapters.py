@@ -14,18 +14,16 @@ from mutual_forcing.model_loaders.parity import relative_error
 from mutual_forcing.networks.full_sequence import causal_forward
 from mutual_forcing.networks.transformer import text_keys
 from mutual_forcing.tests.ltx2_files import WEIGHTS, with_header
-from mutual_forcing.tests.tiny_training import SETTINGS, draws, run, write_latents
+from mutual_forcing.tests.tiny_training import draws, run, write_latents
 from mutual_forcing.training import adapters
 from mutual_forcing.training.adapters import AdapterSettings, adapt, load_trained, merged_weights
 from mutual_forcing.training.data import Batch
 from mutual_forcing.training.flow_matching import flow_matching
+from mutual_forcing.training.train import CONFIGS
 from safetensors.torch import load_file
 
-ADAPTERS = {
-    "rank": 4,
-    "alpha": 8,
-    "modules": r"transformer_blocks.*(to_[qkv]|to_out\.0|proj|net\.2)$",
-}
+CONFIG = json.loads((CONFIGS / "ltx2_19b.json").read_text())
+ADAPTERS = CONFIG["adapters"] | {"rank": 4, "alpha": 8}
 BLOCKS, CAPTION = 2, 20
 HEADER = {"rope_type": "interleaved", "av_ca_timestep_scale_multiplier": 1.0}
 HEADER |= {"frequencies_precision": "float32"}
@@ -46,19 +44,25 @@ def folder(tmp_path: Path) -> Path:
     with_header(tmp_path, **HEADER)
     write_latents(tmp_path / "latents", clips())
     np.save(tmp_path / "latents" / "empty.npy", np.zeros((5, 2, CAPTION), np.float16))
+    # The config of full size, its sizes those of the copy: network, clips, batch, ranks, first steps.
     recipe = {"lengths": [{"blocks": BLOCKS, "batch": 2, "share": 1.0}], "dtype": "float32"}
     settings = {
-        "transformer": {"num_layers": 2, "video_first_block": 4},
-        "recipe": SETTINGS["recipe"] | recipe | {"recompute": True, "warmup_steps": 1},
+        "transformer": {
+            "num_layers": 2,
+            "video_first_block": CONFIG["transformer"]["video_first_block"],
+        },
+        "stream": CONFIG["stream"] | {"height": 2, "width": 2},
+        "recipe": CONFIG["recipe"] | recipe | {"warmup_steps": 1},
         "adapters": ADAPTERS,
     }
-    (tmp_path / "config.json").write_text(json.dumps(SETTINGS | settings))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | settings))
     return tmp_path / "latents"
 
 
-def trained(folder: Path, *options: str, stage: str = "mutual", steps: int = 2) -> Path:
+def trained(folder: Path) -> Path:
     base = str(folder.parent / "headed.safetensors")
-    run(folder, "out", "--base", base, "--steps", str(steps), *options, stage=stage).train()
+    options = ("--base", base, "--steps", "2", "--learning-rate", "0.01")
+    run(folder, "out", *options, stage="mutual").train()
     return folder.parent / "out"
 
 

@@ -65,9 +65,11 @@ def test_two_processes_have_the_losses_and_weights_of_one(
         for key in first.keys() - TIMED:
             assert second[key] == pytest.approx(first[key], rel=1e-4, abs=1e-6), key
     weights = [load_file(out / "weights.safetensors") for out in (one, two)]
+    # Both optimisers divide by the gradient's size, so the rounding of a small gradient is not small.
+    step = 0.05 * SETTINGS["recipe"]["learning_rate"]
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():
-        assert torch.allclose(weights[1][name], value, atol=1e-4), name
+        assert torch.allclose(weights[1][name], value, atol=step), name
 
 
 def test_what_two_processes_saved_one_goes_on_with(runs: Path) -> None:

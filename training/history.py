@@ -24,7 +24,7 @@ from .pair import Pair, by_block, joined
 
 @dataclass(frozen=True)
 class HistoryMix:
-    """How often which kind of history is used; what is left over is resampled from a random level.
+    """How often which kind of history is used; what is left over is resampled from a random low level.
 
     Attributes:
         real: share of teacher-forced histories, at the start and at the end of training (linear between).

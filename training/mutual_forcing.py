@@ -1,10 +1,11 @@
 """Mutual Forcing: both modes of one network in one training step (mutual_forcing.md, section 3.5).
 
 b batch, k blocks.
-Few-step mode makes the history (no gradient). Given it, multi-step mode learns the flow of the real block; and
-few-step mode learns from multi-step mode: the displacement over an interval (ShortCut) and, every few steps, the
-difference of two scores on its own samples (DMD). The teacher is the network's own averaged weights in
-multi-step mode; there is no bidirectional model anywhere.
+Few-step mode makes the history (no gradient). Given it, multi-step mode learns the flow of the real block (after
+a full rollout, from which that block would not follow, given the real history); and few-step mode learns from
+multi-step mode: the displacement over an interval (ShortCut) and, every few steps, the difference of two scores
+on its own samples (DMD). The teacher is the network's own averaged weights in multi-step mode; there is no
+bidirectional model anywhere.
 """
 
 from __future__ import annotations

@@ -68,6 +68,12 @@ class Trained:
     dtype: torch.dtype
     processes: Processes
 
+    @classmethod
+    def from_recipe(cls, recipe: Mapping[str, object], processes: Processes) -> Trained:
+        """As the section "recipe" of a config file says; in bfloat16 where it says nothing."""
+        dtype = getattr(torch, recipe.get("dtype", "bfloat16"))
+        return cls(recipe["learning_rate"], recipe["ema"], dtype, processes)
+
     def weights(self, system: Parts) -> MasterWeights:
         """Optimiser and moving average of a system."""
         return MasterWeights(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
@@ -87,6 +87,14 @@ def math_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tens
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(dim=-1) @ v
+
+
+def placed(system: PartsType, recipe: Mapping[str, object], device: torch.device) -> PartsType:
+    """A system on a device, set up to be trained there."""
+    if device.type == "cpu":
+        system.transformer.kernel = math_attention
+    system.transformer.recompute = recipe.get("recompute", False)
+    return system.to(device)
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ from .draws import Draws
 from .monitor import RunLog, SampleSheets
 from .parallel import Processes
 from .stages import STAGES, Logged, Trained, build_stage
-from .system import EmbeddedSystem, Parts, System, initialise, math_attention, twin
+from .system import EmbeddedSystem, Parts, System, initialise, placed, twin
 
 logger = logging.getLogger("mutualforcing")
 CONFIGS = Path(__file__).parent / "configs"
@@ -103,12 +103,7 @@ class Run:
         if self.base is not None:
             self.config = self.base.transformer.config
         args.out.mkdir(parents=True, exist_ok=True)
-        trained = Trained(
-            self.recipe["learning_rate"],
-            self.recipe["ema"],
-            getattr(torch, self.recipe.get("dtype", "bfloat16")),
-            self.processes,
-        )
+        trained = Trained.from_recipe(self.recipe, self.processes)
         teacher = self._system(args.teacher) if args.teacher else None
         self.stage = build_stage(args.stage, self._system(args.init), settings, trained, teacher)
         self.step, self.seconds = 0, 0.0
@@ -156,10 +151,7 @@ class Run:
             initialise(system, self.args.seed)
             if weights is not None:
                 system.load_state_dict(starting_weights(weights))
-        if self.processes.device.type == "cpu":
-            system.transformer.kernel = math_attention
-        system.transformer.recompute = self.recipe.get("recompute", False)
-        return system.to(self.processes.device)
+        return placed(system, self.recipe, self.processes.device)
 
     def _sheets(self, stream: StreamDefaults) -> SampleSheets | None:
         args, stage = self.args, self.stage
@@ -232,16 +224,21 @@ class Run:
             return self.step / self.args.steps
         return self.seconds / (60 * self.args.minutes)
 
+    def _clock(self) -> float:
+        """Seconds of work: on a CPU not those in which other programs had it, so that equal budgets are equal."""
+        if self.processes.device.type == "cpu":
+            return time.process_time() / torch.get_num_threads()
+        torch.cuda.synchronize()
+        return time.monotonic()
+
     def train(self) -> None:
         """Steps until the budget is used up. Making sample sheets and checkpoints takes none of it."""
         saved = time.monotonic()
         while self.progress < 1:
-            began = time.monotonic()
+            began = self._clock()
             logged = self.advance(self.progress)
-            if self.processes.device.type == "cuda":
-                torch.cuda.synchronize()
             # All processes must agree on when to stop.
-            elapsed, due = self.processes.agreed(time.monotonic() - began, time.monotonic() - saved)
+            elapsed, due = self.processes.agreed(self._clock() - began, time.monotonic() - saved)
             self.seconds += elapsed
             self.log.add(logged, elapsed)
             self.log.line(self.step, self.seconds)
@@ -267,7 +264,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--teacher", type=Path, help="run folder of --stage bidirectional")
     p.add_argument("--out", type=Path, required=True)
     budget = p.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--minutes", type=float, help="budget in time")
+    budget.add_argument("--minutes", type=float, help="budget in time, on a CPU of its own work")
     budget.add_argument("--steps", type=int, help="budget in steps: the same numbers anywhere")
     p.add_argument("--learning-rate", type=float)
     p.add_argument("--seed", type=int, default=0)
