@@ -14,7 +14,9 @@ def said(value: object) -> str:
     """A number, or several by name, in a line."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {said(number)}" for key, number in value.items())
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def write(out: Path | None, summary: Mapping[str, object], text: str) -> None:
