@@ -25,13 +25,17 @@ from mutual_forcing.training.history import HistoryMix, few_step_history
 from mutual_forcing.training.mutual_forcing import (
     MutualRecipe,
     Prepared,
+    distribution_loss,
     draw_level,
     fake_loss,
-    mutual_losses,
+    flow_loss,
     prepare,
+    shortcut_loss,
 )
 from mutual_forcing.training.pair import Pair, by_block, joined, velocity
+from mutual_forcing.training.parallel import ALONE
 from mutual_forcing.training.self_forcing import exit_rollout, rollout_matching
+from mutual_forcing.training.stages import MutualStage, Trained
 from mutual_forcing.training.system import System, initialise, twin
 
 CONFIG = TransformerConfig(
@@ -185,25 +189,45 @@ def test_every_loss_reaches_the_network_and_none_the_teacher(system: System, bat
     teacher, fake = twin(system), twin(system)
     recipe = MutualRecipe(history=HistoryMix((0.0, 0.0), (1.0, 1.0)), window=2)
     prepared = prepare(system, batch, recipe, 0.5, draws())
-    losses = mutual_losses(system, teacher, fake, prepared, recipe, draws(), matching=True)
-    for loss in losses[:3]:
+    matched = distribution_loss(system, teacher, fake, prepared, recipe, draws())
+    for loss in (
+        flow_loss(system, prepared, recipe, draws()),
+        shortcut_loss(system, teacher, prepared, recipe, draws()),
+        matched.loss,
+    ):
         system.zero_grad()
-        loss.backward(retain_graph=True)
+        loss.backward()
         assert torch.isfinite(loss) and loss > 0
         assert system.transformer.proj_out.weight.grad.abs().sum() > 0
     assert all(p.grad is None for model in (teacher, fake) for p in model.parameters())
     system.zero_grad()
     level = draw_level(BLOCKS, recipe, draws())
-    fake_loss(fake, prepared.history, losses.sample, prepared.ids, level, draws()).backward()
+    fake_loss(fake, prepared.history, matched.sample, prepared.ids, level, draws()).backward()
     assert fake.transformer.proj_out.weight.grad.abs().sum() > 0
     assert system.transformer.proj_out.weight.grad is None
 
 
-def test_a_half_that_is_switched_off_costs_nothing(system: System, batch: Batch) -> None:
-    recipe = MutualRecipe(shortcut=0.0, matching=0.0, window=2)
-    prepared = prepare(system, batch, recipe, 0.0, draws())
-    losses = mutual_losses(system, None, None, prepared, recipe, draws(), matching=True)
-    assert losses.flow > 0 and losses.shortcut == 0 and losses.matching == 0
+def test_a_step_learns_from_every_term_that_is_switched_on_and_from_no_other(
+    system: System, batch: Batch
+) -> None:
+    terms = {
+        (): (0.0, 0.0),
+        ("shortcut",): (1.0, 0.0),
+        ("matching",): (0.0, 1.0),
+        ("shortcut", "matching"): (1.0, 0.5),
+    }
+    trained = Trained(0.01, 0.9, torch.float32, ALONE)
+    for names, (shortcut, matching) in terms.items():
+        recipe = MutualRecipe(
+            shortcut=shortcut, matching=matching, matching_every=2, fake_updates=1, window=2
+        )
+        stage = MutualStage(twin(system), trained, recipe, 0.01)
+        assert (stage.teacher is None) == (not names)
+        for number in (0, 1):
+            logged = stage.step(batch, draws(), number, 0.0, 1.0)
+            due = [name for name in names if name == "shortcut" or number == 0]
+            assert [name for name in logged if name in ("shortcut", "matching")] == due
+            assert all(value > 0 for value in logged.values())
 
 
 def test_a_rollout_that_leaves_at_the_last_step_is_what_the_renoise_sampler_generates(
@@ -304,12 +328,12 @@ def test_histories_start_low_enough_to_stay_in_step_or_from_noise() -> None:
 def test_flow_after_a_full_rollout_is_learned_on_the_real_history(
     system: System, batch: Batch
 ) -> None:
-    clip, recipe = Pair(*batch[:2]), MutualRecipe(shortcut=0, matching=0, steps=(4,))
+    clip, recipe = Pair(*batch[:2]), MutualRecipe(steps=(4,))
     other = clip.map(lambda value: value + 1)
 
     def flow(history: Pair, in_step: bool) -> float:
         made = Prepared(clip, history, batch.ids, 4, in_step)
-        return float(mutual_losses(system, None, None, made, recipe, draws(), False).flow)
+        return float(flow_loss(system, made, recipe, draws()).detach())
 
     assert flow(other, False) == flow(clip, True) != flow(other, True)
 

@@ -78,23 +78,6 @@ class MutualRecipe:
         return cls(**kept)
 
 
-class MutualLosses(NamedTuple):
-    """Losses of one step, each summed over both streams; those that were not computed are 0.
-
-    Attributes:
-        sample: what few-step mode made where there was a DMD term; the fake score learns from it.
-    """
-
-    flow: Tensor
-    shortcut: Tensor
-    matching: Tensor
-    sample: Pair | None = None
-
-    def total(self, recipe: MutualRecipe) -> Tensor:
-        """What the step minimises."""
-        return self.flow + recipe.shortcut * self.shortcut + recipe.matching * self.matching
-
-
 class Prepared(NamedTuple):
     """One batch with the history that few-step mode made for it.
 
@@ -130,73 +113,81 @@ def prepare(
     return Prepared(clean, history, ids, steps, in_step=start > 0)
 
 
-def mutual_losses(
+def flow_loss(system: Parts, prepared: Prepared, recipe: MutualRecipe, draws: Draws) -> Tensor:
+    """Multi-step mode: the flow of the real block, d = 0; the sum over both streams.
+
+    After a full rollout another block would follow, in another place of its motion: to learn the real one would
+    be to learn not to look at the history. There the history is the real one.
+    """
+    layout, clean = system.transformer.config.layout, prepared.clean
+    past = prepared.history if prepared.in_step else clean
+    blocks = block_count(clean, layout)
+    sigma = sample_sigma(blocks, recipe.sigma_mean, recipe.sigma_spread, draws)
+    noise, text = clean.noise(draws), system.text(prepared.ids)
+    out = velocity(system.transformer, past, noised(clean, noise, sigma, layout), sigma, text)
+    return sum(block_error(out, flow_target(clean, noise), layout))
+
+
+def shortcut_loss(
+    system: Parts, teacher: Parts, prepared: Prepared, recipe: MutualRecipe, draws: Draws
+) -> Tensor:
+    """Few-step mode against the displacement of multi-step mode over an interval; the sum over both streams.
+
+    Args:
+        teacher: the averaged weights; never gets a gradient.
+    """
+    layout = system.transformer.config.layout
+    clean, history, ids, steps, _ = prepared
+    start, end = draw_interval(block_count(clean, layout), steps, draws)
+    x = noised(clean, clean.noise(draws), start, layout)
+
+    def displacement() -> Pair:
+        score = guided(teacher, ids, recipe.guidance)
+        substeps = max(1, recipe.teacher_steps // steps)
+        return shortcut_target(score, history, x, start, end, substeps, layout)
+
+    target = teacher(displacement)
+    out = velocity(system.transformer, history, x, start, system.text(ids), start - end)
+    return sum(block_error(out, target, layout))
+
+
+class Matched(NamedTuple):
+    """The DMD loss, summed over both streams, and the sample that it is of: the fake score learns from it."""
+
+    loss: Tensor
+    sample: Pair
+
+
+def distribution_loss(
     system: Parts,
-    teacher: Parts | None,
-    fake: Parts | None,
+    teacher: Parts,
+    fake: Parts,
     prepared: Prepared,
     recipe: MutualRecipe,
     draws: Draws,
-    matching: bool,
-) -> MutualLosses:
-    """Losses of the one network.
+) -> Matched:
+    """Few-step mode's own samples under two scores: multi-step mode's and the online fake score's.
 
     Args:
-        teacher: the averaged weights; never gets a gradient. Needed by both halves.
-        fake: the online fake score, needed where `matching` is set.
-        matching: whether this step has a DMD term.
+        teacher, fake: get no gradient here.
     """
-    model = system.transformer
-    layout = model.config.layout
-    clean, history, ids, steps, in_step = prepared
-    blocks = block_count(clean, layout)
-    text = system.text(ids)
-    zero = torch.zeros((), device=clean.video.device)
-
-    # Multi-step mode: the flow of the real block, d = 0. After a full rollout another block would follow, in
-    # another place of its motion: to learn the real one would be to learn not to look at the history.
-    past = history if in_step else clean
-    sigma = sample_sigma(blocks, recipe.sigma_mean, recipe.sigma_spread, draws)
-    noise = clean.noise(draws)
-    out = velocity(model, past, noised(clean, noise, sigma, layout), sigma, text)
-    flow = sum(block_error(out, flow_target(clean, noise), layout))
-
-    shortcut = zero
-    if recipe.shortcut:
-        start, end = draw_interval(blocks, steps, draws)
-        x = noised(clean, clean.noise(draws), start, layout)
-
-        def displacement() -> Pair:
-            score = guided(teacher, ids, recipe.guidance)
-            substeps = max(1, recipe.teacher_steps // steps)
-            return shortcut_target(score, history, x, start, end, substeps, layout)
-
-        target = teacher(displacement)
-        out = velocity(model, history, x, start, text, start - end)
-        shortcut = sum(block_error(out, target, layout))
-
-    if matching and recipe.matching:
-        if fake is None:
-            raise ValueError("distribution matching needs the online fake score, found none")
-        sample = few_step_sample(
-            model, history, clean.noise(draws), text, steps, draws.choice(steps)
-        )
-        level = draw_level(blocks, recipe, draws)
-        made = sample.map(Tensor.detach)
-        x = noised(made, clean.noise(draws), level, layout)
-        real = teacher(lambda: guided(teacher, ids, recipe.guidance).velocity(history, x, level))
-        with torch.no_grad():
-            false = fake(lambda: velocity(fake.transformer, history, x, level, fake.text(ids)))
-        match = sum(
-            matching_loss(
-                sample,
-                clean_prediction(x, real, level, layout),
-                clean_prediction(x, false, level, layout),
-                layout,
-            )
-        )
-        return MutualLosses(flow, shortcut, match, made)
-    return MutualLosses(flow, shortcut, zero)
+    layout = system.transformer.config.layout
+    clean, history, ids, steps, _ = prepared
+    noise, text = clean.noise(draws), system.text(ids)
+    sample = few_step_sample(system.transformer, history, noise, text, steps, draws.choice(steps))
+    level = draw_level(block_count(clean, layout), recipe, draws)
+    made = sample.map(Tensor.detach)
+    x = noised(made, clean.noise(draws), level, layout)
+    real = teacher(lambda: guided(teacher, ids, recipe.guidance).velocity(history, x, level))
+    with torch.no_grad():
+        false = fake(lambda: velocity(fake.transformer, history, x, level, fake.text(ids)))
+    loss = matching_loss(
+        sample,
+        clean_prediction(x, real, level, layout),
+        clean_prediction(x, false, level, layout),
+        layout,
+    )
+    return Matched(sum(loss), made)
 
 
 def draw_level(blocks: int, recipe: MutualRecipe, draws: Draws) -> Tensor:

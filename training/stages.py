@@ -18,7 +18,15 @@ from .data import Batch
 from .distillation import Pair
 from .draws import Draws
 from .flow_matching import flow_matching, whole_clip_matching
-from .mutual_forcing import MutualRecipe, draw_level, fake_loss, mutual_losses, prepare
+from .mutual_forcing import (
+    MutualRecipe,
+    distribution_loss,
+    draw_level,
+    fake_loss,
+    flow_loss,
+    prepare,
+    shortcut_loss,
+)
 from .optimiser import MasterWeights
 from .pair import block_count
 from .parallel import Processes
@@ -156,22 +164,27 @@ class MutualStage:
         system, recipe = self.system, self.recipe
         matching = bool(recipe.matching) and number % recipe.matching_every == 0
         prepared = system(prepare, system, batch, recipe, progress, draws)
-        losses = system(
-            mutual_losses, system, self.teacher, self.fake, prepared, recipe, draws, matching
-        )
-        losses.total(recipe).backward()
-        norm = self.weights.step(rate)
+        # Backward term by term: only one of them has its activations in memory at a time.
+        flow = system(flow_loss, system, prepared, recipe, draws)
+        flow.backward()
+        logged = {"flow": flow.detach()}
+        if recipe.shortcut:
+            loss = system(shortcut_loss, system, self.teacher, prepared, recipe, draws)
+            (recipe.shortcut * loss).backward()
+            logged["shortcut"] = loss.detach()
+        if matching:
+            scores = self.teacher, self.fake
+            loss, sample = system(distribution_loss, system, *scores, prepared, recipe, draws)
+            (recipe.matching * loss).backward()
+            logged["matching"] = loss.detach()
+        logged["gradient"] = self.weights.step(rate)
         if self.teacher is not None:
             self.weights.write_average(self.teacher)
-        logged = {"flow": losses.flow.detach(), "gradient": norm}
-        if recipe.shortcut:
-            logged["shortcut"] = losses.shortcut.detach()
         if matching:
-            logged["matching"] = losses.matching.detach()
-            blocks = block_count(losses.sample, system.transformer.config.layout)
+            blocks = block_count(sample, system.transformer.config.layout)
             for _ in range(recipe.fake_updates):
                 level = draw_level(blocks, recipe, draws)
-                made = losses.sample, prepared.ids, level, draws
+                made = sample, prepared.ids, level, draws
                 loss = self.fake(fake_loss, self.fake, prepared.history, *made)
                 loss.backward()
                 logged["fake gradient"] = self.fake_weights.step(rate)
