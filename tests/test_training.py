@@ -136,21 +136,3 @@ def test_muon_steps_as_torchs_own_does() -> None:
         other.step()
     assert torch.allclose(ours, theirs, atol=2e-3)
     assert (ours - start).abs().max() > 0.01
-
-
-@pytest.mark.parametrize("decay", [0.5, 0.99])
-def test_the_average_forgets_the_start_of_a_short_run_and_keeps_its_decay_in_a_long_one(
-    decay: float,
-) -> None:
-    line = torch.nn.Linear(1, 1)
-    weights = MasterWeights(line, 0.1, decay, dtype=torch.float32)
-    expected = line.bias.detach().clone()
-    for n in range(1, 31):
-        line(torch.ones(1, 1)).sum().backward()
-        weights.step(1.0)
-        kept = min(decay, (1 + n) / (10 + n))
-        expected = kept * expected + (1 - kept) * line.bias.detach()
-    torch.testing.assert_close(weights.averaged()["bias"], expected)
-    again = MasterWeights(torch.nn.Linear(1, 1), 0.1, decay, dtype=torch.float32)
-    again.load_state_dict(weights.state_dict())
-    assert again.updates == 30

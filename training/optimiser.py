@@ -19,8 +19,6 @@ _MATRIX = re.compile(
     r"\.(to_[qkv]|to_out\.0|net\.\d|net\.0\.proj|to_qkv|to_out|expand|contract)\.weight$"
 )
 CLIP = 1.0
-# The moving average warms up: after n steps it is over about the last (n + WARM) / (WARM - 1), at most.
-WARM = 10
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
@@ -103,8 +101,7 @@ class MasterWeights:
     Args:
         module: with float32 weights to start from; what is trained of it is brought to `dtype`, which it
             computes in. With many processes it is split, too.
-        ema: decay of the moving average per step, less in the first steps so that a short run is not the mean of
-            what it started from; None: there is none.
+        ema: decay of the moving average per step; None: there is none.
     """
 
     def __init__(
@@ -142,7 +139,6 @@ class MasterWeights:
             adam = torch.optim.AdamW(chosen, learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
             self.optimisers.append((adam, others))
         self.base_rate = learning_rate
-        self.updates = 0
 
     def step(self, rate: float) -> Tensor:
         """One update at `rate` times the base learning rate; returns the gradients' norm before clipping."""
@@ -162,10 +158,8 @@ class MasterWeights:
         for p in self.parameters:
             p.grad = None
         self._write_back()
-        self.updates += 1
         if self.decay is not None:
-            decay = min(self.decay, (1 + self.updates) / (WARM + self.updates))
-            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+            torch._foreach_lerp_(self.average, self.parameters, 1 - self.decay)
         return norm
 
     @torch.no_grad()
@@ -204,14 +198,12 @@ class MasterWeights:
             "parameters": gather(self.parameters, self.lengths),
             "average": gather(self.average, self.lengths[: len(self.average)]),
             "optimisers": optimisers,
-            "updates": self.updates,
         }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Inverse of `state_dict`; the module is set as well."""
         drop_gathered(self.module)
-        self.updates = state["updates"]
         rows = self.processes.rows
         for name in ("parameters", "average"):
             for target, source in zip(getattr(self, name), state[name], strict=True):
