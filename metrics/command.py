@@ -6,7 +6,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -71,3 +71,18 @@ def write_json(path: Path, results: Mapping[str, object]) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
+
+
+def write_report(
+    folder: Path, name: str, results: Mapping[str, object], lines: Sequence[str]
+) -> None:
+    """Write FOLDER/NAME.json and, for the reader, FOLDER/NAME.md; say the latter on the screen.
+
+    Raises:
+        ValueError: a number that is not finite.
+        OSError: they cannot be written.
+    """
+    path, text = folder / f"{name}.json", "\n".join(lines)
+    write_json(path, results)
+    path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    log.info("%s\nwrote %s", text, path)

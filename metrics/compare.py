@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from .claims import METRICS, Claim, Estimate, Estimates, Question, estimates, questions
-from .command import at_least_one, log, log_to_the_screen, write_json
+from .command import at_least_one, log, log_to_the_screen, write_report
 from .record import record
 from .row_runner import Made, Plan, Scores, add_row_options, plan_of, run
 from .rows import CODEC, TRUTH, WITHOUT_MODEL, Protocol, Row
@@ -168,9 +168,7 @@ def main() -> int:
         return int(args.only not in rows)
     measured = [row for row in plan.rows if row.label in rows]
     results, lines, met = report(plan, rows, questions(measured, model, baselines))
-    write_json(args.out / "compare.json", results)
-    (args.out / "compare.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    log.info("%s\nwrote %s", "\n".join(lines), args.out / "compare.json")
+    write_report(args.out, "compare", results, lines)
     if len(measured) < len(plan.rows):
         return 1
     return int(args.check and not met)

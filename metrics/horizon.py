@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from .claims import KEPT, METRICS, Estimate, Estimates, estimates
-from .command import at_least_one, log, log_to_the_screen, write_json
+from .command import at_least_one, log, log_to_the_screen, write_report
 from .compare import cell, described, made_of
 from .horizon_plot import plot
 from .record import record
@@ -164,12 +164,10 @@ def main() -> int:
     if args.only:
         return int(args.only not in rows)
     results, lines, met = report(plan, rows, spans)
-    write_json(args.out / "horizon.json", results)
-    (args.out / "horizon.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_report(args.out, "horizon", results, lines)
     order = [row.label for row in plan.rows if row.label in rows]
     curves = {label: by_piece(rows[label].scores) for label in order}
     plot(args.out / "horizon.png", curves, PIECE, [start for start, _ in spans[1:]])
-    log.info("%s\nwrote %s", "\n".join(lines), args.out / "horizon.json")
     if len(rows) < len(plan.rows):
         return 1
     return int(args.check and not met)

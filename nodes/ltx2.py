@@ -13,7 +13,7 @@ from ..model_loaders.ltx2 import Preset
 from ..model_loaders.ltx2_model import AUDIO_BINS, stream_clock
 from ..samplers.chunk import chunk_origin, chunk_state, chunk_tensors
 from ..samplers.overlap import OVERLAP, decode_pictures, decode_sound, piece_of
-from .stream import CHUNK, WHOLE, origin_of
+from .stream import CHUNK, WHOLE, chunk_wires, origin_of, pictures_and_sound
 
 NO_FILE, NO_BASE = "no LTX-2 checkpoint found", "none"
 _POSITIONS: dict[str, Preset | None] = {
@@ -143,8 +143,7 @@ class DecodeLTX2(io.ComfyNode):
             inputs=[
                 io.Vae.Input("vae", tooltip="From Load OmniForcing Model or Load VAE."),
                 io.Vae.Input("audio_vae", tooltip="From Load LTXV Audio VAE."),
-                io.Latent.Input("video", tooltip="From Sample Chunk."),
-                io.Latent.Input("audio", tooltip="From the same Sample Chunk."),
+                *chunk_wires(),
                 io.Combo.Input(
                     "part",
                     options=[CHUNK, WHOLE],
@@ -168,11 +167,7 @@ class DecodeLTX2(io.ComfyNode):
                     tooltip="On for the chunk that nothing follows: it gives what was held back, too.",
                 ),
             ],
-            outputs=[
-                io.Image.Output("images", tooltip="Frames, for Create Video or any image node."),
-                io.Audio.Output("audio", tooltip="Sound, for Create Video or any audio node."),
-                io.Float.Output("fps", tooltip="Frames a second, for Create Video."),
-            ],
+            outputs=pictures_and_sound(),
         )
 
     @classmethod

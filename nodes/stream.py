@@ -191,6 +191,23 @@ class SampleChunk(io.ComfyNode):
         )
 
 
+def chunk_wires() -> list[io.Input]:
+    """Inputs that take a chunk from Sample Chunk (`origin_of` reads them)."""
+    return [
+        io.Latent.Input("video", tooltip="From Sample Chunk."),
+        io.Latent.Input("audio", tooltip="From the same Sample Chunk."),
+    ]
+
+
+def pictures_and_sound() -> list[io.Output]:
+    """What a decoded chunk comes out as."""
+    return [
+        io.Image.Output("images", tooltip="Frames, for Create Video or any image node."),
+        io.Audio.Output("audio", tooltip="Sound, for Create Video or any audio node."),
+        io.Float.Output("fps", tooltip="Frames a second, for Create Video."),
+    ]
+
+
 class DecodeChunk(io.ComfyNode):
     """Decode Chunk."""
 
@@ -206,8 +223,7 @@ class DecodeChunk(io.ComfyNode):
             search_aliases=["vae decode", "audio decode", "latent to image", "latent to video"],
             inputs=[
                 ModelWire.Input("model", tooltip="From Load Mutual Forcing Model."),
-                io.Latent.Input("video", tooltip="From Sample Chunk."),
-                io.Latent.Input("audio", tooltip="From the same Sample Chunk."),
+                *chunk_wires(),
                 io.Combo.Input(
                     "part",
                     options=[CHUNK, WHOLE],
@@ -216,11 +232,7 @@ class DecodeChunk(io.ComfyNode):
                     "from the beginning of the stream to the end of this chunk.",
                 ),
             ],
-            outputs=[
-                io.Image.Output("images", tooltip="Frames, for Create Video or any image node."),
-                io.Audio.Output("audio", tooltip="Sound, for Create Video or any audio node."),
-                io.Float.Output("fps", tooltip="Frames a second, for Create Video."),
-            ],
+            outputs=pictures_and_sound(),
         )
 
     @classmethod

@@ -16,7 +16,6 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,14 +24,14 @@ from .train import CONFIGS
 
 logger = logging.getLogger("mutualforcing")
 LAUNCH = Path(__file__).parents[1] / "launch.py"
-TEACHER = "bidirectional"
+TAUGHT, TEACHER = "dmd_self_forcing", "bidirectional"
 # Teacher forcing alone has no few-step mode, and the rival's sampler is another.
 ROWS = {
     "mutual": ("few:4", "few:8", "multi:50"),
     "teacher_forcing": ("multi:4",),
-    "dmd_self_forcing": ("few:4:renoise",),
+    TAUGHT: ("few:4:renoise",),
 }
-RIVALS = ("teacher_forcing", "shortcut_teacher_forcing", "dmd_teacher_forcing", "dmd_self_forcing")
+RIVALS = ("teacher_forcing", "shortcut_teacher_forcing", "dmd_teacher_forcing", TAUGHT)
 
 
 def rows_of(method: str) -> list[str]:
@@ -51,14 +50,15 @@ def launched(module: str, *args: object) -> None:
 
 
 def train(args: argparse.Namespace, method: str) -> None:
-    """Train one method, or the rival's teacher, and put it into a model file; nothing if that is done."""
+    """Train one method, its teacher first if it has one, into a model file; nothing if that is done."""
     model = model_of(args.out, method)
     done = args.out / method / "done"
     if not done.exists():
         own = ["--stage", "mutual", "--method", method]
         if method == TEACHER:
             own = ["--stage", TEACHER]
-        elif method == "dmd_self_forcing":
+        elif method == TAUGHT:
+            train(args, TEACHER)
             own += ["--teacher", args.out / TEACHER]
         shared = ["--init", args.init, "--latents", *args.latents, "--minutes", args.minutes]
         shared += ["--seed", args.seed, "--config", args.config, "--out", args.out / method]
@@ -75,17 +75,11 @@ def model_of(out: Path, method: str) -> Path:
     return out / "models" / f"{method}.safetensors"
 
 
-def trained_in_parallel(args: argparse.Namespace, methods: Sequence[str]) -> None:
-    """Train all; who needs the rival's teacher waits for it."""
+def train_all(args: argparse.Namespace) -> None:
+    """Train the methods, several at once; the one that has a teacher takes longest, so it begins."""
+    methods = sorted(args.methods, key=lambda method: method != TAUGHT)
     with ThreadPoolExecutor(args.jobs) as pool:
-        if "dmd_self_forcing" in methods:
-            teacher = pool.submit(train, args, TEACHER)
-        others = [pool.submit(train, args, m) for m in methods if m != "dmd_self_forcing"]
-        if "dmd_self_forcing" in methods:
-            teacher.result()
-            others.append(pool.submit(train, args, "dmd_self_forcing"))
-        for other in others:
-            other.result()
+        list(pool.map(lambda method: train(args, method), methods))
 
 
 def main() -> None:
@@ -107,7 +101,7 @@ def main() -> None:
     p.add_argument("--out", type=Path, required=True)
     args = p.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    trained_in_parallel(args, args.methods)
+    train_all(args)
 
     models = [f"{method}={model_of(args.out, method)}" for method in args.methods]
     rows = [row for method in args.methods for row in rows_of(method)]
