@@ -94,35 +94,45 @@ def test_a_real_history_is_the_clip_and_a_resampled_one_departs_from_it(
         assert made.video.shape == clip.video.shape and made.audio.shape == clip.audio.shape
         assert not made.video.requires_grad
         distances.append(float((made.video - clip.video).square().mean()))
-        # Nobody sees the last block.
-        assert torch.equal(made.video[:, :, -3:], clip.video[:, :, -3:])
+        # Nobody sees the last block; a full rollout is a clip of its own to its end.
+        assert torch.equal(made.video[:, :, -3:], clip.video[:, :, -3:]) == (start > 0)
     assert 0 < distances[0] < distances[1]
 
 
-def test_a_history_rolled_out_is_what_the_sampler_generates(system: System, batch: Batch) -> None:
+@pytest.mark.parametrize("further", [0, 2])
+def test_a_history_rolled_out_is_what_the_sampler_generates(
+    system: System, batch: Batch, further: int
+) -> None:
     text, clip = system.text(batch.ids), Pair(batch.video, batch.audio)
     with torch.no_grad():
         made = few_step_history(
-            system.transformer, text, clip, steps=4, start_step=0, window=2, draws=draws()
+            system.transformer,
+            text,
+            clip,
+            steps=4,
+            start_step=0,
+            window=2,
+            draws=draws(),
+            further=further,
         )
-        noise = [
-            block.noise(again) for again in [draws()] for block in by_block(clip, CONFIG.layout)
-        ]
+        again = draws()
+        prefix, *following = by_block(clip, CONFIG.layout)
+        noise = [block.noise(again) for block in (prefix, *following[:1] * further, *following)]
         state = new_stream(system.transformer, "x", StreamSettings(1, 1, 2, (0,) * CLIPS))
         blocks = rollout(
             system.transformer,
             Prompt(text),
             state,
-            BLOCKS - 1,
+            BLOCKS + further,
             sampler_settings("few", 4),
             model_id="x",
             noise=lambda block, step, stream, shape: getattr(noise[block], stream),
         )
-        for block, ((latents, _), found) in enumerate(
-            zip(blocks, by_block(made, CONFIG.layout), strict=False)
-        ):
-            assert torch.allclose(found.video, latents.video, atol=1e-5), block
-            assert torch.allclose(found.audio, latents.audio, atol=1e-5), block
+        first, *others = [latents for latents, _ in blocks]
+        kept = (first, *others[further:])
+        for latents, found in zip(kept, by_block(made, CONFIG.layout), strict=True):
+            assert torch.allclose(found.video, latents.video, atol=1e-5)
+            assert torch.allclose(found.audio, latents.audio, atol=1e-5)
 
 
 def test_the_target_of_a_straight_teacher_is_its_velocity(
@@ -315,6 +325,24 @@ def test_methods_are_one_recipe_with_switches() -> None:
     assert off["dmd_only"] == off["dmd_teacher_forcing"] == (False, True)
     assert off["mutual"] == off["real_history"] == (True, True)
     assert [name for name, r in recipes.items() if r.teacher != "self"] == ["dmd_self_forcing"]
+    # A method that says what share of histories is of which kind leaves the rest of the mix as it is.
+    others = {(r.history.highest, r.history.further) for r in recipes.values()}
+    assert others == {(recipes["mutual"].history.highest, recipes["mutual"].history.further)}
+
+
+def test_the_comparison_is_the_shipped_recipe_in_smaller_batches() -> None:
+    small, compared = (
+        train.read_settings(train.CONFIGS / f"{name}.json", "mutual", "mutual")
+        for name in ("small", "comparison")
+    )
+    assert compared["transformer"] == small["transformer"]
+    assert compared["mutual"] == small["mutual"]
+    changed = {k for k, v in compared["recipe"].items() if small["recipe"][k] != v}
+    assert changed == {"lengths", "ema"}
+    lengths = [config["recipe"]["lengths"] for config in (small, compared)]
+    for large, little in zip(*lengths, strict=True):
+        assert little.pop("batch") < large.pop("batch")
+        assert little == large
 
 
 def test_histories_start_low_enough_to_stay_in_step_or_from_noise() -> None:
@@ -323,6 +351,9 @@ def test_histories_start_low_enough_to_stay_in_step_or_from_noise() -> None:
         starts = {mix.start_step(steps, 0.5, Draws(0, n, ())) for n in range(200)}
         low = {s for s in range(1, steps) if few_step_sigmas(steps)[s] <= 0.75}
         assert starts == {0} | (low or {steps})
+    mix = HistoryMix(further=2)
+    assert {mix.further_blocks(0, Draws(0, n, ())) for n in range(50)} == {0, 1, 2}
+    assert mix.further_blocks(1, draws()) == HistoryMix().further_blocks(0, draws()) == 0
 
 
 def test_flow_after_a_full_rollout_is_learned_on_the_real_history(

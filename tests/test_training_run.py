@@ -208,6 +208,23 @@ def test_clips_of_different_lengths_serve_what_they_are_long_enough_for(
         data.batch(400, data.blocks[0] + 1, *everyone)
 
 
+def test_blocks_after_the_prefix_can_be_left_out(folder: Path) -> None:
+    data = LatentSet([folder], LAYOUT, {})
+    blocks = data.blocks[0]
+    whole = data.batch(8, blocks, range(8), draws(clips=8))
+    cut = data.batch(8, blocks - 1, range(8), draws(clips=8), skipped=1)
+    for part, axis, span in (
+        ("video", 2, LAYOUT.video_span),
+        ("audio", 1, LAYOUT.audio_span),
+    ):
+        clip = getattr(whole, part)
+        (_, first), (_, second) = span(0), span(1)
+        kept = [i for i in range(clip.shape[axis]) if not first <= i < second]
+        assert torch.equal(getattr(cut, part), clip.index_select(axis, torch.tensor(kept)))
+    with pytest.raises(ValueError, match=f"expected some of {blocks + 1}"):
+        data.batch(8, blocks, range(8), draws(clips=8), skipped=1)
+
+
 def test_an_unfinished_set_is_refused(folder: Path) -> None:
     (folder / "about.json").write_text(json.dumps({"clips": 8, "done": 5}))
     with pytest.raises(ValueError, match="5 of 8 clips; finish it first"):

@@ -6,6 +6,7 @@ k clips, v caption variants, m tokens, c channels, b batch, f h w video latent g
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,26 +57,30 @@ class LatentSet:
                 weights[(found.ids[:, 0] == ids[word]).any(dim=1)] = weight
             self.weights.append(weights)
 
-    def batch(self, size: int, blocks: int, share: range, draws: Draws) -> Batch:
+    def batch(
+        self, size: int, blocks: int, share: range, draws: Draws, *, skipped: int = 0
+    ) -> Batch:
         """The first `blocks` blocks of random clips, each clip with one of its captions.
 
         Args:
             size: clips of the whole batch; `share` are the places in it that are wanted here.
+            skipped: blocks left out after the prefix, as they are from the cache of a long stream.
 
         Raises:
             ValueError: no folder has clips of that length.
         """
-        fit = [index for index, found in enumerate(self.blocks) if found >= blocks]
+        needed = blocks + skipped
+        fit = [index for index, found in enumerate(self.blocks) if found >= needed]
         if not fit:
             raise ValueError(
-                f"found clips of at most {max(self.blocks)} blocks, expected some of {blocks}; "
+                f"found clips of at most {max(self.blocks)} blocks, expected some of {needed}; "
                 "encode longer ones (training.latents --seconds)"
             )
         drawn = draws.weighted(torch.cat([self.weights[index] for index in fit]), size)
         starts = np.cumsum([0] + [len(self.weights[index]) for index in fit])
         variants = draws.integers(self.sets[0].ids.shape[1]).tolist()
-        video_stop = self.layout.video_latents(blocks)
-        audio_stop = self.layout.audio_latents(blocks)
+        video = _kept(self.layout.video_span, blocks, skipped)
+        audio = _kept(self.layout.audio_span, blocks, skipped)
         rows = []
         for place, variant in zip(share, variants, strict=True):
             number = int(drawn[place])
@@ -83,13 +88,19 @@ class LatentSet:
             found, row = self.sets[fit[at]], number - int(starts[at])
             rows.append(
                 (
-                    found.video[row, :, :video_stop],
-                    found.audio[row, :audio_stop],
+                    found.video[row][:, video],
+                    found.audio[row][audio],
                     found.ids[row, variant],
                 )
             )
-        video, audio, ids = (torch.stack(part) for part in zip(*rows, strict=True))
-        return Batch(video.float(), audio.float(), ids if ids.is_floating_point() else ids.long())
+        videos, audios, ids = (torch.stack(part) for part in zip(*rows, strict=True))
+        return Batch(videos.float(), audios.float(), ids if ids.is_floating_point() else ids.long())
+
+
+def _kept(span: Callable[[int], tuple[int, int]], blocks: int, skipped: int) -> Tensor:
+    """Indices of the latents of the prefix and of `blocks` - 1 blocks, `skipped` blocks later."""
+    places = [0, *range(1 + skipped, blocks + skipped)]
+    return torch.cat([torch.arange(*span(block)) for block in places])
 
 
 def _read_set(folder: Path) -> Batch:

@@ -31,11 +31,13 @@ class HistoryMix:
         rollout: share of full rollouts, likewise.
         highest: noise level up to which real blocks are noised before few-step mode finishes them: above it
             hardly anything of them is left, and the real next block would no more follow.
+        further: blocks by which a full rollout is at most longer than the clip.
     """
 
     real: tuple[float, float] = (0.5, 0.3)
     rollout: tuple[float, float] = (0.0, 0.2)
     highest: float = 0.75
+    further: int = 0
 
     def __post_init__(self) -> None:
         for real, rollout in zip(self.real, self.rollout, strict=True):
@@ -60,6 +62,10 @@ class HistoryMix:
         low = [step for step in range(1, steps) if sigmas[step] <= self.highest]
         return low[draws.choice(len(low))] if low else steps
 
+    def further_blocks(self, start_step: int, draws: Draws) -> int:
+        """By how many blocks this history is rolled out further than the clip is long."""
+        return draws.choice(self.further + 1) if self.further and start_step == 0 else 0
+
 
 @torch.no_grad()
 def few_step_history(
@@ -71,23 +77,31 @@ def few_step_history(
     start_step: int,
     window: int,
     draws: Draws,
+    further: int = 0,
 ) -> Pair:
     """A history of the same shape as the real clip, finished by few-step mode from `start_step` of its grid.
 
-    Nobody sees the last block of a history, so it is left as it is.
+    Nobody sees the last block of a history, so it is left as it is, but for full rollouts, which are clips of
+    their own.
 
     Args:
         clean: real latents.
         steps: few-step grid (4 or 8).
         start_step: 0 starts from noise, `steps` returns the real clip.
         window: blocks that the rolling cache keeps.
+        further: blocks to roll out beyond the clip's length. The oldest after the prefix fall out, as they do
+            from the cache of a long stream: so few-step mode also learns to go on from its own later drift.
     """
     if start_step == steps:
         return clean
     sigmas = few_step_sigmas(steps)[start_step:]
     like = next(model.parameters()).new_empty(0)
     constants = SigmaConstants(model, like)
-    *past, last = by_block(clean, model.config.layout)
+    blocks = by_block(clean, model.config.layout)
+    if start_step:
+        *past, last = blocks
+    else:
+        past = [blocks[0], *(blocks[1:2] * further), *blocks[1:]]
     cache = RollingCache(window)
     made = []
     for index, block in enumerate(past):
@@ -105,4 +119,6 @@ def few_step_history(
         made.append(x)
         if index + 1 < len(past):
             cache = opened.commit(x.video.to(like), x.audio.to(like), text, constants.at(0.0))
-    return joined([*made, last])
+    if start_step:
+        return joined([*made, last])
+    return joined([made[0], *made[len(made) - len(blocks) + 1 :]])

@@ -33,12 +33,12 @@ from .system import Parts, without_some
 
 @dataclass(frozen=True)
 class MutualRecipe:
-    """What one step is made of; a weight of 0 switches its half off.
+    """What one step is made of; a weight of 0 switches ShortCut or DMD off.
 
     Attributes:
         teacher: "self" is Mutual Forcing and everything that shares its step. "bidirectional" is the rival
             (training.self_forcing), which has no shortcut, no history and no real data.
-        shortcut, matching: weights of ShortCut and of DMD.
+        flow, shortcut, matching: weights of flow matching, of ShortCut and of DMD.
         matching_every: steps from one DMD update of the generator to the next.
         fake_updates: updates of the online fake score for each of them, on the sample that it was made with.
         steps: few-step grids that are trained, drawn at random.
@@ -48,6 +48,7 @@ class MutualRecipe:
     """
 
     teacher: Literal["self", "bidirectional"] = "self"
+    flow: float = 1.0
     shortcut: float = 1.0
     matching: float = 0.5
     matching_every: int = 4
@@ -101,6 +102,7 @@ def prepare(
     steps = recipe.steps[draws.choice(len(recipe.steps))]
     clean = Pair(batch.video, batch.audio)
     start = recipe.history.start_step(steps, progress, draws)
+    further = recipe.history.further_blocks(start, draws)
     history = few_step_history(
         system.transformer,
         system.text(ids),
@@ -109,6 +111,7 @@ def prepare(
         start_step=start,
         window=recipe.window,
         draws=draws,
+        further=further,
     )
     return Prepared(clean, history, ids, steps, in_step=start > 0)
 
@@ -137,9 +140,10 @@ def shortcut_loss(
         teacher: the averaged weights; never gets a gradient.
     """
     layout = system.transformer.config.layout
-    clean, history, ids, steps, _ = prepared
+    clean, history, ids, steps, in_step = prepared
     start, end = draw_interval(block_count(clean, layout), steps, draws)
-    x = noised(clean, clean.noise(draws), start, layout)
+    # What few-step mode meets after a full rollout is the noised rest of that rollout, not of the real clip.
+    x = noised(clean if in_step else history, clean.noise(draws), start, layout)
 
     def displacement() -> Pair:
         score = guided(teacher, ids, recipe.guidance)

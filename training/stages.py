@@ -166,7 +166,7 @@ class MutualStage:
         prepared = system(prepare, system, batch, recipe, progress, draws)
         # Backward term by term: only one of them has its activations in memory at a time.
         flow = system(flow_loss, system, prepared, recipe, draws)
-        flow.backward()
+        (recipe.flow * flow).backward()
         logged = {"flow": flow.detach()}
         if recipe.shortcut:
             loss = system(shortcut_loss, system, self.teacher, prepared, recipe, draws)

@@ -46,19 +46,25 @@ SAVE_SECONDS = 120
 def read_settings(config: Path, stage: str, method: str) -> dict[str, dict[str, object]]:
     """A config file for one stage and method.
 
-    What its section "stages" says of the stage changes "recipe"; what configs/methods.json says of the method
-    changes "mutual".
+    Sections that it lacks are those of the file beside it that it names under "like". What its section "stages"
+    says of the stage changes "recipe"; what configs/methods.json says of the method changes "mutual", and of the
+    history the "history" in it.
 
     Raises:
         ValueError: no such method.
     """
     settings = json.loads(config.read_text())
+    if "like" in settings:
+        settings = json.loads((config.parent / settings["like"]).read_text()) | settings
     methods = json.loads((CONFIGS / "methods.json").read_text())
     if method not in methods:
         raise ValueError(f"found method {method!r}, expected one of {', '.join(methods)}")
+    mutual, changes = settings.get("mutual", {}), methods[method]
+    if "history" in changes:
+        changes = changes | {"history": mutual.get("history", {}) | changes["history"]}
     return settings | {
         "recipe": settings["recipe"] | settings.get("stages", {}).get(stage, {}),
-        "mutual": settings.get("mutual", {}) | methods[method],
+        "mutual": mutual | changes,
     }
 
 
@@ -180,7 +186,8 @@ class Run:
         length = lengths[int(Draws(args.seed, self.step, ()).weighted(shares, 1))]
         share = processes.share(length["batch"])
         draws = Draws(args.seed, self.step, share, processes.device)
-        batch = self.data.batch(length["batch"], length["blocks"], share, draws)
+        skipped = length.get("skipped", 0)
+        batch = self.data.batch(length["batch"], length["blocks"], share, draws, skipped=skipped)
         return batch.to(processes.device), draws
 
     def advance(self, progress: float) -> Logged:
