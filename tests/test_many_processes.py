@@ -27,7 +27,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("many")
     write_latents(folder / "latents", batch(8))
     # In bfloat16 the split of a batch decides how its products are rounded.
-    settings = SETTINGS | {"recipe": SETTINGS["recipe"] | {"dtype": "float32"}}
+    lengths = [{"blocks": blocks, "batch": 4, "share": 0.5} for blocks in (1, 3)]
+    settings = SETTINGS | {
+        "recipe": SETTINGS["recipe"] | {"dtype": "float32", "lengths": lengths},
+        "mutual": SETTINGS["mutual"] | {"taught_every": 2},
+    }
     (folder / "config.json").write_text(json.dumps(settings))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

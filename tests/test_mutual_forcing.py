@@ -24,7 +24,6 @@ from mutual_forcing.training.draws import Draws
 from mutual_forcing.training.history import HistoryMix, few_step_history
 from mutual_forcing.training.mutual_forcing import (
     MutualRecipe,
-    Prepared,
     distribution_loss,
     draw_level,
     fake_loss,
@@ -198,11 +197,11 @@ def test_matching_by_block_is_matching_of_each_block(batch: Batch) -> None:
 def test_every_loss_reaches_the_network_and_none_the_teacher(system: System, batch: Batch) -> None:
     teacher, fake = twin(system), twin(system)
     recipe = MutualRecipe(history=HistoryMix((0.0, 0.0), (1.0, 1.0)), window=2)
-    prepared = prepare(system, batch, recipe, 0.5, draws())
-    matched = distribution_loss(system, teacher, fake, prepared, recipe, draws())
+    shown, taught = prepare(system, batch, recipe, 0.5, draws())
+    matched = distribution_loss(system, teacher, fake, taught, recipe)
     for loss in (
-        flow_loss(system, prepared, recipe, draws()),
-        shortcut_loss(system, teacher, prepared, recipe, draws()),
+        flow_loss(system, shown, recipe, draws()),
+        shortcut_loss(system, teacher, taught, recipe),
         matched.loss,
     ):
         system.zero_grad()
@@ -212,7 +211,7 @@ def test_every_loss_reaches_the_network_and_none_the_teacher(system: System, bat
     assert all(p.grad is None for model in (teacher, fake) for p in model.parameters())
     system.zero_grad()
     level = draw_level(BLOCKS, recipe, draws())
-    fake_loss(fake, prepared.history, matched.sample, prepared.ids, level, draws()).backward()
+    fake_loss(fake, taught.history, matched.sample, taught.ids, level, draws()).backward()
     assert fake.transformer.proj_out.weight.grad.abs().sum() > 0
     assert system.transformer.proj_out.weight.grad is None
 
@@ -356,17 +355,39 @@ def test_histories_start_low_enough_to_stay_in_step_or_from_noise() -> None:
     assert mix.further_blocks(1, draws()) == HistoryMix().further_blocks(0, draws()) == 0
 
 
-def test_flow_after_a_full_rollout_is_learned_on_the_real_history(
-    system: System, batch: Batch
+@pytest.mark.parametrize("kind", ["resampled", "rollout"])
+def test_few_step_mode_learns_on_some_clips_and_flow_on_all(
+    system: System, batch: Batch, kind: str
 ) -> None:
-    clip, recipe = Pair(*batch[:2]), MutualRecipe(steps=(4,))
-    other = clip.map(lambda value: value + 1)
+    rollout_share = float(kind == "rollout")
+    mix = HistoryMix((0.0, 0.0), (rollout_share,) * 2)
+    recipe = MutualRecipe(steps=(4,), history=mix, taught_every=2, window=2, caption_dropout=0.0)
+    shown, taught = prepare(system, batch, recipe, 0.5, draws())
+    assert CLIPS == 2 and torch.equal(taught.ids, batch.ids[:1])
+    for stream in ("video", "audio"):
+        clip = getattr(batch, stream)
+        assert torch.equal(getattr(shown.clean, stream), clip)
+        history, own = getattr(shown.history, stream), getattr(taught.history, stream)
+        states = getattr(taught.clip, stream)
+        if kind == "rollout":
+            # The real block does not follow from a rollout: flow is learned on the real history, and few-step
+            # mode on the rollout itself.
+            assert torch.equal(history, clip)
+            assert torch.equal(states, own) and not torch.equal(own, clip[:1])
+        else:
+            assert not torch.equal(history, clip)
+            assert torch.equal(own, history[:1]) and torch.equal(states, clip[:1])
 
-    def flow(history: Pair, in_step: bool) -> float:
-        made = Prepared(clip, history, batch.ids, 4, in_step)
-        return float(flow_loss(system, made, recipe, draws()).detach())
 
-    assert flow(other, False) == flow(clip, True) != flow(other, True)
+def test_draws_of_some_clips_are_those_clips_own_on_any_process() -> None:
+    whole = Draws(3, 5, range(6)).normal(4)
+    rows, some = Draws(3, 5, range(6)).every(3)
+    assert rows == [0, 3] and torch.equal(some.normal(4), whole[rows])
+    rows, some = Draws(3, 5, range(3, 6)).every(3)
+    assert rows == [0] and torch.equal(some.normal(4), whole[[3]])
+    assert some.choice(1000) == Draws(3, 5, ()).choice(1000)
+    with pytest.raises(ValueError, match="found 4 clips"):
+        Draws(3, 5, range(4)).every(3)
 
 
 def test_recipes_are_read_from_json() -> None:

@@ -9,6 +9,7 @@ what is drawn, and a run that goes on after a kill draws what it would have draw
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -34,10 +35,28 @@ class Draws:
     ) -> None:
         self.device = torch.device(device)
         named = varied_seed(seed, 1 + step)
+        self._places = list(clips)
         self._common = torch.Generator().manual_seed(named)
         self._clips = [
-            torch.Generator().manual_seed(varied_seed(named, 1 + place)) for place in clips
+            torch.Generator().manual_seed(varied_seed(named, 1 + place)) for place in self._places
         ]
+
+    def every(self, step: int) -> tuple[list[int], Draws]:
+        """Each `step`-th clip of the whole batch: which of this process's they are, and draws for them alone.
+
+        Raises:
+            ValueError: processes would have unlike numbers of them.
+        """
+        if len(self._places) % step:
+            raise ValueError(
+                f"found {len(self._places)} clips in this process's share of the batch, expected a multiple of "
+                f"{step}, of which one is taken; change the batch, taught_every or the number of processes"
+            )
+        rows = [row for row, place in enumerate(self._places) if place % step == 0]
+        some = copy(self)
+        some._places = [self._places[row] for row in rows]
+        some._clips = [self._clips[row] for row in rows]
+        return rows, some
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal noise for every clip, (b, *shape) float32."""

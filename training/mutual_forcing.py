@@ -2,10 +2,10 @@
 
 b batch, k blocks.
 Few-step mode makes the history (no gradient). Given it, multi-step mode learns the flow of the real block (after
-a full rollout, from which that block would not follow, given the real history); and few-step mode learns from
-multi-step mode: the displacement over an interval (ShortCut) and, every few steps, the difference of two scores
-on its own samples (DMD). The teacher is the network's own averaged weights in multi-step mode; there is no
-bidirectional model anywhere.
+a full rollout, from which that block would not follow, given the real history). On a part of the clips few-step
+mode learns from multi-step mode: the displacement over an interval (ShortCut) and, every few steps, the
+difference of two scores on its own samples (DMD). The teacher is the network's own averaged weights in
+multi-step mode; there is no bidirectional model anywhere.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class MutualRecipe:
         teacher: "self" is Mutual Forcing and everything that shares its step. "bidirectional" is the rival
             (training.self_forcing), which has no shortcut, no history and no real data.
         flow, shortcut, matching: weights of flow matching, of ShortCut and of DMD.
+        taught_every: few-step mode learns on every so many-th clip of a batch. Its targets hold no noise of their
+            own as flow's do, so it needs fewer clips; with as many it outweighs multi-step mode, its teacher.
         matching_every: steps from one DMD update of the generator to the next.
         fake_updates: updates of the online fake score for each of them, on the sample that it was made with.
         steps: few-step grids that are trained, drawn at random.
@@ -51,6 +53,7 @@ class MutualRecipe:
     flow: float = 1.0
     shortcut: float = 1.0
     matching: float = 0.5
+    taught_every: int = 1
     matching_every: int = 4
     fake_updates: int = 4
     steps: tuple[int, ...] = (4, 8)
@@ -79,71 +82,89 @@ class MutualRecipe:
         return cls(**kept)
 
 
-class Prepared(NamedTuple):
-    """One batch with the history that few-step mode made for it.
-
-    Attributes:
-        in_step: whether that history is still one of the real clip; a full rollout is not.
-    """
+class Shown(NamedTuple):
+    """What multi-step mode learns from: real blocks, and the history that each is to follow from."""
 
     clean: Pair
     history: Pair
     ids: Tensor
+
+
+class Taught(NamedTuple):
+    """The clips of a batch on which few-step mode learns from multi-step mode.
+
+    Attributes:
+        clip: what its noisy states are made of: the real one, or after a full rollout that rollout itself.
+        history: what it sees of the blocks before.
+        steps: the grid.
+        draws: for these clips alone.
+    """
+
+    clip: Pair
+    history: Pair
+    ids: Tensor
     steps: int
-    in_step: bool
+    draws: Draws
 
 
 @torch.no_grad()
 def prepare(
     system: Parts, batch: Batch, recipe: MutualRecipe, progress: float, draws: Draws
-) -> Prepared:
-    """Draw a grid and a kind of history, and let few-step mode make it."""
+) -> tuple[Shown, Taught]:
+    """Draw a grid and a kind of history, and let few-step mode make it.
+
+    After a full rollout another block would follow, in another place of its motion: for multi-step mode to learn
+    the real one would be to learn not to look at the history. There its history is the real one.
+    """
     ids = without_some(system, batch.ids, recipe.caption_dropout, draws)
     steps = recipe.steps[draws.choice(len(recipe.steps))]
     clean = Pair(batch.video, batch.audio)
     start = recipe.history.start_step(steps, progress, draws)
     further = recipe.history.further_blocks(start, draws)
-    history = few_step_history(
-        system.transformer,
-        system.text(ids),
-        clean,
-        steps=steps,
-        start_step=start,
-        window=recipe.window,
-        draws=draws,
-        further=further,
-    )
-    return Prepared(clean, history, ids, steps, in_step=start > 0)
+    rows, some = draws.every(recipe.taught_every)
+
+    def history(clip: Pair, ids: Tensor, draws: Draws) -> Pair:
+        return few_step_history(
+            system.transformer,
+            system.text(ids),
+            clip,
+            steps=steps,
+            start_step=start,
+            window=recipe.window,
+            draws=draws,
+            further=further,
+        )
+
+    def chosen(pair: Pair) -> Pair:
+        return pair.map(lambda value: value[rows])
+
+    if start:
+        made = history(clean, ids, draws)
+        return Shown(clean, made, ids), Taught(chosen(clean), chosen(made), ids[rows], steps, some)
+    rolled = history(chosen(clean), ids[rows], some)
+    return Shown(clean, clean, ids), Taught(rolled, rolled, ids[rows], steps, some)
 
 
-def flow_loss(system: Parts, prepared: Prepared, recipe: MutualRecipe, draws: Draws) -> Tensor:
-    """Multi-step mode: the flow of the real block, d = 0; the sum over both streams.
-
-    After a full rollout another block would follow, in another place of its motion: to learn the real one would
-    be to learn not to look at the history. There the history is the real one.
-    """
-    layout, clean = system.transformer.config.layout, prepared.clean
-    past = prepared.history if prepared.in_step else clean
-    blocks = block_count(clean, layout)
-    sigma = sample_sigma(blocks, recipe.sigma_mean, recipe.sigma_spread, draws)
-    noise, text = clean.noise(draws), system.text(prepared.ids)
-    out = velocity(system.transformer, past, noised(clean, noise, sigma, layout), sigma, text)
+def flow_loss(system: Parts, shown: Shown, recipe: MutualRecipe, draws: Draws) -> Tensor:
+    """Multi-step mode: the flow of the real block, d = 0; the sum over both streams."""
+    layout, clean = system.transformer.config.layout, shown.clean
+    sigma = sample_sigma(block_count(clean, layout), recipe.sigma_mean, recipe.sigma_spread, draws)
+    noise, text = clean.noise(draws), system.text(shown.ids)
+    x = noised(clean, noise, sigma, layout)
+    out = velocity(system.transformer, shown.history, x, sigma, text)
     return sum(block_error(out, flow_target(clean, noise), layout))
 
 
-def shortcut_loss(
-    system: Parts, teacher: Parts, prepared: Prepared, recipe: MutualRecipe, draws: Draws
-) -> Tensor:
+def shortcut_loss(system: Parts, teacher: Parts, taught: Taught, recipe: MutualRecipe) -> Tensor:
     """Few-step mode against the displacement of multi-step mode over an interval; the sum over both streams.
 
     Args:
         teacher: the averaged weights; never gets a gradient.
     """
     layout = system.transformer.config.layout
-    clean, history, ids, steps, in_step = prepared
-    start, end = draw_interval(block_count(clean, layout), steps, draws)
-    # What few-step mode meets after a full rollout is the noised rest of that rollout, not of the real clip.
-    x = noised(clean if in_step else history, clean.noise(draws), start, layout)
+    clip, history, ids, steps, draws = taught
+    start, end = draw_interval(block_count(clip, layout), steps, draws)
+    x = noised(clip, clip.noise(draws), start, layout)
 
     def displacement() -> Pair:
         score = guided(teacher, ids, recipe.guidance)
@@ -166,9 +187,8 @@ def distribution_loss(
     system: Parts,
     teacher: Parts,
     fake: Parts,
-    prepared: Prepared,
+    taught: Taught,
     recipe: MutualRecipe,
-    draws: Draws,
 ) -> Matched:
     """Few-step mode's own samples under two scores: multi-step mode's and the online fake score's.
 
@@ -176,12 +196,12 @@ def distribution_loss(
         teacher, fake: get no gradient here.
     """
     layout = system.transformer.config.layout
-    clean, history, ids, steps, _ = prepared
-    noise, text = clean.noise(draws), system.text(ids)
+    clip, history, ids, steps, draws = taught
+    noise, text = clip.noise(draws), system.text(ids)
     sample = few_step_sample(system.transformer, history, noise, text, steps, draws.choice(steps))
-    level = draw_level(block_count(clean, layout), recipe, draws)
+    level = draw_level(block_count(clip, layout), recipe, draws)
     made = sample.map(Tensor.detach)
-    x = noised(made, clean.noise(draws), level, layout)
+    x = noised(made, clip.noise(draws), level, layout)
     real = teacher(lambda: guided(teacher, ids, recipe.guidance).velocity(history, x, level))
     with torch.no_grad():
         false = fake(lambda: velocity(fake.transformer, history, x, level, fake.text(ids)))

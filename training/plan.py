@@ -18,6 +18,7 @@ import json
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,12 @@ class Shapes(Draws):
     def integers(self, limit: int, *shape: int) -> Tensor:
         """(b, *shape) int64."""
         return torch.empty(self.clips, *shape, device=META, dtype=torch.long)
+
+    def every(self, step: int) -> tuple[list[int], Shapes]:
+        """Each `step`-th of the clips."""
+        rows, some = list(range(0, self.clips, step)), copy(self)
+        some.clips = len(rows)
+        return rows, some
 
 
 class Watch(TorchDispatchMode):

@@ -163,18 +163,18 @@ class MutualStage:
         """One update of the network and, where it had a DMD term, several of the fake score."""
         system, recipe = self.system, self.recipe
         matching = bool(recipe.matching) and number % recipe.matching_every == 0
-        prepared = system(prepare, system, batch, recipe, progress, draws)
+        shown, taught = system(prepare, system, batch, recipe, progress, draws)
         # Backward term by term: only one of them has its activations in memory at a time.
-        flow = system(flow_loss, system, prepared, recipe, draws)
+        flow = system(flow_loss, system, shown, recipe, draws)
         (recipe.flow * flow).backward()
         logged = {"flow": flow.detach()}
         if recipe.shortcut:
-            loss = system(shortcut_loss, system, self.teacher, prepared, recipe, draws)
+            loss = system(shortcut_loss, system, self.teacher, taught, recipe)
             (recipe.shortcut * loss).backward()
             logged["shortcut"] = loss.detach()
         if matching:
             scores = self.teacher, self.fake
-            loss, sample = system(distribution_loss, system, *scores, prepared, recipe, draws)
+            loss, sample = system(distribution_loss, system, *scores, taught, recipe)
             (recipe.matching * loss).backward()
             logged["matching"] = loss.detach()
         logged["gradient"] = self.weights.step(rate)
@@ -183,9 +183,9 @@ class MutualStage:
         if matching:
             blocks = block_count(sample, system.transformer.config.layout)
             for _ in range(recipe.fake_updates):
-                level = draw_level(blocks, recipe, draws)
-                made = sample, prepared.ids, level, draws
-                loss = self.fake(fake_loss, self.fake, prepared.history, *made)
+                level = draw_level(blocks, recipe, taught.draws)
+                made = sample, taught.ids, level, taught.draws
+                loss = self.fake(fake_loss, self.fake, taught.history, *made)
                 loss.backward()
                 logged["fake gradient"] = self.fake_weights.step(rate)
                 logged["fake"] = loss.detach()
