@@ -1,7 +1,7 @@
 """Train Mutual Forcing, its rivals and its ablations alike, and measure them side by side.
 
     python launch.py training.comparison --init runs/joint --latents runs/latents1 runs/short13 \
-        --codecs models/mutual_forcing_small.safetensors --minutes 10 --out runs/comparison
+        --codecs models/mutual_forcing_small.safetensors --minutes 7 --out runs/comparison
 
 Every method of configs/methods.json starts from the same multi-step weights and gets the same minutes of one
 core on the same data. The rival's teacher gets as many again, which are not counted. OUT/models holds a model
@@ -90,7 +90,7 @@ def main() -> None:
     p.add_argument("--init", type=Path, required=True, help="multi-step weights: run or model file")
     p.add_argument("--latents", type=Path, nargs="+", required=True)
     p.add_argument("--codecs", type=Path, default=shipped_model_path(), help="model file")
-    p.add_argument("--minutes", type=float, default=10, help="of one core, for each method")
+    p.add_argument("--minutes", type=float, default=7, help="of one core, for each method")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--methods", nargs="+", choices=known, default=known)
     p.add_argument("--jobs", type=int, default=2, help="processes at once, of one thread each")
