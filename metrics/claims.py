@@ -187,7 +187,9 @@ class Question:
                 limit, met = self.rule(metric, a, b)
                 met &= a.mean != metric.lost
                 error = standard_error(a, b)
-                errors = metric.gain(a.mean, b.mean) / error if error else None
+                # Differences that agree to rounding, as shares of few clips do, tell nothing of chance.
+                known = error is not None and error > 1e-9
+                errors = metric.gain(a.mean, b.mean) / error if known else None
                 least = floor.get(metric.key) if metric.floored else None
                 above = least is not None and b.mean > least.mean
                 excess = (a.mean - least.mean) / (b.mean - least.mean) if above else None
