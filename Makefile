@@ -52,11 +52,11 @@ ltx2:
 
 evaluate: $(VENV)/.dev
 	mkdir -p $(OUT)/measured
-	$(PY) launch.py metrics.evaluate --mode multi --prompts 64 --seconds 5 --out $(OUT)/measured/multi
-	$(PY) launch.py metrics.longrun --seconds 60 --out $(OUT)/measured/longrun
-	$(PY) launch.py metrics.compare --models $(MODELS) --rows $(ROWS) --prompts $(PROMPTS) --seeds $(SEEDS) \
+	$(PY) launch.py lab.metrics.evaluate --mode multi --prompts 64 --seconds 5 --out $(OUT)/measured/multi
+	$(PY) launch.py lab.metrics.longrun --seconds 60 --out $(OUT)/measured/longrun
+	$(PY) launch.py lab.metrics.compare --models $(MODELS) --rows $(ROWS) --prompts $(PROMPTS) --seeds $(SEEDS) \
 		--seconds 5 --jobs $(JOBS) --out $(OUT)/measured/compare
-	$(PY) launch.py metrics.horizon --models $(MODELS) --rows $(LONG_ROWS) --prompts $(PROMPTS) --seeds $(SEEDS) \
+	$(PY) launch.py lab.metrics.horizon --models $(MODELS) --rows $(LONG_ROWS) --prompts $(PROMPTS) --seeds $(SEEDS) \
 		--seconds 60 --jobs $(JOBS) --out $(OUT)/measured/horizon
 
 clean:

@@ -20,7 +20,6 @@ import launch
 launch.register()
 
 import torch  # noqa: E402
-from mutual_forcing.metrics.contact_sheet import ContactSheet  # noqa: E402
 from mutual_forcing.model_loaders.bundle import (  # noqa: E402
     Bundle,
     load_bundle,
@@ -29,6 +28,7 @@ from mutual_forcing.model_loaders.bundle import (  # noqa: E402
 from mutual_forcing.networks.execution import WAYS, Execution, device_named  # noqa: E402
 from mutual_forcing.networks.video_codec import SPACE_STRIDE  # noqa: E402
 from mutual_forcing.samplers.clock import Clock  # noqa: E402
+from mutual_forcing.samplers.contact_sheet import ContactSheet  # noqa: E402
 from mutual_forcing.samplers.decode import DecodedBlock  # noqa: E402
 from mutual_forcing.samplers.live import decoded_live  # noqa: E402
 from mutual_forcing.samplers.rollout import (  # noqa: E402

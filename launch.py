@@ -1,4 +1,4 @@
-"""Run a module of this pack from the shell: `python launch.py training.train --help`.
+"""Run a module of this pack from the shell: `python launch.py lab.training.train --help`.
 
 The pack's folder is itself the Python package (ComfyUI loads it by path, under any folder name), so a
 module in it cannot be started with `python -m`. This registers the folder as `mutual_forcing`, without
@@ -33,7 +33,7 @@ def register(root: Path = ROOT) -> None:
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] in {"-h", "--help"}:
         sys.exit(
-            "usage: python launch.py MODULE [ARGS], for example: python launch.py training.train --help"
+            "usage: python launch.py MODULE [ARGS], for example: python launch.py lab.training.train --help"
         )
     register()
     name = f"{PACKAGE}.{sys.argv[1]}"

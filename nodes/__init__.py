@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..model_loaders import compat
+from ..host import comfy as compat
 from .clip import GenerateClip
 from .loaders import LoadModel
 from .ltx2 import DecodeLTX2, LoadLTX2

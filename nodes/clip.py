@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import InputImpl, Types, io
 
-from ..model_loaders import compat
-from ..model_loaders.compat import HostModel
-from ..model_loaders.conditioning import Conditioning
+from ..host import comfy as compat
+from ..host.comfy import HostModel
+from ..host.conditioning import Conditioning
 from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.decode import joined
 from ..samplers.live import decoded_live

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..model_loaders import compat
-from ..model_loaders.conditioning import StreamClip
+from ..host import comfy as compat
+from ..host.conditioning import StreamClip
 from .types import ModelWire
 
 NO_MODEL = "no model found"

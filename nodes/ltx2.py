@@ -7,10 +7,10 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..model_loaders import compat_ltx2
-from ..model_loaders.compat_ltx2 import Weights
+from ..host import ltx2 as compat_ltx2
+from ..host.ltx2 import Weights
+from ..host.ltx2_model import AUDIO_BINS, stream_clock
 from ..model_loaders.ltx2 import Preset
-from ..model_loaders.ltx2_model import AUDIO_BINS, stream_clock
 from ..samplers.chunk import chunk_origin, chunk_state, chunk_tensors
 from ..samplers.overlap import OVERLAP, decode_pictures, decode_sound, piece_of
 from .stream import CHUNK, WHOLE, chunk_wires, origin_of, pictures_and_sound

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from comfy_api.latest import io
 
-from ..model_loaders.compat import Progress
-from ..model_loaders.compat_ltx2 import stream_model
-from ..model_loaders.conditioning import Conditioning, frame_rate_of
+from ..host.comfy import Progress
+from ..host.conditioning import Conditioning, frame_rate_of
+from ..host.ltx2 import stream_model
+from ..host.stream_model import StreamModel
 from ..model_loaders.memory import stream_bytes
-from ..model_loaders.stream_model import StreamModel
 from ..networks.execution import PATHS, Execution
 from ..samplers.noise import varied_seed
 from ..samplers.rollout import (

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..model_loaders import compat
+from ..host import comfy as compat
 from ..samplers.state import StreamState
 from ..samplers.state_file import save_state
 

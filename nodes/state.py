@@ -6,7 +6,7 @@ import logging
 
 from comfy_api.latest import io
 
-from ..model_loaders import compat
+from ..host import comfy as compat
 from ..samplers.state import StreamState
 from ..samplers.state_file import load_state, save_state
 from .types import StateWire

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from comfy_api.latest import io
 
-from ..model_loaders.stream_model import StreamModel
+from ..host.stream_model import StreamModel
 from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.rollout import new_stream
 from ..samplers.start import Start

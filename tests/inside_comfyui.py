@@ -26,7 +26,7 @@ launch = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(launch)
 launch.register()
 
-from mutual_forcing.model_loaders import compat  # noqa: E402
+from mutual_forcing.host import comfy as compat  # noqa: E402
 from mutual_forcing.model_loaders.bundle import load_bundle  # noqa: E402
 from mutual_forcing.networks.attention import sdpa  # noqa: E402
 

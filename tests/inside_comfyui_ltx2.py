@@ -34,7 +34,7 @@ launch = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(launch)
 launch.register()
 
-from mutual_forcing.model_loaders import compat_ltx2  # noqa: E402
+from mutual_forcing.host import ltx2 as compat_ltx2  # noqa: E402
 from mutual_forcing.model_loaders.generator import CONNECTORS, assemble  # noqa: E402
 from mutual_forcing.model_loaders.ltx2 import load_transformer  # noqa: E402
 from mutual_forcing.networks.transformer import text_keys  # noqa: E402

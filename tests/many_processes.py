@@ -22,7 +22,7 @@ STAGES = (
 
 def train_all(folder: Path) -> None:
     """Three steps of every stage; where there are two modes, with a stop after the first."""
-    from mutual_forcing.training import train
+    from mutual_forcing.lab.training import train
 
     world = os.environ.get("WORLD_SIZE", "1")
     for stage, method in STAGES:

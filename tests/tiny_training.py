@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mutual_forcing.lab.training import train
+from mutual_forcing.lab.training.data import Batch
+from mutual_forcing.lab.training.draws import Draws
+from mutual_forcing.lab.training.system import System, initialise
 from mutual_forcing.networks.layout import BlockLayout
-from mutual_forcing.training import train
-from mutual_forcing.training.data import Batch
-from mutual_forcing.training.draws import Draws
-from mutual_forcing.training.system import System, initialise
 
 SETTINGS = {
     "transformer": {

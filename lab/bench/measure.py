@@ -1,0 +1,226 @@
+"""One measured rollout: blocks one after another, each with its stages, its floor and its plain double."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from ...networks.execution import Execution
+from ...networks.fp8 import use_fp8
+from ...networks.transformer import text_keys
+from ...samplers.decode import StreamDecoder
+from ...samplers.live import ahead
+from ...samplers.rollout import Prompt, SamplerSettings, rollout
+from ...samplers.sigmas import few_step_sigmas
+from ...samplers.state import BlockLatents
+from .floor import Rates, block_work, measure_rates
+from .plain import plain_block
+from .setups import Setup
+from .stopwatch import NO_TIME, Span, Stopwatch, now, since, spanned
+
+try:
+    import resource
+except ImportError:  # not on Windows, where memory is not measured
+    resource = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure; see the command line of `lab.bench.rollout`."""
+
+    setup: Setup
+    blocks: int
+    steps: int
+    dtype: torch.dtype
+    device: torch.device
+    execution: Execution
+    decode: bool = False
+    overlap: bool = False
+    plain: bool = False
+    fp8: bool = False
+
+    @property
+    def sampler(self) -> SamplerSettings:
+        """Few steps, told to the network as multi-step mode: the work is the same."""
+        return SamplerSettings("multi", few_step_sigmas(self.steps))
+
+    @property
+    def element_size(self) -> int:
+        """Bytes of a number, weights in eight bits not considered."""
+        return self.dtype.itemsize
+
+
+@dataclass
+class Block:
+    """One block.
+
+    Attributes:
+        frames: pictures that it adds.
+        span: from asking for it until it is out (decoded, where that is asked for).
+        stages: seconds of each.
+        floor: the least that the machine could need by either clock, from rates measured around it.
+        attended: the same with attention at the rate of torch's own.
+        plain, difference: of the plainest correct rollout, where it is measured: its time, and how far
+            its block is from ours (largest difference over largest value).
+    """
+
+    frames: int
+    span: Span
+    stages: dict[str, float]
+    floor: Span = NO_TIME
+    attended: Span = NO_TIME
+    plain: Span | None = None
+    difference: float | None = None
+
+
+@dataclass
+class Measured:
+    """A rollout.
+
+    Attributes:
+        prompt: seconds for the text keys, once.
+        first_chunk: seconds from the text embedding until blocks 0 and 1 are out; None for one block.
+        peak_bytes: the most memory there ever was, on the device; None where nobody tells.
+        fp8: relative difference (L2) of block 0 in eight bits, per stream.
+        stages: seconds of each stage in all blocks.
+    """
+
+    prompt: float
+    blocks: list[Block]
+    rates: Rates
+    peak_bytes: int | None
+    stages: dict[str, float]
+    fp8: dict[str, float] | None = None
+    first_chunk: float | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        two = self.blocks[:2]
+        chunk = self.prompt + sum(block.span.wall for block in two)
+        self.first_chunk = chunk if len(two) == 2 else None
+
+
+@torch.no_grad()
+def measure(plan: Plan) -> Measured:
+    """Run it once, after a block or two to warm up (libraries, compilers, memory)."""
+    setup, device = plan.setup, plan.device
+    model = setup.model(plan.dtype, device)
+    context = setup.context(torch.empty(0, dtype=plan.dtype, device=device))
+    decoder = setup.decoder(device) if plan.decode else None
+    difference = _in_eight_bits(plan, model, context) if plan.fp8 else None
+    # What lays out a past is compiled for the first block that has one.
+    first = replace(plan, blocks=2 if plan.execution.compiled else 1)
+    for _ in _blocks(first, model, context, decoder, Stopwatch(device)):
+        pass
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    watch, blocks, rates, past = Stopwatch(device), [], [], ()
+    # The machine is measured between the blocks, where that does not get in the way of an overlap.
+    between = not plan.overlap
+    rates.append(measure_rates(setup, plan.dtype, device))
+    prompt = spanned(lambda: text_keys(model, context, context), device).wall
+    for latents, block in _blocks(plan, model, context, decoder, watch):
+        if plan.plain:
+            _beside(plan, model, context, past, latents, block)
+        past = (*past, latents)
+        blocks.append(block)
+        if between:
+            rates.append(measure_rates(setup, plan.dtype, device))
+    rates = rates if between else [*rates, measure_rates(setup, plan.dtype, device)]
+    typical = _typical(rates)
+    for index, block in enumerate(blocks):
+        around = _typical(rates[index : index + 2]) if between else typical
+        work = block_work(setup, index, plan.steps, plan.element_size)
+        clocks = [attrgetter(name) for name in Span._fields]
+        block.floor = Span(*(around.floor(work, clock) for clock in clocks))
+        block.attended = Span(*(around.floor(work, clock, apart=True) for clock in clocks))
+    stages = watch.read() if plan.overlap else {}
+    for block in blocks:
+        for stage, seconds in block.stages.items():
+            stages[stage] = stages.get(stage, 0.0) + seconds
+    return Measured(prompt, blocks, typical, _peak(plan), stages, difference)
+
+
+def _blocks(
+    plan: Plan, model: nn.Module, context: Tensor, decoder: StreamDecoder | None, watch: Stopwatch
+) -> Iterator[tuple[BlockLatents, Block]]:
+    setup = plan.setup
+    made = rollout(
+        model,
+        Prompt(text_keys(model, context, context)),
+        setup.begin(model),
+        plan.blocks,
+        plan.sampler,
+        model_id=setup.name,
+        execution=replace(plan.execution, watch=watch),
+    )
+    if plan.overlap:
+        made = ahead(made, plan.device)
+    video_memory = audio_memory = None
+    for index in range(plan.blocks):
+        start = now()
+        latents, _ = next(made)
+        if decoder is not None:
+            with watch("video decode"):
+                _, video_memory = decoder.decode_video(latents.video, video_memory)
+            with watch("audio decode"):
+                _, audio_memory = decoder.decode_audio(latents.audio, audio_memory)
+        span = since(start)
+        first, last = setup.clock.frame_span(index)
+        # While the next block is on its way its stages cannot be told apart from this one's.
+        yield latents, Block(last - first, span, {} if plan.overlap else watch.read())
+
+
+def _beside(
+    plan: Plan,
+    model: nn.Module,
+    context: Tensor,
+    past: tuple[BlockLatents, ...],
+    ours: BlockLatents,
+    block: Block,
+) -> None:
+    """Make the same block plainly, and note its time and how far it is from ours."""
+    start = now()
+    made = plain_block(plan.setup, model, context, past, plan.sampler)
+    block.plain = since(start)
+    pairs = zip(ours, made, strict=True)
+    block.difference = max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+
+
+def _in_eight_bits(plan: Plan, model: nn.Module, context: Tensor) -> dict[str, float]:
+    """Turn the model to eight bits; how far block 0 is from what it was before."""
+    first = replace(plan, blocks=1, overlap=False)
+
+    def block() -> BlockLatents:
+        ((latents, _),) = _blocks(first, model, context, None, Stopwatch(plan.device))
+        return latents
+
+    before = block()
+    use_fp8(model, compiled=plan.execution.compiled)
+    return {
+        name: ((a - b).norm() / b.norm()).item()
+        for name, a, b in zip(BlockLatents._fields, block(), before, strict=True)
+    }
+
+
+def _typical(rates: list[Rates]) -> Rates:
+    def middle(name: str) -> Span:
+        spans = [getattr(rate, name) for rate in rates]
+        return Span(median(s.wall for s in spans), median(s.cpu for s in spans))
+
+    return rates[0]._replace(**{name: middle(name) for name in ("matmul", "copy", "attention")})
+
+
+def _peak(plan: Plan) -> int | None:
+    if plan.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(plan.device)
+    # The process's peak: beside a plain rollout it would be that one's.
+    if resource is None or plan.plain:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 2**10

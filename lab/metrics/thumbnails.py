@@ -1,0 +1,143 @@
+"""Pictures for the example workflows, from what they make: `python launch.py lab.metrics.thumbnails`.
+
+F H W pixel frames and size, n samples.
+Reads each workflow's prompt, seed and chunks, runs the same streams with the engine alone, and writes frames
+with the sound's outline under them as a same-named .jpg, which ComfyUI's template browser shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ...model_loaders.bundle import Bundle, load_bundle, shipped_model_path
+from ...samplers.decode import DecodedBlock, joined
+from ...samplers.noise import varied_seed
+from ...samplers.rollout import rollout, sampler_settings
+
+logger = logging.getLogger("mutualforcing")
+
+WIDTH, WAVE = 512, 56
+FRAMES = 4
+PAPER, INK = (24, 26, 30), (120, 190, 230)
+_SAMPLING = {"MF_GenerateClip", "MF_SampleChunk"}
+
+
+class Chunk(NamedTuple):
+    """What one sampling node of a workflow makes."""
+
+    prompt: str
+    seconds: int
+    variation: int
+
+
+class Take(NamedTuple):
+    """One stream of a workflow, from its beginning to a sampling node that none follows."""
+
+    seed: int
+    chunks: tuple[Chunk, ...]
+
+
+def takes(workflow: dict[str, list]) -> list[Take]:
+    """The streams that a workflow (as the page saves it) ends in."""
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    wires = {(link[3], link[4]): link[1] for link in workflow["links"]}
+
+    def source(node: dict, name: str) -> dict | None:
+        slot = next(i for i, entry in enumerate(node["inputs"]) if entry["name"] == name)
+        found = wires.get((node["id"], slot))
+        return None if found is None else nodes[found]
+
+    def take(node: dict) -> Take:
+        values = node["widgets_values_named"]
+        prompt = source(node, "positive")["widgets_values_named"]["text"]
+        chunk = Chunk(prompt, values["seconds"], values["variation"])
+        before = source(node, "state")
+        if before is not None:
+            begun = take(before)
+            return Take(begun.seed, (*begun.chunks, chunk))
+        settings = source(node, "settings")
+        return Take(settings["widgets_values_named"]["seed"] if settings else 0, (chunk,))
+
+    sampling = [node for node in nodes.values() if node["type"] in _SAMPLING]
+    followed = {before["id"] for node in sampling if (before := source(node, "state"))}
+    return [take(node) for node in sampling if node["id"] not in followed]
+
+
+def clip_of(bundle: Bundle, take: Take) -> DecodedBlock:
+    """Make a stream as the nodes do, in the model's best mode, and decode the whole."""
+    sampler = sampler_settings(bundle.stream.default_mode)
+    state = bundle.begin((take.seed,))
+    for chunk in take.chunks:
+        if chunk.variation:
+            state = state.reseeded((varied_seed(state.settings.seeds[0], chunk.variation),))
+        *_, (_, state) = rollout(
+            bundle.transformer,
+            bundle.prompt(chunk.prompt, guided=sampler.guidance != 1),
+            state,
+            bundle.clock.blocks_for(chunk.seconds, state.next_block),
+            sampler,
+            model_id=bundle.model_id,
+        )
+    return joined(bundle.decoder().decode_from(state))
+
+
+def thumbnail(clips: list[DecodedBlock]) -> Image.Image:
+    """Four frames of each clip with its sound: in a square for one clip, in a row each for several."""
+    columns = 2 if len(clips) == 1 else FRAMES
+    cell = WIDTH // columns
+    rows = FRAMES // columns
+    height = rows * cell + WAVE
+    picture = Image.new("RGB", (WIDTH, height * len(clips)), PAPER)
+    for index, clip in enumerate(clips):
+        top = index * height
+        for place, frame in enumerate(_frames(clip.video[0], cell)):
+            picture.paste(frame, (place % columns * cell, top + place // columns * cell))
+        _draw_wave(ImageDraw.Draw(picture), clip.audio[0, 0].numpy(), top + rows * cell)
+    return picture
+
+
+def _frames(video: Tensor, cell: int) -> Iterator[Image.Image]:
+    # Not the very first and last frames: streams begin still.
+    for index in np.linspace(0, len(video) - 1, FRAMES + 2).round().astype(int)[1:-1]:
+        frame = Image.fromarray((video[index] * 255).round().byte().numpy())
+        yield frame.resize((cell, cell), Image.Resampling.NEAREST)
+
+
+def _draw_wave(draw: ImageDraw.ImageDraw, sound: np.ndarray, top: int) -> None:
+    middle = top + WAVE / 2
+    loudest = max(float(np.abs(sound).max()), 1e-3)
+    for x, piece in enumerate(np.array_split(sound, WIDTH)):
+        reach = float(np.abs(piece).max()) / loudest * (WAVE / 2 - 4)
+        draw.line((x, middle - reach, x, middle + reach), fill=INK)
+
+
+def main() -> None:
+    """Make the pictures of all workflows, or of those named."""
+    folder = Path(__file__).resolve().parents[2] / "workflows"
+    parser = argparse.ArgumentParser(prog="lab.metrics.thumbnails", description=__doc__)
+    parser.add_argument("workflows", nargs="*", type=Path, default=sorted(folder.glob("*.json")))
+    parser.add_argument("--model", type=Path, default=shipped_model_path())
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    bundle = load_bundle(arguments.model)
+    for path in arguments.workflows:
+        workflow = json.loads(path.read_text(encoding="utf-8"))
+        if not any(node["type"] == "MF_LoadModel" for node in workflow["nodes"]):
+            logger.info("%s is made with another model", path)
+            continue
+        picture = path.with_suffix(".jpg")
+        thumbnail([clip_of(bundle, take) for take in takes(workflow)]).save(picture, quality=90)
+        logger.info("%s", picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The history that multi-step mode trains on, made by few-step mode itself (Mutual Forcing, our section 3.4).
+
+b batch, k blocks, c channels, f h w video latent grid, s audio latents.
+A free rollout would drift from the real clip, and the real next block would not follow from it. So most
+histories are resampled: each real block is noised to a level of the few-step grid and finished by few-step mode,
+block after block, on the history made so far. Level 1 is a full rollout, level 0 the real block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from ...networks.kv_cache import OpenBlock, RollingCache
+from ...networks.transformer import TextKeys
+from ...samplers.rollout import SigmaConstants
+from ...samplers.sigmas import few_step_sigmas
+from .draws import Draws
+from .pair import Pair, by_block, joined
+
+
+@dataclass(frozen=True)
+class HistoryMix:
+    """How often which kind of history is used; what is left over is resampled from a random low level.
+
+    Attributes:
+        real: share of teacher-forced histories, at the start and at the end of training (linear between).
+        rollout: share of full rollouts, likewise.
+        highest: noise level up to which real blocks are noised before few-step mode finishes them: above it
+            hardly anything of them is left, and the real next block would no more follow.
+        further: blocks by which a full rollout is at most longer than the clip.
+    """
+
+    real: tuple[float, float] = (0.5, 0.3)
+    rollout: tuple[float, float] = (0.0, 0.2)
+    highest: float = 0.75
+    further: int = 0
+
+    def __post_init__(self) -> None:
+        for real, rollout in zip(self.real, self.rollout, strict=True):
+            if real < 0 or rollout < 0 or real + rollout > 1:
+                raise ValueError(
+                    f"history mix: found shares real {real} and rollout {rollout}, expected both at least 0 "
+                    "and at most 1 together"
+                )
+
+    def start_step(self, steps: int, progress: float, draws: Draws) -> int:
+        """Grid index from which a history is finished: 0 = full rollout, `steps` = real."""
+
+        def share(ends: tuple[float, float]) -> float:
+            return ends[0] + (ends[1] - ends[0]) * min(1.0, max(0.0, progress))
+
+        draw = draws.level()
+        if draw < share(self.real):
+            return steps
+        if draw < share(self.real) + share(self.rollout):
+            return 0
+        sigmas = few_step_sigmas(steps)
+        low = [step for step in range(1, steps) if sigmas[step] <= self.highest]
+        return low[draws.choice(len(low))] if low else steps
+
+    def further_blocks(self, start_step: int, draws: Draws) -> int:
+        """By how many blocks this history is rolled out further than the clip is long."""
+        return draws.choice(self.further + 1) if self.further and start_step == 0 else 0
+
+
+@torch.no_grad()
+def few_step_history(
+    model: nn.Module,
+    text: TextKeys,
+    clean: Pair,
+    *,
+    steps: int,
+    start_step: int,
+    window: int,
+    draws: Draws,
+    further: int = 0,
+) -> Pair:
+    """A history of the same shape as the real clip, finished by few-step mode from `start_step` of its grid.
+
+    Nobody sees the last block of a history, so it is left as it is, but for full rollouts, which are clips of
+    their own.
+
+    Args:
+        clean: real latents.
+        steps: few-step grid (4 or 8).
+        start_step: 0 starts from noise, `steps` returns the real clip.
+        window: blocks that the rolling cache keeps.
+        further: blocks to roll out beyond the clip's length. The oldest after the prefix fall out, as they do
+            from the cache of a long stream: so few-step mode also learns to go on from its own later drift.
+    """
+    if start_step == steps:
+        return clean
+    sigmas = few_step_sigmas(steps)[start_step:]
+    like = next(model.parameters()).new_empty(0)
+    constants = SigmaConstants(model, like)
+    blocks = by_block(clean, model.config.layout)
+    if start_step:
+        *past, last = blocks
+    else:
+        past = [blocks[0], *(blocks[1:2] * further), *blocks[1:]]
+    cache = RollingCache(window)
+    made = []
+    for index, block in enumerate(past):
+        x = Pair(
+            *(
+                (1 - sigmas[0]) * v + sigmas[0] * e
+                for v, e in zip(block, block.noise(draws), strict=True)
+            )
+        )
+        opened = OpenBlock(model, cache, *block.video.shape[3:], like)
+        for sigma, following in pairwise(sigmas):
+            d = sigma - following
+            u = opened.velocity(x.video.to(like), x.audio.to(like), text, constants.at(sigma, d))
+            x = Pair(*(value - d * slope.float() for value, slope in zip(x, u, strict=True)))
+        made.append(x)
+        if index + 1 < len(past):
+            cache = opened.commit(x.video.to(like), x.audio.to(like), text, constants.at(0.0))
+    if start_step:
+        return joined([*made, last])
+    return joined([made[0], *made[len(made) - len(blocks) + 1 :]])

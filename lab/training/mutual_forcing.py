@@ -1,0 +1,240 @@
+"""Mutual Forcing: both modes of one network in one training step (mutual_forcing.md, section 3.5).
+
+b batch, k blocks.
+Few-step mode makes the history (no gradient). Given it, multi-step mode learns the flow of the real block (after
+a full rollout, from which that block would not follow, given the real history). On a part of the clips few-step
+mode learns from multi-step mode: the displacement over an interval (ShortCut) and, every few steps, the
+difference of two scores on its own samples (DMD). The teacher is the network's own averaged weights in
+multi-step mode; there is no bidirectional model anywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .data import Batch
+from .distillation import (
+    draw_interval,
+    few_step_sample,
+    guided,
+    matching_loss,
+    shortcut_target,
+)
+from .draws import Draws
+from .flow_matching import flow_target, sample_sigma
+from .history import HistoryMix, few_step_history
+from .pair import Pair, block_count, block_error, clean_prediction, noised, velocity
+from .system import Parts, without_some
+
+
+@dataclass(frozen=True)
+class MutualRecipe:
+    """What one step is made of; a weight of 0 switches ShortCut or DMD off.
+
+    Attributes:
+        teacher: "self" is Mutual Forcing and everything that shares its step. "bidirectional" is the rival
+            (lab.training.self_forcing), which has no shortcut, no history and no real data.
+        flow, shortcut, matching: weights of flow matching, of ShortCut and of DMD.
+        taught_every: few-step mode learns on every so many-th clip of a batch. Its targets hold no noise of their
+            own as flow's do, so it needs fewer clips; with as many it outweighs multi-step mode, its teacher.
+        matching_every: steps from one DMD update of the generator to the next.
+        fake_updates: updates of the online fake score for each of them, on the sample that it was made with.
+        steps: few-step grids that are trained, drawn at random.
+        teacher_steps: Euler steps of the teacher over all noise levels, divided among the intervals of a grid.
+        guidance: of video and audio, folded into few-step mode.
+        matching_range: noise levels at which the two scores are compared.
+    """
+
+    teacher: Literal["self", "bidirectional"] = "self"
+    flow: float = 1.0
+    shortcut: float = 1.0
+    matching: float = 0.5
+    taught_every: int = 1
+    matching_every: int = 4
+    fake_updates: int = 4
+    steps: tuple[int, ...] = (4, 8)
+    teacher_steps: int = 16
+    guidance: tuple[float, float] = (3.0, 3.0)
+    matching_range: tuple[float, float] = (0.02, 0.98)
+    history: HistoryMix = field(default_factory=HistoryMix)
+    window: int = 3
+    sigma_mean: float = 0.3
+    sigma_spread: float = 1.2
+    caption_dropout: float = 0.1
+
+    @classmethod
+    def from_dict(cls, values: dict[str, object]) -> MutualRecipe:
+        """Build from JSON; lists become tuples and `history` a mix.
+
+        Raises:
+            TypeError: an entry that the recipe does not know.
+        """
+        kept = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        if isinstance(kept.get("history"), dict):
+            mix = kept["history"].items()
+            kept["history"] = HistoryMix(
+                **{k: tuple(v) if isinstance(v, list) else v for k, v in mix}
+            )
+        return cls(**kept)
+
+
+class Shown(NamedTuple):
+    """What multi-step mode learns from: real blocks, and the history that each is to follow from."""
+
+    clean: Pair
+    history: Pair
+    ids: Tensor
+
+
+class Taught(NamedTuple):
+    """The clips of a batch on which few-step mode learns from multi-step mode.
+
+    Attributes:
+        clip: what its noisy states are made of: the real one, or after a full rollout that rollout itself.
+        history: what it sees of the blocks before.
+        steps: the grid.
+        draws: for these clips alone.
+    """
+
+    clip: Pair
+    history: Pair
+    ids: Tensor
+    steps: int
+    draws: Draws
+
+
+@torch.no_grad()
+def prepare(
+    system: Parts, batch: Batch, recipe: MutualRecipe, progress: float, draws: Draws
+) -> tuple[Shown, Taught]:
+    """Draw a grid and a kind of history, and let few-step mode make it.
+
+    After a full rollout another block would follow, in another place of its motion: for multi-step mode to learn
+    the real one would be to learn not to look at the history. There its history is the real one.
+    """
+    ids = without_some(system, batch.ids, recipe.caption_dropout, draws)
+    steps = recipe.steps[draws.choice(len(recipe.steps))]
+    clean = Pair(batch.video, batch.audio)
+    start = recipe.history.start_step(steps, progress, draws)
+    further = recipe.history.further_blocks(start, draws)
+    rows, some = draws.every(recipe.taught_every)
+
+    def history(clip: Pair, ids: Tensor, draws: Draws) -> Pair:
+        return few_step_history(
+            system.transformer,
+            system.text(ids),
+            clip,
+            steps=steps,
+            start_step=start,
+            window=recipe.window,
+            draws=draws,
+            further=further,
+        )
+
+    def chosen(pair: Pair) -> Pair:
+        return pair.map(lambda value: value[rows])
+
+    if start:
+        made = history(clean, ids, draws)
+        return Shown(clean, made, ids), Taught(chosen(clean), chosen(made), ids[rows], steps, some)
+    rolled = history(chosen(clean), ids[rows], some)
+    return Shown(clean, clean, ids), Taught(rolled, rolled, ids[rows], steps, some)
+
+
+def flow_loss(system: Parts, shown: Shown, recipe: MutualRecipe, draws: Draws) -> Tensor:
+    """Multi-step mode: the flow of the real block, d = 0; the sum over both streams."""
+    layout, clean = system.transformer.config.layout, shown.clean
+    sigma = sample_sigma(block_count(clean, layout), recipe.sigma_mean, recipe.sigma_spread, draws)
+    noise, text = clean.noise(draws), system.text(shown.ids)
+    x = noised(clean, noise, sigma, layout)
+    out = velocity(system.transformer, shown.history, x, sigma, text)
+    return sum(block_error(out, flow_target(clean, noise), layout))
+
+
+def shortcut_loss(system: Parts, teacher: Parts, taught: Taught, recipe: MutualRecipe) -> Tensor:
+    """Few-step mode against the displacement of multi-step mode over an interval; the sum over both streams.
+
+    Args:
+        teacher: the averaged weights; never gets a gradient.
+    """
+    layout = system.transformer.config.layout
+    clip, history, ids, steps, draws = taught
+    start, end = draw_interval(block_count(clip, layout), steps, draws)
+    x = noised(clip, clip.noise(draws), start, layout)
+
+    def displacement() -> Pair:
+        score = guided(teacher, ids, recipe.guidance)
+        substeps = max(1, recipe.teacher_steps // steps)
+        return shortcut_target(score, history, x, start, end, substeps, layout)
+
+    target = teacher(displacement)
+    out = velocity(system.transformer, history, x, start, system.text(ids), start - end)
+    return sum(block_error(out, target, layout))
+
+
+class Matched(NamedTuple):
+    """The DMD loss, summed over both streams, and the sample that it is of: the fake score learns from it."""
+
+    loss: Tensor
+    sample: Pair
+
+
+def distribution_loss(
+    system: Parts,
+    teacher: Parts,
+    fake: Parts,
+    taught: Taught,
+    recipe: MutualRecipe,
+) -> Matched:
+    """Few-step mode's own samples under two scores: multi-step mode's and the online fake score's.
+
+    Args:
+        teacher, fake: get no gradient here.
+    """
+    layout = system.transformer.config.layout
+    clip, history, ids, steps, draws = taught
+    noise, text = clip.noise(draws), system.text(ids)
+    sample = few_step_sample(system.transformer, history, noise, text, steps, draws.choice(steps))
+    level = draw_level(block_count(clip, layout), recipe, draws)
+    made = sample.map(Tensor.detach)
+    x = noised(made, clip.noise(draws), level, layout)
+    real = teacher(lambda: guided(teacher, ids, recipe.guidance).velocity(history, x, level))
+    with torch.no_grad():
+        false = fake(lambda: velocity(fake.transformer, history, x, level, fake.text(ids)))
+    loss = matching_loss(
+        sample,
+        clean_prediction(x, real, level, layout),
+        clean_prediction(x, false, level, layout),
+        layout,
+    )
+    return Matched(sum(loss), made)
+
+
+def draw_level(blocks: int, recipe: MutualRecipe, draws: Draws) -> Tensor:
+    """Noise levels at which two scores are compared, (b, k)."""
+    low, high = recipe.matching_range
+    return low + (high - low) * draws.uniform(blocks)
+
+
+def fake_loss(
+    fake: Parts,
+    history: Pair | None,
+    sample: Pair,
+    ids: Tensor,
+    level: Tensor,
+    draws: Draws,
+) -> Tensor:
+    """Flow matching of the fake score on few-step mode's own samples at noise levels (b, k).
+
+    Args:
+        history: what the sample was made from; None for a fake score that sees the whole clip.
+    """
+    model = fake.transformer
+    layout = model.config.layout
+    noise = sample.noise(draws)
+    out = velocity(model, history, noised(sample, noise, level, layout), level, fake.text(ids))
+    return sum(block_error(out, flow_target(sample, noise), layout))

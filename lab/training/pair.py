@@ -1,0 +1,134 @@
+"""Both streams of a batch of clips, block by block, and the network's velocity of them.
+
+b batch, k blocks, c channels, f h w video latent grid, s audio latents.
+x_sigma = (1 - sigma) x + sigma e; the velocity is e - x; one sigma per block, shared by both streams
+(mutual_forcing.md, section 3.3 a).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ...networks.full_sequence import causal_forward, history_forward
+from ...networks.layout import BlockLayout
+from ...networks.transformer import TextKeys
+from .draws import Draws
+
+
+class Pair(NamedTuple):
+    """Both streams: video (b, c, f, h, w) and audio (b, s, c); None where a stream is not run."""
+
+    video: Tensor | None
+    audio: Tensor | None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Pair:
+        """The same function on both."""
+        return Pair(*(None if value is None else function(value) for value in self))
+
+    def noise(self, draws: Draws) -> Pair:
+        """Standard normal noise shaped like both streams."""
+        return self.map(lambda value: draws.normal(*value.shape[1:]))
+
+
+def block_count(clip: Pair, layout: BlockLayout) -> int:
+    """How many blocks both streams have."""
+    return layout.blocks(clip.video.shape[2], clip.audio.shape[1])
+
+
+def by_block(clip: Pair, layout: BlockLayout) -> list[Pair]:
+    """The blocks of a clip in order."""
+    blocks = range(block_count(clip, layout))
+
+    def sizes(span: Callable[[int], tuple[int, int]]) -> list[int]:
+        return [stop - start for start, stop in map(span, blocks)]
+
+    video = clip.video.split(sizes(layout.video_span), dim=2)
+    audio = clip.audio.split(sizes(layout.audio_span), dim=1)
+    return [Pair(*block) for block in zip(video, audio, strict=True)]
+
+
+def joined(blocks: list[Pair]) -> Pair:
+    """Blocks in a row as one clip."""
+    return Pair(
+        torch.cat([block.video for block in blocks], dim=2),
+        torch.cat([block.audio for block in blocks], dim=1),
+    )
+
+
+def per_latent(levels: Tensor, layout: BlockLayout) -> tuple[Tensor, Tensor]:
+    """Levels per block (b, k) spread over the latents of both streams: (b, f) and (b, s)."""
+    following = levels.shape[1] - 1
+
+    def spread(first: int, then: int) -> Tensor:
+        later = levels[:, 1:, None].expand(-1, following, then).flatten(1)
+        return torch.cat((levels[:, :1].expand(-1, first), later), dim=1)
+
+    return (
+        spread(layout.video_first, layout.video_next),
+        spread(layout.audio_first, layout.audio_next),
+    )
+
+
+def blockwise(levels: Tensor, layout: BlockLayout) -> Pair:
+    """Values per block (b, k) in shapes that multiply video and audio latents."""
+    video, audio = per_latent(levels, layout)
+    return Pair(video[:, None, :, None, None], audio[:, :, None])
+
+
+def noised(clean: Pair, noise: Pair, sigma: Tensor, layout: BlockLayout) -> Pair:
+    """(1 - sigma) x + sigma e with one sigma per block, (b, k)."""
+    levels = blockwise(sigma, layout)
+    return Pair(*((1 - s) * x + s * e for s, x, e in zip(levels, clean, noise, strict=True)))
+
+
+def clean_prediction(x: Pair, v: Pair, sigma: Tensor, layout: BlockLayout) -> Pair:
+    """x0 = x - sigma v."""
+    levels = blockwise(sigma, layout)
+    return Pair(*(a - s * b for a, s, b in zip(x, levels, v, strict=True)))
+
+
+def velocity(
+    model: nn.Module,
+    history: Pair | None,
+    x: Pair,
+    sigma: Tensor,
+    text: TextKeys,
+    step_size: Tensor | None = None,
+) -> Pair:
+    """Velocity of every block, float32.
+
+    Args:
+        history: what each block sees of the blocks before it; None takes all masks off, and every block sees
+            every other as it is in `x` (a bidirectional teacher, with one sigma for the whole clip).
+        sigma, step_size: (b, k).
+    """
+    dtype = next(model.parameters()).dtype
+    low = x.map(lambda value: value.to(dtype))
+    if history is None:
+        level = sigma[:, :1]
+        out = Pair(*causal_forward(model, *low, level, level, text, causal=False))
+        return out.map(Tensor.float)
+    out = history_forward(
+        model,
+        history.map(lambda value: value.to(dtype)),
+        low.map(lambda value: value[:, None]),
+        sigma[:, None],
+        text,
+        step_size=None if step_size is None else step_size[:, None],
+    )
+    return Pair(*out).map(lambda value: value[:, 0].float())
+
+
+def block_error(found: Pair, target: Pair, layout: BlockLayout) -> Pair:
+    """Mean squared error of each stream, every block counting the same.
+
+    The prefix is a few per cent of a clip's latents, yet it alone decides what is seen, from the text alone;
+    everything later can read that off the history. A mean over latents would hardly train the text.
+    """
+    difference = Pair(*(a - b for a, b in zip(found, target, strict=True)))
+    errors = [block.map(lambda d: d.square().mean()) for block in by_block(difference, layout)]
+    return Pair(*(torch.stack(stream).mean() for stream in zip(*errors, strict=True)))

@@ -1,0 +1,388 @@
+"""What training takes that is too large to try here: bytes, FLOPs, hours and data, from the config alone.
+
+    python launch.py lab.training.plan --config lab/training/configs/ltx2_19b.json --gpus 8 --steps 2000
+
+b clips, k blocks, m text tokens, c channels. Nothing is loaded and nothing is trained: the recipe's own step
+(lab.training.stages) runs on torch's meta device, on which tensors have shapes and no values. Parameters are
+counted there, products are counted as they are called (those that are computed again for the backward pass
+too), and tensors are followed from where they come to where they go. FLOPs are the mean of some steps as the
+recipe draws them. All layers being alike, both are taken at a few layers and drawn out in a straight line.
+Attention is a GPU's, which keeps no scores. Fragments, libraries and loading are not counted. Hours are FLOPs
+at a utilisation that is assumed, not measured. Takes some minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from ...networks.config import TransformerConfig
+from ...networks.transformer import CausalAVTransformer
+from .adapters import AdapterSettings, adapt
+from .data import Batch
+from .draws import Draws
+from .optimiser import MasterWeights
+from .parallel import Processes
+from .stages import Stage, Trained, build_stage
+from .system import EmbeddedSystem, Parts, System, placed, twin
+from .train import CONFIGS, read_settings
+
+META = torch.device("meta")
+GB, HALF = 1e9, torch.float16.itemsize
+# Steps that are drawn, in cycles of the recipe; depths at which FLOPs and bytes are taken.
+CYCLES, FLOP_DEPTHS, BYTE_DEPTHS = 2, (1, 2), (2, 4)
+Settings = Mapping[str, Mapping[str, object]]
+
+
+class Shapes(Draws):
+    """Draws whose numbers per clip have a shape and no value; what all clips share is drawn as ever."""
+
+    def __init__(self, seed: int, step: int, clips: int) -> None:
+        super().__init__(seed, step, ())
+        self.clips = clips
+
+    def normal(self, *shape: int) -> Tensor:
+        """(b, *shape) float32."""
+        return torch.empty(self.clips, *shape, device=META)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """(b, *shape) float32."""
+        return self.normal(*shape)
+
+    def integers(self, limit: int, *shape: int) -> Tensor:
+        """(b, *shape) int64."""
+        return torch.empty(self.clips, *shape, device=META, dtype=torch.long)
+
+    def every(self, step: int) -> tuple[list[int], Shapes]:
+        """Each `step`-th of the clips."""
+        rows, some = list(range(0, self.clips, step)), copy(self)
+        some.clips = len(rows)
+        return rows, some
+
+
+class Watch(TorchDispatchMode):
+    """What is done on the meta device: FLOPs of products, bytes that live now, and the most at any time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = self.now = self.peak = 0
+        self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def known(self, tensors: Iterable[Tensor]) -> None:
+        """Tensors that were there before and do not count."""
+        for tensor in tensors:
+            self._seen.add(tensor.untyped_storage())
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        """Run an operation and look at what it made."""
+        out = func(*args, **(kwargs or {}))
+        cost = flop_registry.get(func.overloadpacket)
+        if cost is not None:
+            self.flops += cost(*args, **(kwargs or {}), out_val=out)
+        for value in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(value, Tensor) and value.device == META:
+                self._see(value.untyped_storage())
+        return out
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._seen:
+            return
+        self._seen.add(storage)
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._gone, size)
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+
+def gpu_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention as a GPU's fused kernel computes it, (b, a, n, d): a bias from the mask, and no scores."""
+    bias = None
+    if mask is not None:
+        bias = q.new_empty(mask.shape).expand(q.shape[0], q.shape[1], *mask.shape)
+    keep = torch.is_grad_enabled()
+    return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, keep)[0]
+
+
+def build(settings: Settings, stage: str, layers: int, text_tokens: int) -> Stage:
+    """A stage over a network of so many layers, all of it on the meta device."""
+    config = TransformerConfig.from_dict({**settings["transformer"], "num_layers": layers})
+    recipe = settings["recipe"]
+    trained = Trained.from_recipe(recipe, Processes(device=META))
+    with torch.device(META):
+        if "adapters" in settings:
+            model = CausalAVTransformer(config, dtype=trained.dtype)
+            adapt(model, AdapterSettings(**settings["adapters"]))
+            system: Parts = EmbeddedSystem(
+                model, torch.empty(text_tokens, 2, config.caption_channels)
+            )
+        else:
+            system = System(config)
+    system = placed(system, recipe, META)
+    system.transformer.kernel = gpu_attention
+    rival = stage == "mutual" and settings["mutual"].get("teacher") == "bidirectional"
+    return build_stage(stage, twin(system), settings, trained, twin(system) if rival else None)
+
+
+def empty_batch(settings: Settings, clips: int, blocks: int, text_tokens: int) -> Batch:
+    """Latents and captions without values, (b, c, f, h, w), (b, s, c) and (b, m) or (b, m, 2, c)."""
+    config, stream = TransformerConfig.from_dict(settings["transformer"]), settings["stream"]
+    layout, grid = config.layout, (stream["height"], stream["width"])
+    with torch.device(META):
+        if "adapters" in settings:
+            ids = torch.empty(clips, text_tokens, 2, config.caption_channels)
+        else:
+            ids = torch.empty(clips, 32, dtype=torch.long)
+        return Batch(
+            torch.empty(clips, config.in_channels, layout.video_latents(blocks), *grid),
+            torch.empty(clips, layout.audio_latents(blocks), config.audio_in_channels),
+            ids,
+        )
+
+
+def drawn_out(found: Callable[[int], float], depths: tuple[int, int], layers: int) -> float:
+    """What holds at `layers` layers, on the straight line through two smaller depths."""
+    low, high = (found(depth) for depth in depths)
+    return low + (layers - depths[0]) * (high - low) / (depths[1] - depths[0])
+
+
+def flops_per_step(settings: Settings, stage: str, text_tokens: int) -> float:
+    """FLOPs of a step of the whole batch, the mean over what the recipe draws."""
+    return drawn_out(
+        lambda depth: _flops(settings, stage, depth, text_tokens),
+        FLOP_DEPTHS,
+        settings["transformer"]["num_layers"],
+    )
+
+
+def _flops(settings: Settings, stage: str, layers: int, text_tokens: int) -> float:
+    made = build(settings, stage, layers, text_tokens)
+    steps = CYCLES * (settings["mutual"]["matching_every"] if stage == "mutual" else 1)
+    lengths = settings["recipe"]["lengths"]
+    total = 0.0
+    for length in lengths:
+        batch = empty_batch(settings, length["batch"], length["blocks"], text_tokens)
+        with Watch() as watch:
+            for step in range(steps):
+                progress = (step + 0.5) / steps
+                made.step(batch, Shapes(0, step, length["batch"]), step, progress, 1.0)
+        total += length["share"] * watch.flops / steps
+    return total / sum(length["share"] for length in lengths)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that lies in memory: bytes of it all, and of what one GPU holds."""
+
+    name: str
+    whole: float
+    per_gpu: float
+
+
+def _rows(name: str, tensors: Sequence[Tensor], gpus: int) -> Part:
+    """Tensors that are split by rows, as lab.training.parallel does; the first GPU has the most."""
+    whole = sum(t.nbytes for t in tensors)
+    mine = sum(t.nbytes * -(-len(t) // gpus) / len(t) if t.ndim else t.nbytes for t in tensors)
+    return Part(name, whole, mine)
+
+
+def _moments_of(weights: MasterWeights) -> list[Tensor]:
+    states = (optimiser.state for optimiser, _ in weights.optimisers)
+    return [value for state in states for kept in state.values() for value in kept.values()]
+
+
+def _trained(name: str, weights: MasterWeights, gpus: int) -> list[Part]:
+    moments = _moments_of(weights)
+    held = [
+        _rows(f"{name}: float32 weights", weights.parameters, gpus),
+        _rows(f"{name}: optimiser's moments", moments, gpus),
+    ]
+    if weights.average:
+        held.append(_rows(f"{name}: moving average", weights.average, gpus))
+    copy = sum(p.nbytes for p in weights.sources)
+    return [*held, Part(f"{name}: weights to compute with", copy, copy)]
+
+
+def _moments(made: Stage) -> None:
+    """A step without a network: it makes the optimisers' moments, and no tensor beside them."""
+    for weights in filter(None, (made.weights, getattr(made, "fake_weights", None))):
+        for p in weights.sources:
+            p.grad = torch.empty_like(p)
+        weights.step(0.0)
+
+
+def working_bytes(settings: Settings, stage: str, layers: int, text_tokens: int, gpus: int) -> int:
+    """The most that one GPU's share of a step adds to what lies in memory from step to step.
+
+    The step has all of its terms, a real history and the recipe's largest batch.
+
+    Raises:
+        ValueError: a batch that cannot be split among so many.
+    """
+    # A history that is made takes less than the losses that come after it.
+    mutual = {**settings["mutual"], "history": {"real": [1, 1], "rollout": [0, 0]}}
+    made = build({**settings, "mutual": mutual}, stage, layers, text_tokens)
+    _moments(made)
+    longest = max(settings["recipe"]["lengths"], key=lambda x: x["batch"] * x["blocks"])
+    clips = len(Processes(0, gpus).share(longest["batch"]))
+    batch = empty_batch(settings, clips, longest["blocks"], text_tokens)
+    with Watch() as watch:
+        watch.known(_held(made))
+        made.step(batch, Shapes(0, 0, clips), 0, 0.0, 1.0)
+    return watch.peak
+
+
+def _held(made: Stage) -> Iterator[Tensor]:
+    """All tensors that a stage keeps from step to step."""
+    for system in (made.system, getattr(made, "teacher", None), getattr(made, "fake", None)):
+        if system is not None:
+            yield from system.parameters()
+            yield from system.buffers()
+    for weights in filter(None, (made.weights, getattr(made, "fake_weights", None))):
+        yield from weights.parameters
+        yield from weights.average
+        yield from _moments_of(weights)
+
+
+def parts(settings: Settings, stage: str, text_tokens: int, gpus: int) -> list[Part]:
+    """All that a GPU holds at the fullest moment of a step.
+
+    Raises:
+        ValueError: a batch that cannot be split among so many.
+    """
+    layers = settings["transformer"]["num_layers"]
+    working = drawn_out(
+        lambda depth: working_bytes(settings, stage, depth, text_tokens, gpus), BYTE_DEPTHS, layers
+    )
+    made = build(settings, stage, layers, text_tokens)
+    _moments(made)
+    fake, teacher = getattr(made, "fake_weights", None), getattr(made, "teacher", None)
+    frozen = [p for p in made.system.parameters() if not p.requires_grad]
+    found = _trained("network", made.weights, gpus)
+    if frozen:
+        size = sum(p.nbytes for p in frozen)
+        found.insert(0, Part("frozen base, one for all", size, size))
+    if fake is not None:
+        found += _trained("fake score", fake, gpus)
+    if teacher is not None:
+        # Placed as the network is; its base is the network's where there are adapters.
+        shared = {id(p) for p in frozen}
+        own = [p for p in teacher.parameters() if id(p) not in shared]
+        if gpus > 1:
+            floats = [torch.empty(p.shape, device=META) for p in own]
+            found.append(_rows("teacher: float32 weights", floats, gpus))
+        copy = sum(p.nbytes for p in own)
+        found.append(Part("teacher: weights to compute with", copy, copy))
+    found.append(Part("activations, gradients, temporaries", working, working))
+    if gpus > 1:
+        # FSDP2 brings all gradients to float32 in one flat tensor and gets its rows of them back.
+        flat = _rows("", made.weights.parameters, gpus)
+        exchanged = flat.whole + flat.per_gpu
+        found.append(Part("exchange of gradients, at most", exchanged, exchanged))
+    return found
+
+
+def clip_bytes(settings: Settings, text_tokens: int) -> dict[str, int]:
+    """Bytes on disk of one encoded clip of the longest length (lab.training.data), float16."""
+    blocks = max(length["blocks"] for length in settings["recipe"]["lengths"])
+    latents = empty_batch(settings, 1, blocks, text_tokens)
+    return {name: HALF * value.numel() for name, value in latents._asdict().items()}
+
+
+def report(
+    settings: Settings, stage: str, text_tokens: int, arguments: argparse.Namespace
+) -> dict[str, object]:
+    """Everything about one stage, as JSON."""
+    gpus = arguments.gpus
+    found = parts(settings, stage, text_tokens, gpus)
+    flops = flops_per_step(settings, stage, text_tokens)
+    seconds = flops / gpus / (arguments.tflops * 1e12 * arguments.utilisation)
+    return {
+        "parts GB per GPU": {part.name: part.per_gpu / GB for part in found},
+        "parts GB on all GPUs together, each once": {part.name: part.whole / GB for part in found},
+        "sum GB per GPU": sum(part.per_gpu for part in found) / GB,
+        "PFLOP per step": flops / 1e15,
+        "seconds per step": seconds,
+        "steps": arguments.steps,
+        "hours": seconds * arguments.steps / 3600,
+        "GPU hours": seconds * arguments.steps * gpus / 3600,
+    }
+
+
+def table(stage: str, found: Mapping[str, object], arguments: argparse.Namespace) -> str:
+    """The same for people, in Markdown."""
+    per_gpu = found["parts GB per GPU"]
+    whole = found["parts GB on all GPUs together, each once"]
+    lines = [
+        f"Stage {stage}, {arguments.gpus} GPUs",
+        "",
+        "| GB | whole | per GPU |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {name} | {whole[name]:.2f} | {size:.2f} |" for name, size in per_gpu.items()]
+    fits = "fits" if found["sum GB per GPU"] < arguments.memory else "does not fit"
+    lines += [
+        f"| **sum** ({fits} into {arguments.memory:.0f} GB) | | **{found['sum GB per GPU']:.1f}** |",
+        "",
+        f"{found['PFLOP per step']:.1f} PFLOP per step of the whole batch; at {arguments.utilisation:.0%} of "
+        f"{arguments.tflops:.0f} TFLOP/s (assumed) {found['seconds per step']:.1f} s per step, "
+        f"{found['steps']} steps in {found['hours']:.0f} h ({found['GPU hours']:.0f} GPU hours).",
+        "",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="lab.training.plan",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--config", type=Path, default=CONFIGS / "ltx2_19b.json")
+    p.add_argument("--stages", nargs="+", default=["joint", "mutual"])
+    p.add_argument("--method", default="mutual", help="of stage mutual, from configs/methods.json")
+    p.add_argument("--gpus", type=int, default=8)
+    p.add_argument("--steps", type=int, default=2000, help="of each stage (2000)")
+    p.add_argument("--text-tokens", type=int, default=1024, help="of an embedded prompt (1024)")
+    p.add_argument("--memory", type=float, default=80.0, help="GB of a GPU (80)")
+    p.add_argument("--tflops", type=float, default=989.0, help="peak of a GPU (989: H100, bf16)")
+    p.add_argument("--utilisation", type=float, default=0.35, help="share of it, assumed (0.35)")
+    p.add_argument("--out", type=Path, help="write the numbers to this JSON file as well")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    arguments = parser().parse_args(argv)
+    tokens, found = arguments.text_tokens, {}
+    for stage in arguments.stages:
+        settings = read_settings(arguments.config, stage, arguments.method)
+        found[stage] = report(settings, stage, tokens, arguments)
+        sys.stdout.write(table(stage, found[stage], arguments))
+    sizes = clip_bytes(settings, tokens)
+    found["MB on disk per clip"] = {name: size / 1e6 for name, size in sizes.items()}
+    said = ", ".join(f"{name} {size / 1e6:.2f}" for name, size in sizes.items())
+    sys.stdout.write(f"MB on disk of the longest clip, with one caption: {said}\n")
+    if arguments.out:
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

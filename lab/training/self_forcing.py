@@ -1,0 +1,93 @@
+"""The rival: DMD on whole rollouts with a bidirectional teacher (Self-Forcing; omniforcing.md, section 6).
+
+b batch, k blocks.
+The network rolls out from noise, block after block through its own cache, and every block carries the
+gradient of one and the same random step, at which the rollout leaves the denoising. Two networks without
+masks judge the whole clip: the frozen teacher (real score) and an online copy of it (fake score).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...networks.kv_cache import OpenBlock, RollingCache
+from ...samplers.rollout import SigmaConstants
+from ...samplers.sigmas import few_step_sigmas
+from .distillation import guided, matching_loss
+from .draws import Draws
+from .mutual_forcing import MutualRecipe, draw_level
+from .pair import Pair, block_count, by_block, clean_prediction, joined, noised, velocity
+from .system import Parts
+
+
+def exit_rollout(
+    system: Parts, like_clip: Pair, ids: Tensor, recipe: MutualRecipe, draws: Draws
+) -> Pair:
+    """A clip of the shape of `like_clip`, rolled out to a random exit step that is the same for all blocks.
+
+    Between steps the clean block is predicted and noised afresh (the `renoise` sampler). Gradient, where it is
+    on, goes through the exit step of each block and not into its history.
+    """
+    model = system.transformer
+    steps = recipe.steps[draws.choice(len(recipe.steps))]
+    last = draws.choice(steps)
+    sigmas = few_step_sigmas(steps)
+    like = next(model.parameters()).new_empty(0)
+    text = system.text(ids)
+    # Modulations with a gradient must not be mixed up with those without.
+    leaving = SigmaConstants(model, like).at(sigmas[last], sigmas[last] - sigmas[last + 1])
+    constants = SigmaConstants(model, like)
+    cache, made = RollingCache(recipe.window), []
+    blocks = by_block(like_clip, model.config.layout)
+    for index, block in enumerate(blocks):
+        opened = OpenBlock(model, cache, *block.video.shape[3:], like)
+        x = block.noise(draws)
+        with torch.no_grad():
+            for step in range(last):
+                sigma, following = sigmas[step], sigmas[step + 1]
+                now = constants.at(sigma, sigma - following)
+                v = opened.velocity(x.video.to(like), x.audio.to(like), text, now)
+                clean = Pair(*(a - sigma * b.float() for a, b in zip(x, v, strict=True)))
+                fresh = block.noise(draws)
+                x = Pair(
+                    *(
+                        (1 - following) * a + following * e
+                        for a, e in zip(clean, fresh, strict=True)
+                    )
+                )
+        v = opened.velocity(x.video.to(like), x.audio.to(like), text, leaving)
+        clean = Pair(*(a - sigmas[last] * b.float() for a, b in zip(x, v, strict=True)))
+        made.append(clean)
+        if index + 1 < len(blocks):
+            with torch.no_grad():
+                done = clean.map(lambda value: value.detach().to(like))
+                cache = opened.commit(*done, text, constants.at(0.0))
+    return joined(made)
+
+
+def rollout_matching(
+    system: Parts,
+    teacher: Parts,
+    fake: Parts,
+    like_clip: Pair,
+    ids: Tensor,
+    recipe: MutualRecipe,
+    draws: Draws,
+) -> Tensor:
+    """DMD loss of a rollout: one noise level for the whole clip, both scores without masks."""
+    layout = system.transformer.config.layout
+    sample = exit_rollout(system, like_clip, ids, recipe, draws)
+    level = draw_level(1, recipe, draws).expand(-1, block_count(sample, layout))
+    x = noised(sample.map(Tensor.detach), sample.noise(draws), level, layout)
+    real = teacher(lambda: guided(teacher, ids, recipe.guidance).velocity(None, x, level))
+    with torch.no_grad():
+        false = fake(lambda: velocity(fake.transformer, None, x, level, fake.text(ids)))
+    return sum(
+        matching_loss(
+            sample,
+            clean_prediction(x, real, level, layout),
+            clean_prediction(x, false, level, layout),
+            None,
+        )
+    )

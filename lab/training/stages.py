@@ -1,0 +1,284 @@
+"""What one training step does, per stage: multi-step mode alone, both modes, the rival and its teacher.
+
+Every stage owns what it trains and the optimiser of it, takes one step at a time, and can be stopped and
+gone on with. `build_stage` chooses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ...samplers.rollout import Method, Mode
+from .data import Batch
+from .distillation import Pair
+from .draws import Draws
+from .flow_matching import flow_matching, whole_clip_matching
+from .mutual_forcing import (
+    MutualRecipe,
+    distribution_loss,
+    draw_level,
+    fake_loss,
+    flow_loss,
+    prepare,
+    shortcut_loss,
+)
+from .optimiser import MasterWeights
+from .pair import block_count
+from .parallel import Processes
+from .self_forcing import exit_rollout, rollout_matching
+from .system import Parts, twin, without_some
+
+Logged = dict[str, Tensor]
+STAGES = ("unimodal", "joint", "mutual", "bidirectional")
+
+
+class Stage(Protocol):
+    """One kind of training step.
+
+    Attributes:
+        weights: of the network that is trained for.
+        mode, method: how clips are sampled from it; mode None if it cannot make any alone.
+    """
+
+    weights: MasterWeights
+    mode: Mode | None
+    method: Method
+
+    def step(self, batch: Batch, draws: Draws, number: int, progress: float, rate: float) -> Logged:
+        """One update; `progress` in 0..1 and `rate` drive the schedules. Returns what is logged."""
+        ...
+
+    def state_dict(self) -> dict[str, object]:
+        """What going on needs beyond `weights`; all processes must ask for it."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Inverse of `state_dict`; `weights` are back already."""
+        ...
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How weights are trained.
+
+    Attributes:
+        dtype: that they compute in.
+        ema: decay of the moving average per step.
+    """
+
+    learning_rate: float
+    ema: float
+    dtype: torch.dtype
+    processes: Processes
+
+    @classmethod
+    def from_recipe(cls, recipe: Mapping[str, object], processes: Processes) -> Trained:
+        """As the section "recipe" of a config file says; in bfloat16 where it says nothing."""
+        dtype = getattr(torch, recipe.get("dtype", "bfloat16"))
+        return cls(recipe["learning_rate"], recipe["ema"], dtype, processes)
+
+    def weights(self, system: Parts) -> MasterWeights:
+        """Optimiser and moving average of a system."""
+        return MasterWeights(
+            system, self.learning_rate, self.ema, dtype=self.dtype, processes=self.processes
+        )
+
+    def online(self, system: Parts, learning_rate: float) -> MasterWeights:
+        """Optimiser of a fake score, of which no average is wanted."""
+        return MasterWeights(
+            system, learning_rate, None, dtype=self.dtype, processes=self.processes
+        )
+
+    def fixed(self, system: Parts) -> Parts:
+        """A system that is only asked."""
+        self.processes.place(system, self.dtype)
+        return system.requires_grad_(False)
+
+
+class FlowStage:
+    """Multi-step mode alone: flow matching on real histories, or with the masks off on whole clips."""
+
+    method: Method = "euler"
+
+    def __init__(
+        self, system: Parts, trained: Trained, recipe: Mapping[str, object], stage: str
+    ) -> None:
+        self.system, self.stage = system, stage
+        self.weights = trained.weights(system)
+        names = ["sigma_mean", "sigma_spread", "caption_dropout"]
+        if stage != "bidirectional":
+            names.append("history_noise")
+        self.settings = {name: recipe[name] for name in names}
+        self.mode: Mode | None = "multi" if stage == "joint" else None
+
+    def step(self, batch: Batch, draws: Draws, number: int, progress: float, rate: float) -> Logged:
+        """One update."""
+
+        def losses() -> Pair:
+            if self.stage == "bidirectional":
+                return whole_clip_matching(self.system, batch, draws, **self.settings)
+            coupled = self.stage == "joint"
+            return flow_matching(self.system, batch, draws, coupled=coupled, **self.settings)
+
+        found = self.system(losses)
+        (found.video + found.audio).backward()
+        norm = self.weights.step(rate)
+        return {"video": found.video.detach(), "audio": found.audio.detach(), "gradient": norm}
+
+    def state_dict(self) -> dict[str, object]:
+        """Nothing beyond the weights."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Inverse of `state_dict`."""
+
+
+class MutualStage:
+    """Both modes of one network (lab.training.mutual_forcing), with the teacher and the fake score it needs."""
+
+    mode: Mode | None = "few"
+    method: Method = "euler"
+
+    def __init__(
+        self, system: Parts, trained: Trained, recipe: MutualRecipe, fake_rate: float
+    ) -> None:
+        self.system, self.recipe = system, recipe
+        self.teacher = self.fake = self.fake_weights = None
+        if recipe.shortcut or recipe.matching:
+            self.teacher = trained.fixed(twin(system))
+        else:
+            # Nothing of few-step mode is trained.
+            self.mode = "multi"
+        if recipe.matching:
+            self.fake = twin(system)
+            self.fake_weights = trained.online(self.fake, fake_rate)
+        self.weights = trained.weights(system)
+
+    def step(self, batch: Batch, draws: Draws, number: int, progress: float, rate: float) -> Logged:
+        """One update of the network and, where it had a DMD term, several of the fake score."""
+        system, recipe = self.system, self.recipe
+        matching = bool(recipe.matching) and number % recipe.matching_every == 0
+        shown, taught = system(prepare, system, batch, recipe, progress, draws)
+        # Backward term by term: only one of them has its activations in memory at a time.
+        flow = system(flow_loss, system, shown, recipe, draws)
+        (recipe.flow * flow).backward()
+        logged = {"flow": flow.detach()}
+        if recipe.shortcut:
+            loss = system(shortcut_loss, system, self.teacher, taught, recipe)
+            (recipe.shortcut * loss).backward()
+            logged["shortcut"] = loss.detach()
+        if matching:
+            scores = self.teacher, self.fake
+            loss, sample = system(distribution_loss, system, *scores, taught, recipe)
+            (recipe.matching * loss).backward()
+            logged["matching"] = loss.detach()
+        logged["gradient"] = self.weights.step(rate)
+        if self.teacher is not None:
+            self.weights.write_average(self.teacher)
+        if matching:
+            blocks = block_count(sample, system.transformer.config.layout)
+            for _ in range(recipe.fake_updates):
+                level = draw_level(blocks, recipe, taught.draws)
+                made = sample, taught.ids, level, taught.draws
+                loss = self.fake(fake_loss, self.fake, taught.history, *made)
+                loss.backward()
+                logged["fake gradient"] = self.fake_weights.step(rate)
+                logged["fake"] = loss.detach()
+        return logged
+
+    def state_dict(self) -> dict[str, object]:
+        """The fake score with its optimiser; the teacher is the network's average."""
+        return {} if self.fake_weights is None else {"fake": self.fake_weights.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Inverse of `state_dict`."""
+        if self.fake_weights is not None:
+            self.fake_weights.load_state_dict(state["fake"])
+        if self.teacher is not None:
+            self.weights.write_average(self.teacher)
+
+
+class SelfForcingStage:
+    """The rival (lab.training.self_forcing): every step a fake update, and every few steps one of the network."""
+
+    mode: Mode | None = "few"
+    method: Method = "renoise"
+
+    def __init__(
+        self,
+        system: Parts,
+        teacher: Parts,
+        trained: Trained,
+        recipe: MutualRecipe,
+        fake_rate: float,
+    ) -> None:
+        self.system, self.recipe = system, recipe
+        self.fake = twin(teacher)
+        self.fake_weights = trained.online(self.fake, fake_rate)
+        self.teacher = trained.fixed(teacher)
+        self.weights = trained.weights(system)
+
+    def step(self, batch: Batch, draws: Draws, number: int, progress: float, rate: float) -> Logged:
+        """One update of the fake score on a fresh rollout and, every few steps, one of the network."""
+        system, recipe = self.system, self.recipe
+        # Of the data only the captions and the shape of a clip are used.
+        like = Pair(batch.video, batch.audio)
+        ids = without_some(system, batch.ids, recipe.caption_dropout, draws)
+        logged = {}
+        if number % recipe.matching_every == 0:
+            loss = system(
+                rollout_matching, system, self.teacher, self.fake, like, ids, recipe, draws
+            )
+            loss.backward()
+            logged = {"matching": loss.detach(), "gradient": self.weights.step(rate)}
+        with torch.no_grad():
+            sample = system(exit_rollout, system, like, ids, recipe, draws)
+        level = draw_level(1, recipe, draws)
+        level = level.expand(-1, block_count(sample, system.transformer.config.layout))
+        loss = self.fake(fake_loss, self.fake, None, sample, ids, level, draws)
+        loss.backward()
+        return logged | {"fake gradient": self.fake_weights.step(rate), "fake": loss.detach()}
+
+    def state_dict(self) -> dict[str, object]:
+        """The fake score with its optimiser; the teacher never changes."""
+        return {"fake": self.fake_weights.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Inverse of `state_dict`."""
+        self.fake_weights.load_state_dict(state["fake"])
+
+
+def build_stage(
+    stage: str,
+    system: Parts,
+    settings: Mapping[str, Mapping[str, object]],
+    trained: Trained,
+    teacher: Parts | None = None,
+) -> Stage:
+    """The stage of a name, over a system with float32 weights that it will place.
+
+    Args:
+        settings: of a config file; "mutual" with the method's changes already in.
+        teacher: bidirectional, for the method that has one.
+
+    Raises:
+        ValueError: that method without a teacher.
+    """
+    if stage != "mutual":
+        return FlowStage(system, trained, settings["recipe"], stage)
+    values = dict(settings["mutual"])
+    fake_rate = values.pop("fake_learning_rate")
+    recipe = MutualRecipe.from_dict(values)
+    if recipe.teacher == "self":
+        return MutualStage(system, trained, recipe, fake_rate)
+    if teacher is None:
+        raise ValueError(
+            "this method has a bidirectional teacher and found none; train one with "
+            "--stage bidirectional and name its folder with --teacher"
+        )
+    return SelfForcingStage(system, teacher, trained, recipe, fake_rate)

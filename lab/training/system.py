@@ -1,0 +1,129 @@
+"""What the recipes train: the transformer and its text encoder, and where they start from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ...networks.config import TransformerConfig
+from ...networks.text_encoder import TextEncoder, TextEncoderConfig
+from ...networks.transformer import CausalAVTransformer, TextKeys, text_keys
+from ..world.scene import VOCABULARY
+from .draws import Draws
+
+Returned = TypeVar("Returned")
+PartsType = TypeVar("PartsType", bound="Parts")
+
+
+class Parts(nn.Module):
+    """Trained parts under one roof. Their parameters are used within `forward` only."""
+
+    transformer: CausalAVTransformer
+
+    def forward(self, function: Callable[..., Returned], *args: object) -> Returned:
+        """`function(*args)`: the doorway at which many processes gather the weights and share gradients."""
+        return function(*args)
+
+
+class System(Parts):
+    """The transformer and its text encoder; both streams read the same caption embedding."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.transformer = CausalAVTransformer(config)
+        self.text_encoder = TextEncoder(TextEncoderConfig(VOCABULARY, dim=config.caption_channels))
+
+    def text(self, ids: Tensor) -> TextKeys:
+        """Text keys of token ids (b, m)."""
+        context = self.text_encoder(ids)
+        return text_keys(self.transformer, context, context)
+
+    def nothing(self, ids: Tensor) -> Tensor:
+        """The empty prompt, as often as there are prompts in `ids`."""
+        return torch.zeros_like(ids)
+
+
+class EmbeddedSystem(Parts):
+    """A transformer whose prompts come as ready embeddings, as LTX-2's do from Gemma and its connectors.
+
+    Args:
+        empty: embedding of the empty prompt for both streams, (m, 2, c).
+    """
+
+    def __init__(self, transformer: CausalAVTransformer, empty: Tensor) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.register_buffer("empty", empty, persistent=False)
+
+    def text(self, ids: Tensor) -> TextKeys:
+        """Text keys of embeddings (b, m, 2, c): of video, then of audio."""
+        video, audio = ids.to(self.transformer.patchify_proj.weight.dtype).unbind(dim=2)
+        return text_keys(self.transformer, video, audio)
+
+    def nothing(self, ids: Tensor) -> Tensor:
+        """The empty prompt, as often as there are prompts in `ids`."""
+        return self.empty.to(ids).expand_as(ids)
+
+
+def without_some(system: Parts, ids: Tensor, share: float, draws: Draws) -> Tensor:
+    """The prompts, a share of them replaced by the empty one: guidance needs to know it."""
+    dropped = draws.uniform() < share
+    return torch.where(dropped.view(-1, *[1] * (ids.ndim - 1)), system.nothing(ids), ids)
+
+
+def twin(system: PartsType) -> PartsType:
+    """A copy with weights of its own; what is frozen is shared with the original."""
+    frozen = {id(p): p for p in system.parameters() if not p.requires_grad}
+    return copy.deepcopy(system, frozen)
+
+
+def math_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax attention as two products: on the CPU its backward is several times faster than SDPA's."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1) @ v
+
+
+def placed(system: PartsType, recipe: Mapping[str, object], device: torch.device) -> PartsType:
+    """A system on a device, set up to be trained there."""
+    if device.type == "cpu":
+        system.transformer.kernel = math_attention
+    system.transformer.recompute = recipe.get("recompute", False)
+    return system.to(device)
+
+
+@torch.no_grad()
+def initialise(system: System, seed: int) -> None:
+    """Fresh weights: every modulation starts at zero, so all gates are closed and the heads give zero.
+
+    The closed gates of the cross-modal attentions let joint training couple the streams gradually. The step
+    size embedding's last layer is zero as well: both modes start as one (mutual_forcing.md, section 3.2).
+    """
+    torch.manual_seed(seed)
+    for module in system.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.5)
+    nn.init.normal_(system.text_encoder.place, std=0.5)
+    model = system.transformer
+    if model.config.num_audio_sink_tokens:
+        nn.init.normal_(model.audio_sink_tokens, std=0.02)
+    for name, module in model.named_modules():
+        if name.endswith("adaln_single"):
+            nn.init.zeros_(module.linear.weight)
+            nn.init.zeros_(module.linear.bias)
+            if hasattr(module.emb, "step_size_embedder"):
+                nn.init.zeros_(module.emb.step_size_embedder.linear_2.weight)
+    for block in model.transformer_blocks:
+        # The text attention has no gate, so its own last layer starts small.
+        for attention in (block.attn2, block.audio_attn2):
+            attention.to_out[0].weight.mul_(0.1)
+    nn.init.zeros_(model.proj_out.weight)
+    nn.init.zeros_(model.audio_proj_out.weight)

@@ -1,0 +1,70 @@
+"""A hosted module with its weights as in the file gives the same numbers as the permuted network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mutual_forcing.host.hosted import HostedTransformer
+from mutual_forcing.model_loaders.keymap import split_layout
+from mutual_forcing.networks.attention import sdpa
+from mutual_forcing.networks.config import TransformerConfig
+from mutual_forcing.networks.transformer import CausalAVTransformer, text_keys
+from mutual_forcing.samplers.rollout import Prompt, new_stream, rollout, sampler_settings
+from mutual_forcing.samplers.state import StreamSettings
+from mutual_forcing.tests.ltx2_files import GOLDEN, WEIGHTS
+
+
+def run(model: object) -> torch.Tensor:
+    """Two blocks of a rollout."""
+    text = text_keys(model, GOLDEN["input.video_context"], GOLDEN["input.audio_context"])
+    batch = GOLDEN["input.video_context"].shape[0]
+    settings = StreamSettings(2, 3, window=2, seeds=tuple(range(batch)))
+    state = new_stream(model, "id", settings)
+    made = rollout(
+        model, Prompt(text), state, 2, sampler_settings("few", 2, method="renoise"), model_id="id"
+    )
+    blocks = [block for block, _ in made]
+    return torch.cat(
+        [block.video.flatten() for block in blocks] + [b.audio.flatten() for b in blocks]
+    )
+
+
+@pytest.mark.parametrize("rope_type", ["interleaved", "split"])
+@torch.no_grad()
+def test_weights_in_file_order_give_the_same_numbers(rope_type: str) -> None:
+    config = TransformerConfig.from_dict(GOLDEN.config.to_dict() | {"rope_type": rope_type})
+    ours, theirs = CausalAVTransformer(config), CausalAVTransformer(config)
+    ours.load_state_dict(split_layout(WEIGHTS, config))
+    theirs.load_state_dict(WEIGHTS)
+    found = run(HostedTransformer(theirs, config, sdpa))
+    expected = run(ours)
+    assert torch.allclose(found, expected, atol=1e-5 * expected.abs().max().item())
+
+
+@torch.no_grad()
+def test_the_order_matters() -> None:
+    """The test above could not fail if it did not."""
+    config = GOLDEN.config
+    theirs = CausalAVTransformer(config)
+    theirs.load_state_dict(WEIGHTS)
+    wrong = TransformerConfig.from_dict(config.to_dict() | {"rope_type": "split"})
+    found = run(HostedTransformer(theirs, wrong, sdpa))
+    expected = run(HostedTransformer(theirs, config, sdpa))
+    assert not torch.allclose(found, expected, atol=1e-3 * expected.abs().max().item())
+
+
+@torch.no_grad()
+def test_a_weight_that_the_host_changes_is_seen() -> None:
+    """LoRAs come and go while the view stays: no weight may be remembered."""
+    config = GOLDEN.config
+    theirs = CausalAVTransformer(config)
+    theirs.load_state_dict(WEIGHTS)
+    hosted = HostedTransformer(theirs, config, sdpa)
+    before = run(hosted)
+    for key in ("transformer_blocks.0.attn1.to_q.weight", "transformer_blocks.0.scale_shift_table"):
+        weight = theirs.get_parameter(key)
+        kept = weight.clone()
+        weight.add_(torch.ones_like(weight))
+        assert not torch.equal(run(hosted), before)
+        weight.copy_(kept)
+    assert torch.equal(run(hosted), before)

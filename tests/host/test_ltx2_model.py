@@ -1,0 +1,153 @@
+"""A MODEL as a maker of streams, without ComfyUI: a stand-in has its modules and its connectors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from mutual_forcing.host.ltx2_model import LTX2Model, stock_config, stream_clock
+from mutual_forcing.model_loaders.ltx2 import PRESETS
+from mutual_forcing.networks.attention import sdpa
+from mutual_forcing.networks.config import TransformerConfig
+from mutual_forcing.networks.layout import RELEASED_LAYOUT, BlockLayout
+from mutual_forcing.networks.transformer import CausalAVTransformer, text_keys
+from mutual_forcing.samplers.chunk import chunk_origin, chunk_state, chunk_tensors
+from mutual_forcing.samplers.rollout import new_stream, rollout
+from mutual_forcing.samplers.state import StreamSettings
+from mutual_forcing.tests.ltx2_files import GOLDEN, WEIGHTS
+from torch import Tensor, nn
+
+WIDTH = GOLDEN.config.caption_channels
+
+
+class Hosted(CausalAVTransformer):
+    """What ComfyUI's network is to us; its connectors double a prompt and turn it round."""
+
+    def preprocess_text_embeds(self, context: Tensor, unprocessed: bool = False) -> Tensor:
+        if not unprocessed and context.shape[-1] == 2 * WIDTH:
+            return context
+        return torch.cat((context, context.flip(1)), dim=-1)
+
+
+@pytest.fixture(scope="module")
+def model() -> LTX2Model:
+    """The fixture's weights as a host has them."""
+    module = Hosted(GOLDEN.config)
+    module.load_state_dict(WEIGHTS)
+    return LTX2Model(module, GOLDEN.config, "id", torch.empty(0), sdpa, lambda _bytes: None)
+
+
+def wire(*, unprocessed: bool = True, width: int = WIDTH) -> list[list[object]]:
+    """CONDITIONING of one prompt."""
+    context = torch.randn(1, 6, width, generator=torch.Generator().manual_seed(0))
+    return [[context, {"unprocessed_ltxav_embeds": unprocessed}]]
+
+
+def test_prompts_go_through_the_connectors_once_and_a_finished_one_not_at_all(
+    model: LTX2Model,
+) -> None:
+    raw = wire()
+    found = model.prompt_of(raw, None, guided=False).text
+    context = raw[0][0]
+    expected = text_keys(model.transformer, context, context.flip(1))
+    finished = [[torch.cat((context, context.flip(1)), dim=-1), {}]]
+    again = model.prompt_of(finished, None, guided=False).text
+    for keys in zip(*(text.video + text.audio for text in (found, expected, again)), strict=True):
+        for one, two, three in zip(*keys, strict=True):
+            assert torch.equal(one, two) and torch.equal(one, three)
+
+
+def test_the_connectors_run_once_per_prompt_however_long_the_stream(
+    model: LTX2Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    run = Hosted.preprocess_text_embeds
+    monkeypatch.setattr(
+        Hosted,
+        "preprocess_text_embeds",
+        lambda *args, **kwargs: calls.append(args) or run(*args, **kwargs),
+    )
+    prompt = model.prompt_of(wire(), wire(), guided=True)
+    state = new_stream(model.transformer, "id", StreamSettings(2, 3, 2, (1,)))
+    sampler = model.sampler("multi", 2, 3.0)
+    rolled = rollout(model.transformer, prompt, state, 3, sampler, model_id="id", like=model.like)
+    assert len(list(rolled)) == 3 and len(calls) == 2
+
+
+def test_prompts_that_cannot_be_used_are_refused(model: LTX2Model) -> None:
+    with pytest.raises(ValueError, match="encoded for another model"):
+        model.prompt_of(wire(width=WIDTH + 1), None, guided=False)
+    with pytest.raises(ValueError, match="carries 2 prompts"):
+        model.prompt_of(wire() * 2, None, guided=False)
+    with pytest.raises(ValueError, match="guidance needs a second prompt"):
+        model.prompt_of(wire(), None, guided=True)
+    assert model.prompt_of(wire(), wire(), guided=True).unguided is not None
+
+
+def test_omniforcing_noises_again_and_a_model_told_its_step_size_follows_the_velocity(
+    model: LTX2Model,
+) -> None:
+    assert model.sampler("few", None, None).method == "renoise"
+    told = replace(model, config=replace(model.config, step_size_embedding=True))
+    assert told.sampler("few", None, None).method == "euler"
+    assert model.sampler("multi", 10, 3.0).method == "euler"
+
+
+def test_a_stream_goes_on_at_the_rate_that_it_began_with(model: LTX2Model) -> None:
+    fast = model.at_rate(25)
+    assert fast.clock.fps == 25 and fast.clock.layout == BlockLayout(4, 25, 3, 24)
+    assert model.for_layout(fast.clock.layout).config == fast.config
+    assert stream_clock(fast.clock.layout).fps == 25
+    assert stream_clock(fast.clock.layout).frame_span(2) == fast.clock.frame_span(2)
+    assert model.at_rate(None) is model
+    # A layout that is not ours is left for the check that names it.
+    assert model.for_layout(BlockLayout(4, 26, 3, 7)) is model
+
+
+def test_chunks_are_latents_as_ltx2_nodes_have_them(model: LTX2Model) -> None:
+    settings = StreamSettings(2, 3, 2, (1,))
+    rolled = rollout(
+        model.transformer,
+        model.prompt_of(wire(), None, guided=False),
+        new_stream(model.transformer, "id", settings),
+        2,
+        model.sampler("few", 1, None),
+        model_id="id",
+        like=model.like,
+    )
+    state = list(rolled)[-1][1]
+    bins = model.config.audio_in_channels // 2
+    origin = chunk_origin(state, 1, bins)
+    video, audio = chunk_tensors(origin)
+    assert video.shape == (1, model.config.in_channels, 3, 2, 3)
+    assert audio.shape == (1, 2, 25, bins)
+    # Channel-major, as LTX-2's audio VAE has them.
+    assert torch.equal(audio[0, 1, 4], state.latents[1].audio[0, 4, bins:])
+    again = chunk_state(origin, video, audio)
+    assert torch.equal(again.latents[1].audio, state.latents[1].audio)
+
+
+# A MODEL of ComfyUI's own loaders.
+
+
+def test_a_file_that_says_nothing_is_run_as_omniforcing_and_one_that_does_as_it_says() -> None:
+    module = Hosted(GOLDEN.config)
+    heads = {"num_attention_heads": 4, "attention_head_dim": 24}
+    silent = stock_config(module, {"image_model": "ltxav", **heads})
+    assert (
+        silent.rope_type,
+        silent.frequencies_precision,
+        silent.av_ca_timestep_scale_multiplier,
+    ) == (tuple(PRESETS["omniforcing"].values()))
+    assert silent.layout == RELEASED_LAYOUT
+    assert silent.num_layers == len(module.transformer_blocks)
+    told = stock_config(module, {**heads, **PRESETS["ltx2_base"]})
+    assert told.rope_type == "split" and told.av_ca_timestep_scale_multiplier == 1000
+
+
+def test_other_models_are_refused() -> None:
+    with pytest.raises(ValueError, match="is a Linear, expected LTX-2 with sound"):
+        stock_config(nn.Linear(1, 1), {})
+    with pytest.raises(ValueError, match="later version of LTX-2"):
+        stock_config(Hosted(TransformerConfig(), device="meta"), {"cross_attention_adaln": True})

@@ -1,0 +1,178 @@
+"""Adapters over a frozen LTX-2 base, on a shrunken copy: they learn, the base stays, merging changes nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mutual_forcing.lab.training import adapters
+from mutual_forcing.lab.training.adapters import (
+    AdapterSettings,
+    adapt,
+    load_trained,
+    merged_weights,
+)
+from mutual_forcing.lab.training.data import Batch
+from mutual_forcing.lab.training.flow_matching import flow_matching
+from mutual_forcing.lab.training.train import CONFIGS
+from mutual_forcing.model_loaders.ltx2 import load_transformer
+from mutual_forcing.model_loaders.parity import relative_error
+from mutual_forcing.networks.full_sequence import causal_forward
+from mutual_forcing.networks.transformer import text_keys
+from mutual_forcing.tests.ltx2_files import WEIGHTS, with_header
+from mutual_forcing.tests.tiny_training import draws, run, write_latents
+from safetensors.torch import load_file
+
+CONFIG = json.loads((CONFIGS / "ltx2_19b.json").read_text())
+ADAPTERS = CONFIG["adapters"] | {"rank": 4, "alpha": 8}
+BLOCKS, CAPTION = 2, 20
+HEADER = {"rope_type": "interleaved", "av_ca_timestep_scale_multiplier": 1.0}
+HEADER |= {"frequencies_precision": "float32"}
+FLOW = {"sigma_mean": 0.3, "sigma_spread": 1.2, "caption_dropout": 0.1, "history_noise": 0.0}
+
+
+def clips(count: int = 4) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    return Batch(
+        torch.randn(count, 16, 7, 2, 2, generator=generator),
+        torch.randn(count, 51, 16, generator=generator),
+        torch.randn(count, 5, 2, CAPTION, generator=generator),
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    with_header(tmp_path, **HEADER)
+    write_latents(tmp_path / "latents", clips())
+    np.save(tmp_path / "latents" / "empty.npy", np.zeros((5, 2, CAPTION), np.float16))
+    # The config of full size, its sizes those of the copy: network, clips, batch, ranks, first steps.
+    recipe = {"lengths": [{"blocks": BLOCKS, "batch": 2, "share": 1.0}], "dtype": "float32"}
+    settings = {
+        "transformer": {
+            "num_layers": 2,
+            "video_first_block": CONFIG["transformer"]["video_first_block"],
+        },
+        "stream": CONFIG["stream"] | {"height": 2, "width": 2},
+        "recipe": CONFIG["recipe"] | recipe | {"warmup_steps": 1},
+        "adapters": ADAPTERS,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | settings))
+    return tmp_path / "latents"
+
+
+def trained(folder: Path) -> Path:
+    base = str(folder.parent / "headed.safetensors")
+    options = ("--base", base, "--steps", "2", "--learning-rate", "0.01")
+    run(folder, "out", *options, stage="mutual").train()
+    return folder.parent / "out"
+
+
+def test_three_systems_share_one_base_that_never_changes(folder: Path) -> None:
+    base = str(folder.parent / "headed.safetensors")
+    made = run(folder, "out", "--base", base, "--steps", "3", stage="mutual")
+    stage = made.stage
+    systems = stage.system, stage.teacher, stage.fake
+    layers = [s.transformer.transformer_blocks[0].attn1.to_q for s in systems]
+    assert len({layer.base.weight.data_ptr() for layer in layers}) == 1
+    assert len({layer.down.data_ptr() for layer in layers}) == 3
+    before = load_transformer(base).transformer.state_dict()
+    made.train()
+    after = stage.system.transformer.state_dict()
+    for name, value in before.items():
+        owner, _, last = name.rpartition(".")
+        key = name if name in after else f"{owner}.base.{last}"
+        assert torch.equal(after[key], value), name
+    assert layers[0].up.abs().sum() > 0 and layers[2].up.abs().sum() > 0
+    # The run keeps what it trained and nothing else.
+    saved = load_file(folder.parent / "out" / "weights.safetensors")
+    assert all(k.endswith((".down", ".up")) or ".step_size_embedder." in k for k in saved)
+
+
+def test_fresh_adapters_change_nothing_and_learn(folder: Path) -> None:
+    base = str(folder.parent / "headed.safetensors")
+    made = run(folder, "out", "--base", base, "--steps", "12", "--learning-rate", "0.02")
+    plain = load_transformer(base).transformer
+    data = clips(2)
+    text = text_keys(plain, *data.ids.unbind(dim=2))
+    level = torch.full((2, 1), 0.5)
+    expected = causal_forward(plain, data.video, data.audio, level, level, text)
+    found = causal_forward(
+        made.stage.system.transformer, data.video, data.audio, level, level, text
+    )
+    assert all(relative_error(a, b) < 1e-5 for a, b in zip(found, expected, strict=True))
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(
+                sum(flow_matching(made.stage.system, clips(), draws(5, 4), coupled=True, **FLOW))
+            )
+
+    first = loss()
+    made.train()
+    assert loss() < 0.98 * first
+
+
+def test_merged_adapters_are_the_adapted_network(folder: Path, monkeypatch) -> None:
+    out = trained(folder)
+    base = folder.parent / "headed.safetensors"
+    adapted = load_transformer(base).transformer
+    adapt(adapted, AdapterSettings(**ADAPTERS))
+    weights = load_file(out / "weights.safetensors")
+    load_trained(adapted, {k.removeprefix("transformer."): v for k, v in weights.items()})
+    path = folder.parent / "merged.safetensors"
+    command = ["lab.training.adapters", "--run", str(out), "--base", str(base), "--out", str(path)]
+    monkeypatch.setattr(sys, "argv", command)
+    adapters.main()
+    merged = load_transformer(path).transformer
+    assert merged.config.step_size_embedding and set(merged_weights(adapted)) > set(WEIGHTS)
+    data, level = clips(2), torch.full((2, 1), 0.6)
+    outputs = [
+        causal_forward(
+            model,
+            data.video,
+            data.audio,
+            level,
+            level,
+            text_keys(model, *data.ids.unbind(dim=2)),
+            step_size=torch.full((2, 1), 0.2),
+        )
+        for model in (adapted, merged)
+    ]
+    assert all(relative_error(a, b) < 1e-5 for a, b in zip(*outputs, strict=True))
+    start = load_transformer(base).transformer
+    unlike = causal_forward(
+        start, data.video, data.audio, level, level, text_keys(start, *data.ids.unbind(dim=2))
+    )
+    assert relative_error(unlike[0], outputs[1][0]) > 1e-3
+
+
+def test_a_run_of_adapters_goes_on_and_is_started_from(folder: Path) -> None:
+    out = trained(folder)
+    base = str(folder.parent / "headed.safetensors")
+    again = run(folder, "out", "--base", base, "--steps", "3", stage="mutual")
+    assert again.step == 2
+    second = run(folder, "second", "--base", base, "--init", str(out), "--steps", "3")
+    saved = load_file(out / "weights.safetensors")
+    parameters = dict(second.stage.system.named_parameters())
+    assert all(torch.equal(parameters[name], value) for name, value in saved.items())
+
+
+def test_wrong_bases_and_layers_are_refused(folder: Path) -> None:
+    base = str(folder.parent / "headed.safetensors")
+    with pytest.raises(ValueError, match="name the network under them with --base"):
+        run(folder, "out", stage="mutual")
+    config = folder.parent / "config.json"
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps(settings | {"transformer": {"num_layers": 3}}))
+    with pytest.raises(ValueError, match=r"num_layers': 2.*expected what the section"):
+        run(folder, "out", "--base", base, stage="mutual")
+    model = load_transformer(base).transformer
+    with pytest.raises(ValueError, match="found no linear layer that 'conv' names"):
+        adapt(model, AdapterSettings(4, 4, "conv"))
+    adapt(model, AdapterSettings(**ADAPTERS))
+    with pytest.raises(ValueError, match="not of these adapters"):
+        load_trained(model, {"x": torch.zeros(1)})

@@ -1,0 +1,144 @@
+"""The example workflows, without ComfyUI: flat, whole, and made of nodes that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from mutual_forcing.model_loaders.memory import stream_bytes
+from mutual_forcing.networks.config import TransformerConfig
+from mutual_forcing.tests.ui_workflow import NOTES, read_workflow
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+# Nodes of ComfyUI itself that the workflows use.
+CORE = {
+    "CLIPTextEncode",
+    "CreateVideo",
+    "ImageScale",
+    "LoadImage",
+    "LTXAVTextEncoderLoader",
+    "LTXVAudioVAEDecode",
+    "LTXVAudioVAELoader",
+    "SaveVideo",
+    "VAEDecode",
+    "VAEEncode",
+}
+OURS = {
+    name
+    for path in (ROOT / "nodes").glob("*.py")
+    for name in re.findall(r'node_id="(\w+)"', path.read_text(encoding="utf-8"))
+}
+
+each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+
+
+def test_the_folder_is_flat_and_has_the_workflows() -> None:
+    assert len(WORKFLOWS) >= 6
+    assert not [path for path in (ROOT / "workflows").iterdir() if path.is_dir()]
+
+
+@each_workflow
+def test_every_node_exists_in_this_pack_or_in_comfyui(path: Path) -> None:
+    types = {node["type"] for node in read_workflow(path)["nodes"]}
+    assert types <= OURS | CORE | NOTES
+    assert types & OURS, "shows nothing of this pack"
+    assert "MarkdownNote" in types, "says nothing about itself"
+
+
+@each_workflow
+def test_wires_end_where_the_nodes_say(path: Path) -> None:
+    workflow = read_workflow(path)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    assert len(nodes) == len(workflow["nodes"])
+    seen_in, seen_out = set(), set()
+    for link, source, out_slot, target, in_slot, kind in workflow["links"]:
+        output, entry = nodes[source]["outputs"][out_slot], nodes[target]["inputs"][in_slot]
+        assert link in output["links"] and entry["link"] == link
+        assert output["type"] == kind and kind in entry["type"].split(",")
+        seen_out.add((source, out_slot, link))
+        seen_in.add((target, in_slot))
+    for node in workflow["nodes"]:
+        for slot, entry in enumerate(node["inputs"]):
+            assert (entry["link"] is not None) == ((node["id"], slot) in seen_in)
+        for slot, output in enumerate(node["outputs"]):
+            for link in output["links"] or []:
+                assert (node["id"], slot, link) in seen_out
+    assert workflow["last_node_id"] >= max(nodes)
+    assert "subgraphs" not in workflow.get("definitions", {})
+
+
+@each_workflow
+def test_nodes_do_not_lie_on_each_other(path: Path) -> None:
+    title = 30  # pixels above a node's position
+    boxes = [
+        (*node["pos"], node["pos"][0] + node["size"][0], node["pos"][1] + node["size"][1])
+        for node in read_workflow(path)["nodes"]
+    ]
+    for i, (left, top, right, bottom) in enumerate(boxes):
+        for other_left, other_top, other_right, other_bottom in boxes[i + 1 :]:
+            apart = (
+                right <= other_left
+                or other_right <= left
+                or bottom <= other_top - title
+                or other_bottom <= top - title
+            )
+            assert apart
+
+
+@each_workflow
+def test_a_picture_shows_what_it_makes(path: Path) -> None:
+    if not (ROOT / "models" / "mutual_forcing_small.safetensors").exists():
+        pytest.skip("the model that makes the pictures is not trained yet")
+    assert path.with_suffix(".jpg").is_file(), (
+        "make it: python launch.py lab.metrics.thumbnails; for LTX-2 it is a picture of the graph"
+    )
+
+
+@pytest.mark.parametrize("name", ["2_chunks_and_a_fork", "6_ltx2_chunks_and_a_fork"])
+def test_one_stream_is_forked(name: str) -> None:
+    """Three chunks on one state, and the state before the last one goes to two chunks."""
+    workflow = read_workflow(ROOT / "workflows" / f"{name}.json")
+    chunks = {node["id"] for node in workflow["nodes"] if node["type"] == "MF_SampleChunk"}
+    states = [link for link in workflow["links"] if link[5] == "MF_STATE" and link[3] in chunks]
+    followers = [link[1] for link in states]
+    assert len(chunks) == 4 and len(states) == 3
+    assert sorted(followers.count(chunk) for chunk in set(followers)) == [1, 2]
+
+
+def gigabytes(width: int, height: int, seconds: int = 3) -> float:
+    """What a stream of OmniForcing takes beside the weights, as Sample Chunk asks ComfyUI for it."""
+    config = TransformerConfig(video_first_block=4, audio_first_block=26)
+    grid = height // 32, width // 32
+    return (
+        stream_bytes(config, seconds, *grid, element_size=2, guided=False, text_tokens=1024) / 1e9
+    )
+
+
+@pytest.mark.parametrize("path", [p for p in WORKFLOWS if "_ltx2_" in p.stem], ids=lambda p: p.stem)
+def test_notes_of_ltx2_say_what_is_computed(path: Path) -> None:
+    notes = [n["widgets_values"][0] for n in read_workflow(path)["nodes"] if n["type"] in NOTES]
+    text = "\n".join(notes)
+    sizes = re.findall(r"\| (\d+) x (\d+) \| ([\d.]+) \|", text)
+    assert len(sizes) == 4
+    for width, height, said in sizes:
+        assert float(said) == pytest.approx(gigabytes(int(width), int(height)), abs=0.06)
+    shorter = re.search(r"([\d.]+) GB with 2 seconds at 768 x 512", text)
+    assert float(shorter[1]) == pytest.approx(gigabytes(768, 512, 2), abs=0.06)
+
+
+@pytest.mark.parametrize("node", sorted(OURS))
+def test_every_node_has_a_page_that_names_all_its_sockets(node: str) -> None:
+    """Of those written out in its own schema; what both sampling nodes share is in `nodes/request.py`."""
+    page = (ROOT / "web" / "docs" / f"{node}.md").read_text(encoding="utf-8")
+    (source,) = [
+        text.partition(f'node_id="{node}"')[2].partition("def ")[0]
+        for path in (ROOT / "nodes").glob("*.py")
+        if f'node_id="{node}"' in (text := path.read_text(encoding="utf-8"))
+    ]
+    sockets = re.findall(r'put\(\s*"(\w+)"((?:(?!put\().)*)', source, re.DOTALL)
+    assert sockets
+    for name, rest in sockets:
+        shown = re.search(r'display_name="([^"]+)"', rest)
+        assert f"| {shown[1] if shown else name} |" in page
