@@ -27,6 +27,7 @@ from mutual_forcing.model_loaders.bundle import (  # noqa: E402
 )
 from mutual_forcing.networks.execution import WAYS, Execution, device_named  # noqa: E402
 from mutual_forcing.networks.video_codec import SPACE_STRIDE  # noqa: E402
+from mutual_forcing.samplers.clip_writer import ClipWriter  # noqa: E402
 from mutual_forcing.samplers.clock import Clock  # noqa: E402
 from mutual_forcing.samplers.contact_sheet import ContactSheet  # noqa: E402
 from mutual_forcing.samplers.decode import DecodedBlock  # noqa: E402
@@ -38,7 +39,6 @@ from mutual_forcing.samplers.rollout import (  # noqa: E402
     rollout,
     sampler_settings,
 )
-from mutual_forcing.samplers.sinks import ClipWriter  # noqa: E402
 from mutual_forcing.samplers.state import StreamState, check_state  # noqa: E402
 from mutual_forcing.samplers.state_file import load_state, save_state  # noqa: E402
 from tqdm import tqdm  # noqa: E402

@@ -8,10 +8,10 @@ from ..host import comfy as compat
 from ..host.comfy import HostModel
 from ..host.conditioning import Conditioning
 from ..networks.video_codec import SPACE_STRIDE
+from ..samplers.clip_writer import ClipWriter
 from ..samplers.decode import joined
 from ..samplers.live import decoded_live
 from ..samplers.parking import parked
-from ..samplers.sinks import ClipWriter
 from ..samplers.state import StreamState
 from . import request
 from .rescue import Finished, rescue

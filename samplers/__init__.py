@@ -1,1 +1,1 @@
-"""The streaming engine: clock, noise, schedules, rollout, state, decoding and sinks."""
+"""The streaming engine: clock, noise, schedules, rollout, state, decoding and the clip writer."""

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ...model_loaders.bundle import Bundle, StreamDefaults, clock_of
 from ...networks.config import TransformerConfig
+from ...samplers.clip_writer import ClipWriter
 from ...samplers.decode import DecodedBlock
 from ...samplers.rollout import Method, Mode, NonFiniteBlockError, sampler_settings
-from ...samplers.sinks import ClipWriter
 from ..metrics.clips import generate, held_out
 from ..metrics.evaluate import overview_rows
 from ..metrics.longrun import peak_mb

@@ -14,10 +14,10 @@ from types import ModuleType
 import mutual_forcing.launch as launch
 import pytest
 import torch
+from mutual_forcing.samplers import clip_writer
 from mutual_forcing.samplers import rollout as engine
-from mutual_forcing.samplers import sinks
 from mutual_forcing.samplers.state_file import load_state
-from mutual_forcing.tests.samplers.test_sinks import playable
+from mutual_forcing.tests.samplers.test_clip_writer import playable
 from mutual_forcing.tests.tiny import save_tiny
 from PIL import Image
 
@@ -115,16 +115,16 @@ def test_a_full_disk_is_told_and_the_rest_is_kept(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    plain, room = sinks._File.write, [40_000]
+    plain, room = clip_writer._File.write, [40_000]
 
-    def write(self: sinks._File, data: bytes) -> int:
+    def write(self: clip_writer._File, data: bytes) -> int:
         room[0] -= len(data)
         if room[0] < 0:
             self.error = OSError(28, "No space left on device")
             raise self.error
         return plain(self, data)
 
-    monkeypatch.setattr(sinks._File, "write", write)
+    monkeypatch.setattr(clip_writer._File, "write", write)
     assert run("--seconds", "8", "--state-out", "s.state") == 1
     captured = capsys.readouterr()
     assert "the disk is full: the clip" in captured.err and "Traceback" not in captured.err

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from mutual_forcing.networks.layout import PAPER_LAYOUT
-from mutual_forcing.samplers import sinks
+from mutual_forcing.samplers import clip_writer
+from mutual_forcing.samplers.clip_writer import ClipWriter
 from mutual_forcing.samplers.clock import Clock
 from mutual_forcing.samplers.contact_sheet import ContactSheet
 from mutual_forcing.samplers.decode import DecodedBlock
-from mutual_forcing.samplers.sinks import ClipWriter
 from PIL import Image
 
 CLOCK = Clock(PAPER_LAYOUT)
@@ -107,11 +107,11 @@ def test_a_full_disk_is_told_and_what_was_written_plays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = written(tmp_path / "whole.mp4", 5).stat().st_size
-    room, plain = [whole // 2], sinks._File.write
+    room, plain = [whole // 2], clip_writer._File.write
 
     class SmallDisk:
         @staticmethod
-        def write(self: sinks._File, data: bytes) -> int:
+        def write(self: clip_writer._File, data: bytes) -> int:
             if len(data) > room[0]:
                 plain(self, bytes(data)[: room[0]])
                 room[0] = 0
@@ -120,7 +120,7 @@ def test_a_full_disk_is_told_and_what_was_written_plays(
             room[0] -= len(data)
             return plain(self, data)
 
-    monkeypatch.setattr(sinks._File, "write", SmallDisk.write)
+    monkeypatch.setattr(clip_writer._File, "write", SmallDisk.write)
     path = tmp_path / "clip.mp4"
     with pytest.raises(OSError, match=r"disk is full: the clip.*make room.*stays and plays"):
         written(path, 5)
@@ -137,7 +137,7 @@ def test_a_disk_that_is_really_full_is_told() -> None:
 def test_a_short_write_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A raw write may take only a part of what it is given."""
     path = tmp_path / "f"
-    with sinks._File(path, "wb") as file:
+    with clip_writer._File(path, "wb") as file:
         data = bytes(range(256)) * 100
         assert file.write(data) == len(data)
     assert path.read_bytes() == data
