@@ -11,6 +11,6 @@ WEB_DIRECTORY = "./web"
 
 async def comfy_entrypoint():  # noqa: ANN201 - the return type is ComfyUI's and not importable here
     """Return the extension that lists this pack's nodes (ComfyUI's V3 API)."""
-    from ..nodes import MutualForcingExtension
+    from .nodes import MutualForcingExtension
 
     return MutualForcingExtension()
