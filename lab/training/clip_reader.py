@@ -1,14 +1,15 @@
 """One clip out of one video file: pictures at 24 a second and sound at 16 kHz, on one clock.
 
 f frames, h w pixels, n samples.
-Pictures and sound are both placed by the file's timestamps, never by counting, so variable frame rates, late
-sound tracks and rounded timestamps do not pull them apart. Only the part that is asked for is decoded.
+Pictures and sound are both placed by the file's timestamps, never by counting, so variable frame
+rates, late sound tracks and rounded timestamps do not pull them apart. A picture stands until the
+next one, the last to its end. Only the part that is asked for is decoded.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -18,6 +19,7 @@ import torch
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
@@ -49,12 +51,17 @@ class UnusableClipError(ValueError):
     """A file that no clip can be taken from; the message says why, without naming the file."""
 
 
+class UnusablePartError(UnusableClipError):
+    """No clip can be taken from this part of the file; another part may do."""
+
+
 def read_clip(
     file: Path | BinaryIO, seconds: int, size: int, at: float
 ) -> tuple[Video, Wave | None]:
     """Frames and sound of `seconds` seconds after the first frame.
 
-    The clip starts exactly on a frame of the file; sample 0 is heard when frame 0 is shown.
+    The clip starts on a frame of the file, or within one that stands for longer than 1/24 s; sample 0
+    is heard when frame 0 is shown.
 
     Args:
         file: MP4, MOV, MKV or WebM.
@@ -62,40 +69,47 @@ def read_clip(
         at: where to start: 0 is the first frame of the file, 1 the latest start that leaves enough.
 
     Returns:
-        video (1 + 24 s, size, size, 3) RGB, and sound (160 + 16000 s) or None if this part has none.
+        video (1 + 24 s, size, size, 3) RGB, and sound (160 + 16000 s) or None if this part has none
+        that can be decoded.
 
     Raises:
-        UnusableClipError: too short, without pictures, or not to be read.
+        UnusablePartError: this part cannot be read.
+        UnusableClipError: the file is too short, without pictures, or not to be read.
     """
     # A folder of data is other people's: a name such as "concat:a" must stay a file's name.
     opened = str(file.resolve()) if isinstance(file, Path) else file
-    wave, rate = None, RATE
+    unreadable = UnusableClipError
     try:
         with av.open(opened, options=_OPTIONS) as container:
-            stream = container.streams.best("video")
+            stream = next(iter(_decodable(container, "video")), None)
             if stream is None:
-                raise UnusableClipError("no pictures: found no video stream, expected one")
+                raise UnusableClipError("no pictures: found no video that can be decoded")
             # Parts are short and loaders run side by side: threads would cost more than they give.
             stream.codec_context.thread_count = 1
-            first, last = _span(container, stream)
-            spare = last - first - seconds
-            if spare < -_TIE:
+            first, last, end = _span(container, stream)
+            length = max(last, end - 1 / FPS) - first
+            if length - seconds < -_TIE:
                 raise UnusableClipError(
-                    f"too short: found {last - first:.2f} s from the first frame to the last, "
+                    f"too short: found {length:.2f} s from the first frame to the last, "
                     f"expected at least {seconds} s"
                 )
-            start, video = _pictures(container, stream, first + at * max(spare, 0), seconds, size)
-            stream = container.streams.best("audio")
-            if stream is not None:
-                wave, rate = _sound(
-                    container, stream, start - _MARGIN, seconds + PREFIX / RATE + 2 * _MARGIN
-                )
+            unreadable = UnusablePartError
+            start = first + at * max(length - seconds, 0)
+            start, video = _pictures(container, stream, start, last, seconds, size)
+            wave, rate = _heard(container, start - _MARGIN, seconds + PREFIX / RATE + 2 * _MARGIN)
     except (OSError, av.error.FFmpegError) as error:
-        raise UnusableClipError(f"unreadable: {error.strerror or error}") from error
+        raise unreadable(f"unreadable: {error.strerror or error}") from error
     if wave is None:
         return video, None
     skip = round(_MARGIN * RATE)
     return video, _resample(wave, rate)[skip : skip + PREFIX + RATE * seconds]
+
+
+def _decodable(container: InputContainer, kind: str) -> Sequence[VideoStream | AudioStream]:
+    """The streams "video" or "audio" that this FFmpeg has a decoder for, its own choice first."""
+    best = container.streams.best(kind)
+    streams = [one for one in getattr(container.streams, kind) if one.codec_context is not None]
+    return sorted(streams, key=lambda one: one is not best)
 
 
 def _seek(container: InputContainer, stream: VideoStream | AudioStream, seconds: float) -> None:
@@ -106,16 +120,18 @@ def _seek(container: InputContainer, stream: VideoStream | AudioStream, seconds:
     container.seek(math.floor(seconds / stream.time_base), stream=stream, backward=True)
 
 
-def _span(container: InputContainer, stream: VideoStream) -> tuple[float, float]:
-    """When the first and the last frame are shown, seconds of the file's clock; nothing is decoded.
+def _span(container: InputContainer, stream: VideoStream) -> tuple[float, float, float]:
+    """When the first frame and the last are shown, and until when: seconds of the file's clock.
 
-    The header is not trusted: its length may be the sound's, and files get cut short.
+    Nothing is decoded. The header is not trusted: its length may be the sound's, and files get cut
+    short.
     """
 
-    def shown() -> Iterator[float]:
+    def shown() -> Iterator[tuple[float, float]]:
         for packet in container.demux(stream):
             if packet.pts is not None and not packet.is_discard:
-                yield float(packet.pts * packet.time_base)
+                end = packet.pts + (packet.duration or 0)
+                yield float(packet.pts * packet.time_base), float(end * packet.time_base)
 
     first = next(shown(), None)
     if first is None:
@@ -126,15 +142,24 @@ def _span(container: InputContainer, stream: VideoStream) -> tuple[float, float]
         _seek(container, stream, end)
         last = max(shown(), default=None)
     if last is None:  # no length in the header, or the file ends before it
-        _seek(container, stream, first)
+        _seek(container, stream, first[0])
         last = max(shown(), default=first)
-    return first, last
+    return first[0], *last
 
 
 def _pictures(
-    container: InputContainer, stream: VideoStream, start: float, seconds: int, size: int
+    container: InputContainer,
+    stream: VideoStream,
+    start: float,
+    last: float,
+    seconds: int,
+    size: int,
 ) -> tuple[float, Video]:
-    """The frames nearest to 24 instants a second, and the time of the first: the frame nearest to `start`."""
+    """What is shown at 24 instants a second, and the first instant: about `start`.
+
+    Args:
+        last: when the file's last frame is shown, which stands for all instants after it.
+    """
     _seek(container, stream, start - _PREROLL)
     count = 1 + FPS * seconds
     pictures: list[Video] = []
@@ -142,29 +167,29 @@ def _pictures(
     shown: VideoFrame | None = None
 
     def keep(until: float) -> None:
-        """`shown` stands for every instant up to `until`."""
+        """`shown` stands for every instant before `until`."""
         nonlocal start
-        if not pictures and start <= until:
-            start = (
-                shown.time
-            )  # from here on, the frame's own clock: a source at 24 fps is kept as it is
-        instants = math.floor((until - start) * FPS) + 1
-        if (missing := min(instants, count) - len(pictures)) > 0:
+        if not pictures and start < until and start - shown.time < 1 / FPS:
+            # From here on, the frame's own clock: a source at 24 fps is kept as it is.
+            start = shown.time
+        missing = min(math.ceil((until - start) * FPS), count) - len(pictures)
+        if missing > 0:
             pictures.extend([_picture(shown, stream, size, scaler)] * missing)
 
     for frame in container.decode(stream):
         if frame.pts is None or (shown is not None and frame.time <= shown.time):
             continue
         if shown is not None:
-            keep((shown.time + frame.time) / 2 + _TIE)
+            keep(frame.time - _TIE)
         shown = frame
         if len(pictures) == count:
             break
     else:
         if shown is not None:
-            keep(shown.time + 0.5 / FPS + _TIE)
+            whole = shown.time > last - _TIE
+            keep(max(start, shown.time) + seconds + 1 if whole else shown.time + 0.5 / FPS)
     if len(pictures) < count:
-        raise UnusableClipError(
+        raise UnusablePartError(
             f"unreadable: found {len(pictures)} frames from {start:.2f} s on, expected {count}"
         )
     return start, np.stack(pictures)
@@ -177,9 +202,33 @@ def _picture(frame: VideoFrame, stream: VideoStream, size: int, scaler: VideoRef
     scaled = scaler.reformat(frame, width, height, "rgb24", interpolation=_SCALING).to_ndarray()
     top, left = (height - size) // 2, (width - size) // 2
     square = scaled[top : top + size, left : left + size]
-    return np.rot90(
-        square, round(frame.rotation / 90)
-    )  # telephones store films lying on their side
+    return _upright(square, frame)
+
+
+def _upright(square: Video, frame: VideoFrame) -> Video:
+    """A frame's square as its display matrix has it: telephones store films turned or mirrored.
+
+    The matrix takes (x, y) to (a x + c y, b x + d y); of it the nearest of the eight ways to lay a
+    square is taken (ISO/IEC 14496-12, section 6.2.2).
+    """
+    data = next((side for side in frame.side_data if side.type == Type.DISPLAYMATRIX), None)
+    if data is None:
+        return square
+    a, b, _, c, d = np.frombuffer(data, np.int32)[:5]
+    across, down = a, d
+    if abs(int(b)) + abs(int(c)) > abs(int(a)) + abs(int(d)):
+        square, across, down = square.swapaxes(0, 1), c, b
+    return square[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
+
+
+def _heard(container: InputContainer, start: float, seconds: float) -> tuple[Wave | None, int]:
+    """The sound of the first track that can be decoded, as `_sound`; None if there is no such."""
+    for stream in _decodable(container, "audio"):
+        try:
+            return _sound(container, stream, start, seconds)
+        except av.error.FFmpegError:  # a variant that the decoder does not know
+            continue
+    return None, RATE
 
 
 def _sound(
@@ -201,7 +250,7 @@ def _sound(
             wave = np.zeros(math.ceil(seconds * rate), dtype=np.float32)
             position = round((frame.time - start) * rate)
         if frame.sample_rate != rate:
-            raise UnusableClipError(
+            raise UnusablePartError(
                 f"unreadable: its sound changes from {rate} to {frame.sample_rate} Hz"
             )
         due = round((frame.time - start) * rate)

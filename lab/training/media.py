@@ -1,7 +1,8 @@
 """Real videos as training clips: a folder of files with captions beside them, or webdataset shards.
 
-A clip is a random part of a file (see `lab.training.clip_reader`). The order is the seed's, and new in every
-epoch. What cannot be used is named once in the log and left out from then on.
+A clip is a random part of a file (see `lab.training.clip_reader`). The order is the seed's, and new
+in every epoch. A file that cannot be used is named once in the log and left out from then on; one of
+which a part cannot be read is named, and asked for other parts.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ from typing import TypeAlias
 
 import numpy as np
 
-from .clip_reader import PREFIX, RATE, UnusableClipError, read_clip
+from .clip_reader import (
+    PREFIX,
+    RATE,
+    UnusableClipError,
+    UnusablePartError,
+    Video,
+    Wave,
+    read_clip,
+)
 from .sources import CaptionedClip
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm")
@@ -32,6 +41,8 @@ EXPECTED_SHARDS = (
     "webdataset shards on this machine (a .tar file, or a pattern such as clips-{000..012}.tar), each sample "
     "with a video (mp4, mkv, mov, webm) and captions (txt or json)"
 )
+PLACES = 3
+"""Parts of a file that are tried, one after another, before it is passed over until the next epoch."""
 SHUFFLED = 32
 """Samples of shards held in memory, out of which the next one is drawn."""
 
@@ -84,21 +95,22 @@ def clips_from_files(
 def _clips(
     epoch: _Epoch, source: str, expected: str, seconds: int, seed: int, captions: int, size: int
 ) -> Iterator[CaptionedClip]:
-    refused: dict[str, str] = {}
+    refused: dict[str, UnusableClipError] = {}
     silent: set[str] = set()
     for number in count():
         rng = np.random.default_rng([seed, number])
         usable = 0
         for entry in epoch(rng):
-            if entry.name in refused:
+            before = refused.get(entry.name)
+            if before is not None and not isinstance(before, UnusablePartError):
                 continue
             try:
                 texts = _variants(_captions(entry), captions, rng)
-                file = io.BytesIO(entry.video) if isinstance(entry.video, bytes) else entry.video
-                video, sound = read_clip(file, seconds, size, rng.random())
+                video, sound = _some_part(entry.video, seconds, size, rng)
             except UnusableClipError as error:
-                refused[entry.name] = str(error)
-                logger.warning("skipped %s: %s", entry.name, error)
+                if before is None:
+                    logger.warning("skipped %s: %s", entry.name, error)
+                refused[entry.name] = error
                 continue
             if sound is None:
                 if entry.name not in silent:
@@ -115,6 +127,19 @@ def _clips(
             raise ValueError(f"no clips in {source}: found {found}, expected {expected}")
 
 
+def _some_part(
+    film: Path | bytes, seconds: int, size: int, rng: np.random.Generator
+) -> tuple[Video, Wave | None]:
+    """A random part; where it cannot be read, another: of PLACES the last one's error is raised."""
+    for _ in range(PLACES):
+        file = io.BytesIO(film) if isinstance(film, bytes) else film
+        try:
+            return read_clip(file, seconds, size, rng.random())
+        except UnusablePartError as error:
+            unreadable = error
+    raise unreadable
+
+
 def _folder(folder: Path) -> _Epoch:
     """The videos below a folder that have a caption file.
 
@@ -123,17 +148,20 @@ def _folder(folder: Path) -> _Epoch:
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
+    # Cameras and old systems write endings in capitals.
+    ends = ((path, path.suffix.lower()) for path in files)
+    texts = {path.with_suffix(end): path for path, end in ends if end in CAPTION_SUFFIXES}
     entries = []
     for path in videos:
-        beside = (path.with_suffix(suffix) for suffix in CAPTION_SUFFIXES)
-        caption = next((file for file in beside if file.is_file()), None)
+        beside = (texts.get(path.with_suffix(suffix)) for suffix in CAPTION_SUFFIXES)
+        caption = next((file for file in beside if file is not None), None)
         if caption is None:
             names = " or ".join(path.with_suffix(suffix).name for suffix in CAPTION_SUFFIXES)
             logger.warning(
                 "skipped %s: no caption: found neither, expected %s beside it", path, names
             )
         else:
-            entries.append(_Entry(str(path), path, (caption.suffix, caption)))
+            entries.append(_Entry(str(path), path, (caption.suffix.lower(), caption)))
     if not entries:
         kinds = Counter(
             path.suffix.lower() or "no suffix" for path in files if path not in set(videos)
