@@ -240,12 +240,11 @@ def make(
 
         try:
             made = rollout(
-                bundle.transformer,
+                bundle,
                 bundle.prompt(arguments.prompt, guided=sampler.guidance != 1),
                 state,
                 blocks,
                 sampler,
-                model_id=bundle.model_id,
                 on_step=on_step,
                 on_rebuild=lambda done, of: advance(0),
                 execution=execution,

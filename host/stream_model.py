@@ -6,36 +6,30 @@ from fractions import Fraction
 from typing import Protocol
 
 from PIL import Image
-from torch import Tensor, nn
 
 from ..model_loaders.bundle import StreamDefaults
 from ..networks.layout import BlockLayout
+from ..samplers import model
 from ..samplers.clock import Clock
 from ..samplers.rollout import Mode, Prompt, SamplerSettings
 from ..samplers.state import BlockLatents
 from .conditioning import Conditioning
 
 
-class StreamModel(Protocol):
-    """A causal network that makes streams, with everything that a rollout needs.
+class StreamModel(model.StreamModel, Protocol):
+    """A model that makes streams, with everything that the nodes need besides a rollout's.
 
     Attributes:
-        transformer: for the functions of `networks`.
-        model_id: fingerprint; a stream goes on only with the model that made it.
         clock: of its streams.
         defaults: size, window and mode of a stream unless told otherwise.
         audio_bins: frequency bins that its audio latents' channels are split into on a LATENT wire.
         text_tokens: length of a prompt's embedding.
-        like: empty tensor with the device and dtype to compute in.
     """
 
-    transformer: nn.Module
-    model_id: str
     clock: Clock
     defaults: StreamDefaults
     audio_bins: int
     text_tokens: int
-    like: Tensor
 
     def at_rate(self, fps: float | Fraction | None) -> StreamModel:
         """The model for new streams of this frame rate; None = its own.

@@ -70,7 +70,7 @@ class _Header(BaseModel):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model, ready to run.
+    """A model, ready to run: a `StreamModel`.
 
     Attributes:
         transformer: in `dtype` on `device`; the other three are float32 on `device`.
@@ -88,6 +88,11 @@ class Bundle:
     model_id: str
     device: torch.device
     dtype: torch.dtype
+
+    @property
+    def like(self) -> Tensor:
+        """Empty tensor with the device and dtype that the transformer computes in."""
+        return torch.empty(0, device=self.device, dtype=self.dtype)
 
     @torch.no_grad()
     def embed(self, text: str) -> Tensor:
@@ -131,7 +136,7 @@ class Bundle:
         """The state before the first block of a new stream, one clip per seed."""
         kept = self.stream.window if window is None else window
         settings = StreamSettings(self.stream.height, self.stream.width, kept, seeds)
-        return new_stream(self.transformer, self.model_id, settings)
+        return new_stream(self, settings)
 
     def decoder(self) -> StreamDecoder:
         """Latents to pictures and sound."""

@@ -23,6 +23,7 @@ from ..networks.config import TransformerConfig
 from ..networks.execution import EAGER, PATHS, Execution, Workspace
 from ..networks.full_sequence import causal_forward
 from ..networks.transformer import CausalAVTransformer, text_keys
+from ..samplers.model import BareModel
 from ..samplers.noise import Stream
 from ..samplers.rollout import Prompt, SamplerSettings, new_stream, rollout
 from ..samplers.state import StreamSettings
@@ -117,16 +118,10 @@ def errors(
     # No block is dropped before the last one is made, but its window is full: a recorded path is at work.
     window = max(1, golden.blocks - 2)
     settings = StreamSettings(golden.height, golden.width, window, seeds=(0,) * batch)
-    state = new_stream(model, "golden", settings)
+    bare = BareModel(model, "golden", torch.empty(0, device=golden.device))
+    state = new_stream(bare, settings)
     made = rollout(
-        model,
-        Prompt(text),
-        state,
-        golden.blocks,
-        sampler,
-        model_id="golden",
-        noise=noise,
-        execution=execution,
+        bare, Prompt(text), state, golden.blocks, sampler, noise=noise, execution=execution
     )
     latents = [block for block, _ in made]
     video = torch.cat([block.video for block in latents], dim=2)

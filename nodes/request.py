@@ -189,15 +189,13 @@ def _sampler(model: StreamModel, mode: dict[str, object]) -> SamplerSettings:
 def sample(asked: Request, progress: Progress) -> Iterator[tuple[BlockLatents, StreamState]]:
     """The blocks that were asked for, each with the state after it; progress and interruption included."""
     return rollout(
-        asked.model.transformer,
+        asked.model,
         asked.prompt,
         asked.state,
         asked.blocks,
         asked.sampler,
-        model_id=asked.model.model_id,
         on_step=progress.step,
         on_rebuild=progress.rebuild,
-        like=asked.model.like,
         start=asked.start,
         execution=asked.execution,
     )

@@ -53,7 +53,7 @@ class StreamPlan:
         settings = StreamSettings(
             self.height // SPACE_STRIDE, self.width // SPACE_STRIDE, self.window, (self.seed,)
         )
-        return new_stream(model.transformer, model.model_id, settings)
+        return new_stream(model, settings)
 
 
 def default_plan(model: StreamModel) -> StreamPlan:

@@ -24,10 +24,12 @@ from ..networks.kv_cache import OpenBlock, RollingCache
 from ..networks.layer import TextKeys
 from ..networks.modulation import Modulation, modulation
 from ..networks.rows import packed_rows
+from .model import StreamModel
 from .noise import NoiseSource, noise_of
 from .sigmas import few_step_sigmas, ltx2_sigmas
 from .start import Start
 from .state import BlockLatents, StreamSettings, StreamState, check_state
+from .steps import euler, guided, renoise
 
 Mode = Literal["few", "multi"]
 Method = Literal["euler", "renoise"]
@@ -124,9 +126,10 @@ class NonFiniteBlockError(RuntimeError):
         self.block = block
 
 
-def new_stream(model: nn.Module, model_id: str, settings: StreamSettings) -> StreamState:
+def new_stream(model: StreamModel, settings: StreamSettings) -> StreamState:
     """The state before the first block."""
-    return StreamState(settings, model_id, model.config.layout, (), RollingCache(settings.window))
+    layout = model.transformer.config.layout
+    return StreamState(settings, model.model_id, layout, (), RollingCache(settings.window))
 
 
 class SigmaConstants:
@@ -196,17 +199,15 @@ class _Branch:
 
 
 def rollout(
-    model: nn.Module,
+    model: StreamModel,
     prompt: Prompt,
     state: StreamState,
     blocks: int,
     sampler: SamplerSettings,
     *,
-    model_id: str,
     on_step: Callable[[Step], None] | None = None,
     on_rebuild: Callable[[int, int], None] | None = None,
     noise: NoiseSource | None = None,
-    like: Tensor | None = None,
     execution: Execution = EAGER,
     start: Start | None = None,
 ) -> Iterator[tuple[BlockLatents, StreamState]]:
@@ -222,8 +223,6 @@ def rollout(
         on_rebuild: called with (blocks done, blocks in all) while a state without keys gets them
             back; an exception raised there stops as well.
         noise: where noise comes from; by default named by the state's seeds.
-        like: tensor with the device and dtype to compute in; by default the model's first
-            parameter.
         execution: how passes are carried out; the numbers are the same.
         start: video latents that block 0 begins with.
 
@@ -233,35 +232,35 @@ def rollout(
             execution.
         NonFiniteBlockError: while iterating, if a block has NaN; names the block.
     """
-    check_state(state, model_id, model.config.layout)
+    network, like = model.transformer, model.like
+    check_state(state, model.model_id, network.config.layout)
     if blocks < 1:
         raise ValueError(f"blocks is {blocks}, expected at least 1")
-    guided = sampler.guidance != 1.0
-    if guided and prompt.unguided is None:
+    is_guided = sampler.guidance != 1.0
+    if is_guided and prompt.unguided is None:
         raise ValueError("guidance needs the text keys of the empty prompt; encode '' as well")
     batch = len(state.settings.seeds)
     prompt = Prompt(
-        _spread(prompt.text, batch), _spread(prompt.unguided, batch) if guided else None
+        _spread(prompt.text, batch), _spread(prompt.unguided, batch) if is_guided else None
     )
-    if like is None:
-        like = next(model.parameters()).new_empty(0)
+    # Weights of eight bits or fewer are kept in, not computed in.
     if not like.is_floating_point() or like.element_size() < 2:
         like = like.to(torch.bfloat16)
     source = noise or noise_of(state.settings.seeds)
 
-    reason = execution.unfit(model, like.device)
+    reason = execution.unfit(network, like.device)
     if reason:
         raise ValueError(f"{reason}; choose another execution path")
     if start is not None:
         start = Start(sent(start.latents, like))
 
     texts = [text for text in prompt if text is not None]
-    branches = [_Branch(model, text, state.settings, like, execution) for text in texts]
+    branches = [_Branch(network, text, state.settings, like, execution) for text in texts]
 
     # The checks above must not wait for the first block to be asked for, so the loop is a generator
     # inside.
     def generate(state: StreamState) -> Iterator[tuple[BlockLatents, StreamState]]:
-        constants = SigmaConstants(model, like)
+        constants = SigmaConstants(network, like)
         caches = [
             # A loaded state lies on the CPU.
             None if cache is None else cache.to(like)
@@ -346,17 +345,15 @@ def _denoised(
         ]
         (video_v, audio_v), *rest = [tuple(v.float() for v in pair) for pair in velocities]
         if rest:
-            video_v = rest[0][0] + sampler.guidance * (video_v - rest[0][0])
-            audio_v = rest[0][1] + sampler.guidance * (audio_v - rest[0][1])
+            video_v = guided(rest[0][0], video_v, sampler.guidance)
+            audio_v = guided(rest[0][1], audio_v, sampler.guidance)
         if sampler.method == "euler":
-            video = video - (sigma - next_sigma) * video_v
-            audio = audio - (sigma - next_sigma) * audio_v
+            video = euler(video, video_v, sigma, next_sigma)
+            audio = euler(audio, audio_v, sigma, next_sigma)
         else:
-            video, audio = video - sigma * video_v, audio - sigma * audio_v
-            if next_sigma > 0:
-                fresh_video, fresh_audio = draw(step + 1)
-                video = (1 - next_sigma) * video + next_sigma * fresh_video
-                audio = (1 - next_sigma) * audio + next_sigma * fresh_audio
+            fresh_video, fresh_audio = draw(step + 1) if next_sigma > 0 else (None, None)
+            video = renoise(video, video_v, sigma, next_sigma, fresh_video)
+            audio = renoise(audio, audio_v, sigma, next_sigma, fresh_audio)
         if on_step is not None:
             on_step(Step(index, step, sampler.steps))
     if start is not None:

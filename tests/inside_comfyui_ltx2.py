@@ -61,15 +61,12 @@ SETTINGS = StreamSettings(2, 3, window=2, seeds=(5,))
 
 def stream(model: object, prompt: Prompt, blocks: int = 4) -> torch.Tensor:
     """Latents of a few blocks, so that the window rolls, in one row."""
-    network, identity, like = model.transformer, model.model_id, model.like
     rolled = rollout(
-        network,
+        model,
         prompt,
-        new_stream(network, identity, SETTINGS),
+        new_stream(model, SETTINGS),
         blocks,
         sampler_settings("few", 2, method="renoise"),
-        model_id=identity,
-        like=like,
     )
     made = [block for block, _ in rolled]
     return torch.cat([x.flatten() for block in made for x in block])

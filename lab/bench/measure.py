@@ -16,6 +16,7 @@ from ...networks.fp8 import use_fp8
 from ...networks.transformer import text_keys
 from ...samplers.decode import StreamDecoder
 from ...samplers.live import ahead
+from ...samplers.model import BareModel
 from ...samplers.rollout import Prompt, SamplerSettings, rollout
 from ...samplers.sigmas import few_step_sigmas
 from ...samplers.state import BlockLatents
@@ -150,13 +151,13 @@ def _blocks(
     plan: Plan, model: nn.Module, context: Tensor, decoder: StreamDecoder | None, watch: Stopwatch
 ) -> Iterator[tuple[BlockLatents, Block]]:
     setup = plan.setup
+    bare = BareModel(model, setup.name, context.new_empty(0))
     made = rollout(
-        model,
+        bare,
         Prompt(text_keys(model, context, context)),
-        setup.begin(model),
+        setup.begin(bare),
         plan.blocks,
         plan.sampler,
-        model_id=setup.name,
         execution=replace(plan.execution, watch=watch),
     )
     if plan.overlap:

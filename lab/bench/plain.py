@@ -17,6 +17,7 @@ from ...networks.transformer import text_keys
 from ...samplers.noise import noise_of
 from ...samplers.rollout import SamplerSettings
 from ...samplers.state import BlockLatents
+from ...samplers.steps import euler
 from .setups import Setup
 
 
@@ -64,6 +65,6 @@ def plain_block(
             *levels,
             text_keys(model, context, context),
         )
-        video = video - (sigma - following) * velocities[0][:, :, v0:].float()
-        audio = audio - (sigma - following) * velocities[1][:, a0:].float()
+        video = euler(video, velocities[0][:, :, v0:].float(), sigma, following)
+        audio = euler(audio, velocities[1][:, a0:].float(), sigma, following)
     return BlockLatents(video.cpu(), audio.cpu())

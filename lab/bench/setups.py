@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...model_loaders.bundle import StreamDefaults, clock_of, shipped_model_path
 from ...networks.audio_codec import AudioCodec, AudioCodecConfig
@@ -17,6 +17,7 @@ from ...networks.transformer import CausalAVTransformer
 from ...networks.video_codec import FOLD, VideoCodec, VideoCodecConfig
 from ...samplers.clock import Clock
 from ...samplers.decode import StreamDecoder
+from ...samplers.model import StreamModel
 from ...samplers.rollout import new_stream
 from ...samplers.state import StreamSettings, StreamState
 
@@ -81,9 +82,9 @@ class Setup:
         shape = 1, self.text_tokens, self.config.caption_channels
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like)
 
-    def begin(self, model: nn.Module) -> StreamState:
+    def begin(self, model: StreamModel) -> StreamState:
         """A new stream."""
-        return new_stream(model, self.name, StreamSettings(self.height, self.width, self.window))
+        return new_stream(model, StreamSettings(self.height, self.width, self.window))
 
 
 def setup(

@@ -127,8 +127,7 @@ def decoded_blocks(
     nothing = bundle.text_encoder.encode([""]) if sampler.guidance != 1 else None
     text = bundle.prompt_of(words, nothing)
     state = bundle.begin(tuple(seeds), window)
-    model, model_id = bundle.transformer, bundle.model_id
-    made = rollout(model, text, state, blocks, sampler, model_id=model_id, on_step=on_step)
+    made = rollout(bundle, text, state, blocks, sampler, on_step=on_step)
     for decoded, _ in decoded_live(made, bundle.decoder(), state):
         yield decoded
 

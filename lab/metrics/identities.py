@@ -87,7 +87,7 @@ def chunks_against_whole(bundle: Bundle) -> tuple[float, float]:
     prompt, sampler = bundle.prompt(PROMPT), sampler_settings("few", 4)
 
     def run(state: object, blocks: int) -> Iterator[tuple[object, object]]:
-        return rollout(bundle.transformer, prompt, state, blocks, sampler, model_id=bundle.model_id)
+        return rollout(bundle, prompt, state, blocks, sampler)
 
     *_, (_, whole) = run(bundle.begin(), 5)
     *_, (_, part) = run(bundle.begin(), 2)

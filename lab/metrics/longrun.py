@@ -91,7 +91,7 @@ def run(
     """
     prompt = bundle.prompt(text, guided=sampler.guidance != 1)
     state = bundle.begin((seed,), window)
-    made = rollout(bundle.transformer, prompt, state, blocks + 1, sampler, model_id=bundle.model_id)
+    made = rollout(bundle, prompt, state, blocks + 1, sampler)
     first: list[DecodedBlock] = []
     last: deque[DecodedBlock] = deque(maxlen=ENDS)
     costs = []

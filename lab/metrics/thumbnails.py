@@ -80,12 +80,11 @@ def clip_of(bundle: Bundle, take: Take) -> DecodedBlock:
         if chunk.variation:
             state = state.reseeded((varied_seed(state.settings.seeds[0], chunk.variation),))
         *_, (_, state) = rollout(
-            bundle.transformer,
+            bundle,
             bundle.prompt(chunk.prompt, guided=sampler.guidance != 1),
             state,
             bundle.clock.blocks_for(chunk.seconds, state.next_block),
             sampler,
-            model_id=bundle.model_id,
         )
     return joined(bundle.decoder().decode_from(state))
 

@@ -8,6 +8,7 @@ with a bidirectional teacher (lab.training.self_forcing).
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from ...networks.layout import BlockLayout
 from ...networks.transformer import TextKeys
 from ...samplers.sigmas import few_step_sigmas
+from ...samplers.steps import euler, guided
 from .draws import Draws
 from .pair import Pair, block_count, blockwise, by_block, velocity
 from .system import Parts
@@ -38,13 +40,13 @@ class Guided(NamedTuple):
             return conditional
         empty = velocity(self.model, history, x, sigma, self.empty)
         return Pair(
-            empty.video + self.video_guidance * (conditional.video - empty.video),
-            empty.audio + self.audio_guidance * (conditional.audio - empty.audio),
+            guided(empty.video, conditional.video, self.video_guidance),
+            guided(empty.audio, conditional.audio, self.audio_guidance),
         )
 
 
 @torch.no_grad()
-def guided(system: Parts, ids: Tensor, guidance: tuple[float, float]) -> Guided:
+def guided_teacher(system: Parts, ids: Tensor, guidance: tuple[float, float]) -> Guided:
     """Multi-step mode of a network as a teacher."""
     return Guided(system.transformer, system.text(ids), system.text(system.nothing(ids)), *guidance)
 
@@ -68,11 +70,11 @@ def shortcut_target(
 ) -> Pair:
     """Average velocity of the teacher along its own path from sigma `start` to `end`, both (b, k)."""
     at = x
-    for step in range(substeps):
-        sigma = start + (end - start) * (step / substeps)
-        span = blockwise((start - end) / substeps, layout)
+    for sigma, following in pairwise(
+        torch.lerp(start, end, i / substeps) for i in range(substeps + 1)
+    ):
         slope = teacher.velocity(history, at, sigma)
-        at = Pair(*(a - s * v for a, s, v in zip(at, span, slope, strict=True)))
+        at = Pair(*map(euler, at, slope, blockwise(sigma, layout), blockwise(following, layout)))
     whole = blockwise(start - end, layout)
     return Pair(*((a - b) / s for a, b, s in zip(x, at, whole, strict=True)))
 
@@ -95,7 +97,7 @@ def few_step_sample(
             u = velocity(model, history, x, sigma, text, torch.full_like(sigma, d))
         if step == gradient_step:
             carried = u.map(lambda t, d=d: -d * (t - t.detach()))
-        x = Pair(*(a - d * b.detach() for a, b in zip(x, u, strict=True)))
+        x = Pair(*(euler(a, b.detach(), *grid[step : step + 2]) for a, b in zip(x, u, strict=True)))
     return Pair(*(a.detach() + c for a, c in zip(x, carried, strict=True)))
 
 

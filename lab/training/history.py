@@ -18,6 +18,7 @@ from ...networks.kv_cache import OpenBlock, RollingCache
 from ...networks.transformer import TextKeys
 from ...samplers.rollout import SigmaConstants
 from ...samplers.sigmas import few_step_sigmas
+from ...samplers.steps import add_noise, euler
 from .draws import Draws
 from .pair import Pair, by_block, joined
 
@@ -105,17 +106,13 @@ def few_step_history(
     cache = RollingCache(window)
     made = []
     for index, block in enumerate(past):
-        x = Pair(
-            *(
-                (1 - sigmas[0]) * v + sigmas[0] * e
-                for v, e in zip(block, block.noise(draws), strict=True)
-            )
-        )
+        noise = block.noise(draws)
+        x = Pair(*(add_noise(v, e, sigmas[0]) for v, e in zip(block, noise, strict=True)))
         opened = OpenBlock(model, cache, *block.video.shape[3:], like)
         for sigma, following in pairwise(sigmas):
-            d = sigma - following
-            u = opened.velocity(x.video.to(like), x.audio.to(like), text, constants.at(sigma, d))
-            x = Pair(*(value - d * slope.float() for value, slope in zip(x, u, strict=True)))
+            level = constants.at(sigma, sigma - following)
+            u = opened.velocity(x.video.to(like), x.audio.to(like), text, level)
+            x = Pair(*(euler(a, v.float(), sigma, following) for a, v in zip(x, u, strict=True)))
         made.append(x)
         if index + 1 < len(past):
             cache = opened.commit(x.video.to(like), x.audio.to(like), text, constants.at(0.0))

@@ -20,7 +20,7 @@ from .data import Batch
 from .distillation import (
     draw_interval,
     few_step_sample,
-    guided,
+    guided_teacher,
     matching_loss,
     shortcut_target,
 )
@@ -167,7 +167,7 @@ def shortcut_loss(system: Parts, teacher: Parts, taught: Taught, recipe: MutualR
     x = noised(clip, clip.noise(draws), start, layout)
 
     def displacement() -> Pair:
-        score = guided(teacher, ids, recipe.guidance)
+        score = guided_teacher(teacher, ids, recipe.guidance)
         substeps = max(1, recipe.teacher_steps // steps)
         return shortcut_target(score, history, x, start, end, substeps, layout)
 
@@ -202,7 +202,9 @@ def distribution_loss(
     level = draw_level(block_count(clip, layout), recipe, draws)
     made = sample.map(Tensor.detach)
     x = noised(made, clip.noise(draws), level, layout)
-    real = teacher(lambda: guided(teacher, ids, recipe.guidance).velocity(history, x, level))
+    real = teacher(
+        lambda: guided_teacher(teacher, ids, recipe.guidance).velocity(history, x, level)
+    )
     with torch.no_grad():
         false = fake(lambda: velocity(fake.transformer, history, x, level, fake.text(ids)))
     loss = matching_loss(

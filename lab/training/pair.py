@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...networks.full_sequence import causal_forward, history_forward
 from ...networks.layout import BlockLayout
 from ...networks.transformer import TextKeys
+from ...samplers.steps import add_noise, predicted_clean
 from .draws import Draws
 
 
@@ -82,13 +83,13 @@ def blockwise(levels: Tensor, layout: BlockLayout) -> Pair:
 def noised(clean: Pair, noise: Pair, sigma: Tensor, layout: BlockLayout) -> Pair:
     """(1 - sigma) x + sigma e with one sigma per block, (b, k)."""
     levels = blockwise(sigma, layout)
-    return Pair(*((1 - s) * x + s * e for s, x, e in zip(levels, clean, noise, strict=True)))
+    return Pair(*map(add_noise, clean, noise, levels))
 
 
 def clean_prediction(x: Pair, v: Pair, sigma: Tensor, layout: BlockLayout) -> Pair:
     """x0 = x - sigma v."""
     levels = blockwise(sigma, layout)
-    return Pair(*(a - s * b for a, s, b in zip(x, levels, v, strict=True)))
+    return Pair(*map(predicted_clean, x, v, levels))
 
 
 def velocity(

@@ -14,7 +14,8 @@ from torch import Tensor
 from ...networks.kv_cache import OpenBlock, RollingCache
 from ...samplers.rollout import SigmaConstants
 from ...samplers.sigmas import few_step_sigmas
-from .distillation import guided, matching_loss
+from ...samplers.steps import predicted_clean, renoise
+from .distillation import guided_teacher, matching_loss
 from .draws import Draws
 from .mutual_forcing import MutualRecipe, draw_level
 from .pair import Pair, block_count, by_block, clean_prediction, joined, noised, velocity
@@ -48,16 +49,17 @@ def exit_rollout(
                 sigma, following = sigmas[step], sigmas[step + 1]
                 now = constants.at(sigma, sigma - following)
                 v = opened.velocity(x.video.to(like), x.audio.to(like), text, now)
-                clean = Pair(*(a - sigma * b.float() for a, b in zip(x, v, strict=True)))
                 fresh = block.noise(draws)
                 x = Pair(
                     *(
-                        (1 - following) * a + following * e
-                        for a, e in zip(clean, fresh, strict=True)
+                        renoise(a, b.float(), sigma, following, e)
+                        for a, b, e in zip(x, v, fresh, strict=True)
                     )
                 )
         v = opened.velocity(x.video.to(like), x.audio.to(like), text, leaving)
-        clean = Pair(*(a - sigmas[last] * b.float() for a, b in zip(x, v, strict=True)))
+        clean = Pair(
+            *(predicted_clean(a, b.float(), sigmas[last]) for a, b in zip(x, v, strict=True))
+        )
         made.append(clean)
         if index + 1 < len(blocks):
             with torch.no_grad():
@@ -80,7 +82,7 @@ def rollout_matching(
     sample = exit_rollout(system, like_clip, ids, recipe, draws)
     level = draw_level(1, recipe, draws).expand(-1, block_count(sample, layout))
     x = noised(sample.map(Tensor.detach), sample.noise(draws), level, layout)
-    real = teacher(lambda: guided(teacher, ids, recipe.guidance).velocity(None, x, level))
+    real = teacher(lambda: guided_teacher(teacher, ids, recipe.guidance).velocity(None, x, level))
     with torch.no_grad():
         false = fake(lambda: velocity(fake.transformer, None, x, level, fake.text(ids)))
     return sum(

@@ -9,6 +9,7 @@ from mutual_forcing.model_loaders.keymap import split_layout
 from mutual_forcing.networks.attention import sdpa
 from mutual_forcing.networks.config import TransformerConfig
 from mutual_forcing.networks.transformer import CausalAVTransformer, text_keys
+from mutual_forcing.samplers.model import BareModel
 from mutual_forcing.samplers.rollout import Prompt, new_stream, rollout, sampler_settings
 from mutual_forcing.samplers.state import StreamSettings
 from mutual_forcing.tests.ltx2_files import GOLDEN, WEIGHTS
@@ -19,10 +20,9 @@ def run(model: object) -> torch.Tensor:
     text = text_keys(model, GOLDEN["input.video_context"], GOLDEN["input.audio_context"])
     batch = GOLDEN["input.video_context"].shape[0]
     settings = StreamSettings(2, 3, window=2, seeds=tuple(range(batch)))
-    state = new_stream(model, "id", settings)
-    made = rollout(
-        model, Prompt(text), state, 2, sampler_settings("few", 2, method="renoise"), model_id="id"
-    )
+    bare = BareModel(model, "id")
+    state = new_stream(bare, settings)
+    made = rollout(bare, Prompt(text), state, 2, sampler_settings("few", 2, method="renoise"))
     blocks = [block for block, _ in made]
     return torch.cat(
         [block.video.flatten() for block in blocks] + [b.audio.flatten() for b in blocks]

@@ -69,9 +69,9 @@ def test_the_connectors_run_once_per_prompt_however_long_the_stream(
         lambda *args, **kwargs: calls.append(args) or run(*args, **kwargs),
     )
     prompt = model.prompt_of(wire(), wire(), guided=True)
-    state = new_stream(model.transformer, "id", StreamSettings(2, 3, 2, (1,)))
+    state = new_stream(model, StreamSettings(2, 3, 2, (1,)))
     sampler = model.sampler("multi", 2, 3.0)
-    rolled = rollout(model.transformer, prompt, state, 3, sampler, model_id="id", like=model.like)
+    rolled = rollout(model, prompt, state, 3, sampler)
     assert len(list(rolled)) == 3 and len(calls) == 2
 
 
@@ -108,13 +108,11 @@ def test_a_stream_goes_on_at_the_rate_that_it_began_with(model: LTX2Model) -> No
 def test_chunks_are_latents_as_ltx2_nodes_have_them(model: LTX2Model) -> None:
     settings = StreamSettings(2, 3, 2, (1,))
     rolled = rollout(
-        model.transformer,
+        model,
         model.prompt_of(wire(), None, guided=False),
-        new_stream(model.transformer, "id", settings),
+        new_stream(model, settings),
         2,
         model.sampler("few", 1, None),
-        model_id="id",
-        like=model.like,
     )
     state = list(rolled)[-1][1]
     bins = model.config.audio_in_channels // 2

@@ -155,11 +155,7 @@ def test_passes_a_block_are_what_the_network_runs(bundle, label):
         for blocks in (2, 4):
             passes.clear()
             begun = bundle.begin()
-            list(
-                rollout(
-                    bundle.transformer, prompt, begun, blocks, row.sampler, model_id=bundle.model_id
-                )
-            )
+            list(rollout(bundle, prompt, begun, blocks, row.sampler))
             counts.append(len(passes))
     finally:
         hook.remove()

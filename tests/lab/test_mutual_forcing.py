@@ -33,6 +33,7 @@ from mutual_forcing.lab.training.self_forcing import exit_rollout, rollout_match
 from mutual_forcing.lab.training.stages import MutualStage, Trained
 from mutual_forcing.lab.training.system import System, initialise, twin
 from mutual_forcing.networks.config import TransformerConfig
+from mutual_forcing.samplers.model import BareModel
 from mutual_forcing.samplers.rollout import Prompt, new_stream, rollout, sampler_settings
 from mutual_forcing.samplers.sigmas import few_step_sigmas
 from mutual_forcing.samplers.state import StreamSettings
@@ -117,14 +118,14 @@ def test_a_history_rolled_out_is_what_the_sampler_generates(
         again = draws()
         prefix, *following = by_block(clip, CONFIG.layout)
         noise = [block.noise(again) for block in (prefix, *following[:1] * further, *following)]
-        state = new_stream(system.transformer, "x", StreamSettings(1, 1, 2, (0,) * CLIPS))
+        model = BareModel(system.transformer, "x")
+        state = new_stream(model, StreamSettings(1, 1, 2, (0,) * CLIPS))
         blocks = rollout(
-            system.transformer,
+            model,
             Prompt(text),
             state,
             BLOCKS + further,
             sampler_settings("few", 4),
-            model_id="x",
             noise=lambda block, step, stream, shape: getattr(noise[block], stream),
         )
         first, *others = [latents for latents, _ in blocks]
@@ -251,14 +252,14 @@ def test_a_rollout_that_leaves_at_the_last_step_is_what_the_renoise_sampler_gene
     order = [[block.noise(asked) for _ in range(2)] for block in blocks]
     with torch.no_grad():
         made = exit_rollout(system, clip, batch.ids, recipe, draws(step))
-        state = new_stream(system.transformer, "x", StreamSettings(1, 1, 1, (0,) * CLIPS))
+        model = BareModel(system.transformer, "x")
+        state = new_stream(model, StreamSettings(1, 1, 1, (0,) * CLIPS))
         expected = rollout(
-            system.transformer,
+            model,
             Prompt(text),
             state,
             BLOCKS,
             sampler_settings("few", 2, None, "renoise"),
-            model_id="x",
             noise=lambda block, step, stream, shape: getattr(order[block][step], stream),
         )
         for (latents, _), found in zip(expected, by_block(made, CONFIG.layout), strict=True):

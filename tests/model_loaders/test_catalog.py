@@ -70,12 +70,11 @@ def test_the_memory_that_is_asked_for_holds_the_cache(bundle: Bundle) -> None:
     settings = bundle.begin().settings
     state = bundle.begin()
     rolled = rollout(
-        bundle.transformer,
+        bundle,
         bundle.prompt("red ball"),
         state,
         settings.window + 2,
         sampler_settings("few", 1),
-        model_id=bundle.model_id,
     )
     *_, (_, state) = rolled
     asked = stream_bytes(

@@ -43,12 +43,11 @@ def roll(
 ) -> Blocks:
     return list(
         rollout(
-            bundle.transformer,
+            bundle,
             bundle.prompt("red ball", guided=sampler.guidance != 1),
             state or bundle.begin(),
             blocks,
             sampler,
-            model_id=bundle.model_id,
             execution=execution,
         )
     )

@@ -19,12 +19,11 @@ def made(bundle: Bundle, state: StreamState, blocks: int) -> StreamState:
     """The stream after some more blocks."""
     sampler = sampler_settings("few", 1)
     rolled = rollout(
-        bundle.transformer,
+        bundle,
         bundle.prompt("red ball"),
         state,
         blocks,
         sampler,
-        model_id=bundle.model_id,
     )
     return list(rolled)[-1][1]
 
@@ -149,12 +148,11 @@ def test_chunks_decoded_one_by_one_are_the_whole(bundle: Bundle, stream: StreamS
 def test_live_decoding_goes_on_without_a_seam(bundle: Bundle) -> None:
     begun = made(bundle, bundle.begin((3,)), 2)
     rolled = rollout(
-        bundle.transformer,
+        bundle,
         bundle.prompt("red ball"),
         begun,
         2,
         sampler_settings("few", 1),
-        model_id=bundle.model_id,
     )
     decoder = bundle.decoder()
     blocks, states = zip(*decoded_live(rolled, decoder, begun), strict=True)

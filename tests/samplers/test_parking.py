@@ -13,12 +13,11 @@ from mutual_forcing.samplers.state import StreamState
 
 def after(bundle: Bundle, state: StreamState, blocks: int) -> StreamState:
     rolled = rollout(
-        bundle.transformer,
+        bundle,
         bundle.prompt("red ball"),
         state,
         blocks,
         sampler_settings("few", 1),
-        model_id=bundle.model_id,
     )
     return list(rolled)[-1][1]
 

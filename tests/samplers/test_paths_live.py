@@ -17,12 +17,11 @@ CPU = torch.device("cpu")
 
 def live(bundle: Bundle, before: StreamState, overlap: bool, **options: object) -> Iterator:
     made = rollout(
-        bundle.transformer,
+        bundle,
         bundle.prompt("red ball"),
         before,
         4,
         sampler_settings("few", 1),
-        model_id=bundle.model_id,
         **options,
     )
     return decoded_live(made, bundle.decoder(), before, overlap=overlap)

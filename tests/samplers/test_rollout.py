@@ -43,9 +43,7 @@ def run(
 ) -> tuple[list[BlockLatents], StreamState]:
     prompt = bundle.prompt(text, guided=sampler.guidance != 1)
     made = []
-    for latents, after in rollout(
-        bundle.transformer, prompt, state, blocks, sampler, model_id=bundle.model_id, **options
-    ):
+    for latents, after in rollout(bundle, prompt, state, blocks, sampler, **options):
         made.append(latents)
         state = after
     return made, state
@@ -153,12 +151,11 @@ def test_an_interrupt_acts_within_one_step_and_keeps_finished_blocks(bundle: Bun
     prompt = bundle.prompt("red ball")
     with pytest.raises(KeyboardInterrupt):
         for latents, after in rollout(
-            bundle.transformer,
+            bundle,
             prompt,
             bundle.begin(),
             5,
             FEW,
-            model_id=bundle.model_id,
             on_step=on_step,
         ):
             kept.append(latents)
@@ -187,12 +184,11 @@ def test_nan_names_its_block_and_keeps_those_before(bundle: Bundle, stream: str)
 
     kept = []
     made = rollout(
-        bundle.transformer,
+        bundle,
         bundle.prompt("red ball"),
         bundle.begin(),
         4,
         FEW,
-        model_id=bundle.model_id,
         noise=noise,
     )
     with pytest.raises(
@@ -217,12 +213,11 @@ def test_memory_and_work_are_flat_once_the_window_is_full(
     held: list[int] = []
     work.append(0)
     for _, state in rollout(
-        bundle.transformer,
+        bundle,
         bundle.prompt("red ball"),
         bundle.begin(),
         9,
         GUIDED.__class__("few", (1.0, 0.0)),
-        model_id=bundle.model_id,
     ):
         held.append(state.cache.bytes())
         work.append(0)
@@ -243,12 +238,11 @@ def test_a_block_is_handed_out_before_its_refresh(bundle: Bundle) -> None:
         yield
 
     made = rollout(
-        bundle.transformer,
+        bundle,
         bundle.prompt("red ball"),
         bundle.begin(),
         3,
         FEW,
-        model_id=bundle.model_id,
         execution=Execution(watch=watch),
     )
     per_block = []
@@ -272,12 +266,11 @@ def attempt(
     bundle: Bundle, state: StreamState | None = None, **changes: object
 ) -> Callable[[], object]:
     arguments = {
-        "model": bundle.transformer,
+        "model": bundle,
         "prompt": bundle.prompt("red ball"),
         "state": state or bundle.begin(),
         "blocks": 1,
         "sampler": FEW,
-        "model_id": bundle.model_id,
     }
     return lambda: rollout(**(arguments | changes))
 
@@ -287,7 +280,7 @@ def test_what_cannot_work_is_refused_before_any_block_is_asked_for(bundle: Bundl
     _, later = run(bundle, bundle.begin(), 3)
     two = Prompt(bundle.prompt_of(torch.cat([bundle.embed("bell")] * 2)).text)
     cases = {
-        "made by model": attempt(bundle, model_id="another"),
+        "made by model": attempt(bundle, model=replace(bundle, model_id="another")),
         "version 99": attempt(bundle, replace(made, version=99)),
         "another model": attempt(bundle, replace(made, layout=replace(made.layout, video_first=4))),
         "guidance needs": attempt(bundle, sampler=GUIDED),

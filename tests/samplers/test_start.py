@@ -9,6 +9,7 @@ from mutual_forcing.networks.config import TransformerConfig
 from mutual_forcing.networks.full_sequence import causal_forward
 from mutual_forcing.networks.kv_cache import OpenBlock, RollingCache
 from mutual_forcing.networks.transformer import CausalAVTransformer
+from mutual_forcing.samplers.model import BareModel
 from mutual_forcing.samplers.rollout import (
     SigmaConstants,
     new_stream,
@@ -36,14 +37,13 @@ def given(seed: int = 5) -> Start:
 
 def stream(bundle: Bundle, start: Start | None, blocks: int = 2) -> list[BlockLatents]:
     """Some blocks of a stream."""
-    model = released(bundle)
+    model = BareModel(released(bundle), "id")
     rolled = rollout(
         model,
         bundle.prompt("red ball"),
-        new_stream(model, "id", StreamSettings(2, 2, 2, (3,))),
+        new_stream(model, StreamSettings(2, 2, 2, (3,))),
         blocks,
         sampler_settings("few", 2, method="renoise"),
-        model_id="id",
         start=start,
     )
     return [block for block, _ in rolled]
@@ -90,12 +90,11 @@ def test_its_pass_is_the_whole_sequence_with_sigma_zero_at_the_given_latent(bund
 def test_a_given_latent_in_the_papers_layout_is_the_whole_prefix(bundle: Bundle) -> None:
     start = given()
     rolled = rollout(
-        bundle.transformer,
+        bundle,
         bundle.prompt("red ball"),
         bundle.begin(),
         1,
         sampler_settings("few", 2),
-        model_id=bundle.model_id,
         start=start,
     )
     ((block, _),) = rolled

@@ -23,9 +23,7 @@ def go_on(
     bundle: Bundle, state: StreamState, blocks: int, sampler: object = FEW, text: str = "red ball"
 ) -> StreamState:
     prompt = bundle.prompt(text, guided=sampler is GUIDED)
-    *_, (_, after) = rollout(
-        bundle.transformer, prompt, state, blocks, sampler, model_id=bundle.model_id
-    )
+    *_, (_, after) = rollout(bundle, prompt, state, blocks, sampler)
     return after
 
 
