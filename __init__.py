@@ -1,7 +1,7 @@
 """ComfyUI-MutualForcing: video and sound that stream together, in ComfyUI.
 
-ComfyUI calls `comfy_entrypoint`; nothing is imported before that, so the engine below also works where
-ComfyUI is not installed.
+ComfyUI calls `comfy_entrypoint`; nothing is imported before that, so the engine below also works
+where ComfyUI is not installed.
 """
 
 from __future__ import annotations

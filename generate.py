@@ -90,7 +90,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--path",
         default="eager",
-        help=f"how the work is carried out, the clip stays the same: eager, or some of {', '.join(WAYS)} "
+        help="how the work is carried out, the clip stays the same: eager, or some of "
+        f"{', '.join(WAYS)} "
         "joined by + (streams and graph are for a GPU, and not tried on one yet)",
     )
     return made

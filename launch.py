@@ -1,8 +1,8 @@
 """Run a module of this pack from the shell: `python launch.py lab.training.train --help`.
 
-The pack's folder is itself the Python package (ComfyUI loads it by path, under any folder name), so a
-module in it cannot be started with `python -m`. This registers the folder as `mutual_forcing`, without
-touching what else is importable, and runs the module named.
+The pack's folder is itself the Python package (ComfyUI loads it by path, under any folder name), so
+a module in it cannot be started with `python -m`. This registers the folder as `mutual_forcing`,
+without touching what else is importable, and runs the module named.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 def register(root: Path = ROOT) -> None:
-    """Make `import mutual_forcing` mean the pack at `root`; does nothing when it is registered already."""
+    """Make `import mutual_forcing` mean the pack at `root`, unless it is registered already."""
     if PACKAGE in sys.modules:
         return
     # ComfyUI owns a top-level module `nodes`; with the root on sys.path ours would shadow it.
@@ -33,7 +33,8 @@ def register(root: Path = ROOT) -> None:
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] in {"-h", "--help"}:
         sys.exit(
-            "usage: python launch.py MODULE [ARGS], for example: python launch.py lab.training.train --help"
+            "usage: python launch.py MODULE [ARGS], for example: python launch.py "
+            "lab.training.train --help"
         )
     register()
     name = f"{PACKAGE}.{sys.argv[1]}"

@@ -53,8 +53,9 @@ class MutualForcing(nn.ModuleDict):
 class _EagerOperations(comfy.ops.disable_weight_init):
     """ComfyUI's operations, with weights that exist (on the meta device) before the file is read.
 
-    Where ComfyUI manages memory dynamically its own Linear has no weight until it is loaded, and a model file
-    could not be checked against it. It is left out for classes that bring their own loading.
+    Where ComfyUI manages memory dynamically its own Linear has no weight until it is loaded, and a
+    model file could not be checked against it. It is left out for classes that bring their own
+    loading.
     """
 
     class Linear(comfy.ops.disable_weight_init.Linear):
@@ -108,7 +109,8 @@ class HostModel:
         """See `StreamModel`: this model has one rate."""
         if fps is not None and fps != self.clock.fps:
             raise ValueError(
-                f"the frame rate is {float(fps):g}, and this model makes {float(self.clock.fps):g} frames a "
+                f"the frame rate is {float(fps):g}, and this model makes {float(self.clock.fps):g} "
+                "frames a "
                 "second: take LTXVConditioning out of the way"
             )
         return self
@@ -212,9 +214,10 @@ def comfy_attention(
     mask: Tensor | None,
     options: Mapping[str, object] | None = None,
 ) -> Tensor:
-    """The kernel that ComfyUI was started with (xFormers, Sage, Flash, PyTorch); (b, a, n, d) as `sdpa`."""
+    """The kernel that ComfyUI was started with (Sage, xFormers, ...); (b, a, n, d) as `sdpa`."""
     if mask is not None:
-        # Not every kernel of ComfyUI's reads booleans as PyTorch does; all of them add numbers to the scores.
+        # Not every kernel of ComfyUI's reads booleans as PyTorch does; all of them add numbers to
+        # the scores.
         mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(
             ~mask, float("-inf")
         )
@@ -238,8 +241,8 @@ def stop_if_asked() -> None:
 class Progress:
     """The bar on a node, with the clip playing in small as it grows.
 
-    While a block is sampled, each step shows one frame of the block before it, so the preview moves at about
-    the speed at which the clip is made, and nothing has to be decoded twice.
+    While a block is sampled, each step shows one frame of the block before it, so the preview moves
+    at about the speed at which the clip is made, and nothing has to be decoded twice.
 
     Args:
         steps: sampling steps in all.
@@ -251,7 +254,7 @@ class Progress:
         self._picture_at: Callable[[float], Image.Image] | None = None
 
     def step(self, step: Step) -> None:
-        """Count one sampling step; raises ComfyUI's interruption if the artist has pressed Cancel."""
+        """Count a sampling step; raises ComfyUI's interruption if the artist has pressed Cancel."""
         stop_if_asked()
         self._done += 1
         self._update(step.step / step.steps)
@@ -306,7 +309,8 @@ def output_file(name: str, extension: str) -> Path:
         )
     except Exception as error:  # ComfyUI raises a bare Exception here
         raise ValueError(
-            f"{name!r} lies outside ComfyUI's output folder; use a plain name, or one in a subfolder"
+            f"{name!r} lies outside ComfyUI's output folder; use a plain name, or one in a "
+            "subfolder"
         ) from error
     return Path(directory) / f"{stem}_{counter:05}_.{extension}"
 
@@ -317,7 +321,7 @@ def temporary_file(extension: str) -> Path:
 
 
 def saved_streams() -> dict[str, Path]:
-    """Saved streams in output/mutual_forcing and its subfolders and in the input folder, newest first."""
+    """Saved streams below output/mutual_forcing and in the input folder, newest first."""
     output = Path(folder_paths.get_output_directory()) / FOLDER
     found = [(path.relative_to(output).as_posix(), path) for path in output.rglob("*.safetensors")]
     found += [

@@ -1,8 +1,9 @@
-"""ComfyUI's CLIP and CONDITIONING wires, as this model gives and takes them. Imports nothing of ComfyUI.
+"""ComfyUI's CLIP and CONDITIONING wires, as this model gives and takes them.
 
-b batch, m text tokens, c channels.
-CLIP Text Encode asks a CLIP for `tokenize` and `encode_from_tokens_scheduled`; nothing more is needed for an
-object to be one. CONDITIONING is a list of pairs: a tensor (b, m, c) and a dict of extras.
+b batch, m text tokens, c channels. Imports nothing of ComfyUI.
+CLIP Text Encode asks a CLIP for `tokenize` and `encode_from_tokens_scheduled`; nothing more is
+needed for an object to be one. CONDITIONING is a list of pairs: a tensor (b, m, c) and a dict of
+extras.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ TEXT = "mutual_forcing_text"
 
 
 class StreamClip:
-    """What the loader puts on its CLIP wire: encodes prompts for this model, on ComfyUI's own nodes.
+    """What the loader puts on its CLIP wire: encodes prompts, on ComfyUI's own nodes.
 
     Args:
         bundle: the model.
@@ -80,7 +81,8 @@ def _embedding(conditioning: Conditioning, name: str, bundle: Bundle) -> tuple[T
     width = bundle.transformer.config.caption_channels
     if embedding.ndim != 3 or embedding.shape[-1] != width:
         raise ValueError(
-            f"the {name} was encoded for another model (embedding {tuple(embedding.shape)}, expected width "
+            f"the {name} was encoded for another model (embedding {tuple(embedding.shape)}, "
+            "expected width "
             f"{width}): connect the clip output of Load Mutual Forcing Model to CLIP Text Encode"
         )
     return embedding, extras.get(TEXT)
@@ -94,7 +96,8 @@ def only_entry(conditioning: Conditioning, name: str) -> tuple[Tensor, dict[str,
     """
     if len(conditioning) != 1:
         raise ValueError(
-            f"the {name} wire carries {len(conditioning)} prompts, expected one: connect one CLIP Text "
+            f"the {name} wire carries {len(conditioning)} prompts, expected one: connect one CLIP "
+            "Text "
             "Encode and write everything there"
         )
     embedding, extras = conditioning[0]

@@ -1,11 +1,12 @@
-"""A transformer that ComfyUI loaded and looks after, as this pack's functions want it: by LTX-2's names.
+"""A transformer that ComfyUI loaded, as this pack's functions want it: by LTX-2's names.
 
 b batch, n tokens, a heads, d head dim, r rotation pairs per head (d/2).
-Its weights stay as they are in the file. ComfyUI may hold them in eight bits, packed, offloaded or with a
-LoRA's difference on top, and a LoRA's rows are numbered as the file's are; permuting them would break all of
-that. So for a checkpoint with interleaved positions it is the normalised queries and keys that are put in
-split order, on the fly: the same rotation (omniforcing.md, section 0, point 3), at the price of copying them.
-Nothing here reads a weight; modules are called, and bare tables are asked for when they are needed.
+Its weights stay as they are in the file. ComfyUI may hold them in eight bits, packed, offloaded or
+with a LoRA's difference on top, and a LoRA's rows are numbered as the file's are; permuting them
+would break all of that. So for a checkpoint with interleaved positions it is the normalised queries
+and keys that are put in split order, on the fly: the same rotation (docs/omniforcing.md, section 0,
+point 3), at the price of copying them. Nothing here reads a weight; modules are called, and bare
+tables are asked for when they are needed.
 """
 
 from __future__ import annotations

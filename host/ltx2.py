@@ -1,8 +1,8 @@
-"""The seam to ComfyUI's LTX-2: a MODEL made by its own loading code, and any MODEL as a maker of streams.
+"""The seam to ComfyUI's LTX-2: its loading code makes a MODEL, and any MODEL makes streams.
 
-ComfyUI builds the network, keeps its weights (16 bit, 8 bit, packed, offloaded, with LoRAs) and its connectors;
-the causal pass is ours (`hosted.py`). What is peculiar to a causal checkpoint travels with the MODEL as an
-attachment, which its clones (a LoRA loader's, for instance) keep.
+ComfyUI builds the network, keeps its weights (16 bit, 8 bit, packed, offloaded, with LoRAs) and its
+connectors; the causal pass is ours (`hosted.py`). What is peculiar to a causal checkpoint travels
+with the MODEL as an attachment, which its clones (a LoRA loader's, for instance) keep.
 """
 
 from __future__ import annotations
@@ -112,18 +112,20 @@ def _check_connectors(path: Path, module: nn.Module, generator: Generator) -> No
     )
     if wanted - found:
         raise TensorFileError(
-            f"{path} and its base file lack {some(sorted(wanted - found))}; choose LTX-2's own file as base"
+            f"{path} and its base file lack {some(sorted(wanted - found))}; choose LTX-2's own "
+            "file as base"
         )
     layers = {name.rpartition(".")[0] for name in wanted}
     strange = sorted(name for name in found - wanted if name.rpartition(".")[0] not in layers)
     if strange:
         raise TensorFileError(
-            f"{path} or its base file has weights that this model has no place for: {some(strange)}; {REMEDY}"
+            f"{path} or its base file has weights that this model has no place for: "
+            f"{some(strange)}; {REMEDY}"
         )
 
 
 def _finish(module: nn.Module, generator: Generator, dtype: torch.dtype) -> None:
-    """What ComfyUI's network lacks or has otherwise: additions, and the smallest number in its norms."""
+    """What ComfyUI's network lacks or has otherwise: additions, and the norms' epsilon."""
     for name, part in module.transformer_blocks.named_modules():
         if name.endswith(("q_norm", "k_norm")):
             part.eps = generator.config.norm_eps
@@ -145,7 +147,7 @@ def _finish(module: nn.Module, generator: Generator, dtype: torch.dtype) -> None
 
 
 def load_video_vae(path: Path) -> object | None:
-    """The VAE for pictures out of LTX-2's own file, as ComfyUI's checkpoint loader gives it; None without one."""
+    """The VAE for pictures out of LTX-2's own file, as ComfyUI's loader gives it, or None."""
     checkpoint = Checkpoint(path)
     tensors = {
         key.removeprefix(_VIDEO_VAE): checkpoint.tensor(key, keep=True)

@@ -1,8 +1,8 @@
-"""A MODEL of LTX-2 as a maker of streams: prompts through its connectors, its frame rates, its samplers.
+"""A MODEL of LTX-2 as a maker of streams: prompts, frame rates, samplers.
 
 b batch, m text tokens, c channels.
-The MODEL may be this pack's loader's or one of ComfyUI's own; either way its module stays ComfyUI's and our
-causal pass runs over it (`hosted.py`). Imports nothing of ComfyUI.
+The MODEL may be this pack's loader's or one of ComfyUI's own; either way its module stays ComfyUI's
+and our causal pass runs over it (`hosted.py`). Imports nothing of ComfyUI.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ AUDIO_BINS, TEXT_TOKENS = 16, 1024
 UNPROCESSED = "unprocessed_ltxav_embeds"
 """Core's mark of a prompt that has not been through the connectors."""
 _ENCODE = (
-    "connect the CLIP of Load LTXV Audio Text Encoder (a Gemma 3 12B text encoder and LTX-2's own file) to "
+    "connect the CLIP of Load LTXV Audio Text Encoder (a Gemma 3 12B text encoder and LTX-2's own "
+    "file) to "
     "CLIP Text Encode"
 )
 # What sets LTX-2.3 and later apart; their blocks have parts that this network has not.
@@ -67,7 +68,7 @@ class LTX2Model:
 
     @property
     def defaults(self) -> StreamDefaults:
-        """512 x 768 as OmniForcing was trained; with a window of 3 s a block sees 5 s in all, as there."""
+        """512 x 768 as OmniForcing was trained; with a window of 3 s a block sees 5 s, as there."""
         return StreamDefaults(window=3, height=16, width=24, default_mode="few")
 
     @property
@@ -88,8 +89,8 @@ class LTX2Model:
         return found if found.config.layout == layout else self
 
     def sampler(self, mode: Mode, steps: int | None, guidance: float | None) -> SamplerSettings:
-        """See `StreamModel`. OmniForcing was trained to predict the clean block and to noise it again; a
-        network that is told its step size follows the velocity."""
+        """See `StreamModel`. OmniForcing was trained to predict the clean block and to noise it
+        again; a network that is told its step size follows the velocity."""
         renoise = mode == "few" and not self.config.step_size_embedding
         return sampler_settings(mode, steps, guidance, "renoise" if renoise else "euler")
 
@@ -107,7 +108,8 @@ class LTX2Model:
             return Prompt(wanted)
         if negative is None:
             raise ValueError(
-                "guidance needs a second prompt to lead away from: connect another CLIP Text Encode to "
+                "guidance needs a second prompt to lead away from: connect another CLIP Text "
+                "Encode to "
                 "'negative' (its text may be empty), or set guidance to 1"
             )
         return Prompt(wanted, self._keys(negative, "negative prompt"))
@@ -123,7 +125,8 @@ class LTX2Model:
         width = self.config.caption_channels
         if embedding.ndim != 3 or embedding.shape[-1] not in (width, 2 * width):
             raise ValueError(
-                f"the {name} was encoded for another model (embedding {tuple(embedding.shape)}, expected width "
+                f"the {name} was encoded for another model (embedding {tuple(embedding.shape)}, "
+                "expected width "
                 f"{width}): {_ENCODE}"
             )
         context = self.module.preprocess_text_embeds(
@@ -145,13 +148,15 @@ def stock_config(module: nn.Module, unet_config: Mapping[str, object]) -> Transf
     """
     if not hasattr(module, "audio_patchify_proj"):
         raise ValueError(
-            f"the model is a {type(module).__name__}, expected LTX-2 with sound: connect Load OmniForcing "
+            f"the model is a {type(module).__name__}, expected LTX-2 with sound: connect Load "
+            "OmniForcing "
             "Model, or a loader with an LTX-2 file"
         )
     later = [name for name in _LATER if unet_config.get(name)]
     if later:
         raise ValueError(
-            f"the model is a later version of LTX-2 than 2.0 (it has {', '.join(later)}), which no causal "
+            f"the model is a later version of LTX-2 than 2.0 (it has {', '.join(later)}), which no "
+            "causal "
             "checkpoint exists for; load an LTX-2 19B model"
         )
     released = {
@@ -163,7 +168,7 @@ def stock_config(module: nn.Module, unet_config: Mapping[str, object]) -> Transf
 
 
 def stream_clock(layout: BlockLayout) -> Clock:
-    """The clock of an LTX-2 stream of which only the latents are there; its layout says the frame rate."""
+    """The clock of a stream of LTX-2's latents alone; their layout says the frame rate."""
     config = TransformerConfig()
     return replace(_clock(config, rate_of(config, layout)), layout=layout)
 

@@ -40,7 +40,7 @@ class StreamModel(model.StreamModel, Protocol):
         ...
 
     def for_layout(self, layout: BlockLayout) -> StreamModel:
-        """The model for going on with a stream of this layout; itself, if it makes no such streams."""
+        """The model for going on with a stream of this layout; itself, if it makes no such ones."""
         ...
 
     def sampler(self, mode: Mode, steps: int | None, guidance: float | None) -> SamplerSettings:

@@ -1,7 +1,8 @@
-"""Which files on disk are models, LTX-2 files or saved streams: told from a safetensors file's header alone.
+"""Which files are models, LTX-2 files or saved streams: told from their headers alone.
 
-A folder of checkpoints may hold hundreds of gigabytes that belong to other packs. The first bytes of each
-file say what it is; nothing else of it is read, and the answer is remembered until the file changes.
+A folder of checkpoints may hold hundreds of gigabytes that belong to other packs. The first bytes
+of each file say what it is; nothing else of it is read, and the answer is remembered until the file
+changes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from .bundle import FORMAT as MODEL_FORMAT
 
 MODEL_VARIABLE = "MUTUAL_FORCING_MODEL"
 _LONGEST_HEADER = 64 * 1024 * 1024
-# Every shard of a transformer of LTX-2 has the one (a LoRA has not), what prepares its prompts the other.
+# Every shard of a transformer of LTX-2 has the one (a LoRA has not), what prepares its prompts the
+# other.
 _LTX2_KEY, _CONNECTOR_KEY = ".audio_to_video_attn.to_q.bias", "_embeddings_connector."
 _SHARD = re.compile(r"(.*)-\d+-of-\d+\.safetensors$")
 _PICKLED = (".pt", ".pth")
@@ -83,11 +85,11 @@ def _traits(path: Path, _changed: int, _size: int) -> Traits:
 
 
 def list_models(shipped: Path, folders: Iterable[tuple[str, Path]]) -> dict[str, Path]:
-    """Names to show and the files behind them: the shipped model first, then those found in folders.
+    """Names to show and the files behind them: the shipped model first, then those found.
 
     Args:
-        shipped: the model that comes with the pack; left out while it is missing. The environment variable
-            MUTUAL_FORCING_MODEL may name another file to stand in its place.
+        shipped: the model that comes with the pack; left out while it is missing. The environment
+            variable MUTUAL_FORCING_MODEL may name another file to stand in its place.
         folders: pairs (name relative to its folder, file), in the order in which they should win.
     """
     shipped_file = Path(os.environ.get(MODEL_VARIABLE) or shipped)
@@ -99,7 +101,7 @@ def list_models(shipped: Path, folders: Iterable[tuple[str, Path]]) -> dict[str,
 
 
 def list_ltx2(files: Iterable[tuple[str, Path]], *, own_folder: Path) -> dict[str, Path]:
-    """Checkpoints of LTX-2's transformer: files, folders of shards, indices of shards that lie loose.
+    """Checkpoints of LTX-2's transformer: files, folders of shards, indices of loose shards.
 
     Args:
         files: pairs (name relative to its folder, file).

@@ -1,12 +1,12 @@
-"""The tensors of a checkpoint, whatever it is stored in: a folder, an index, a safetensors file or a .pt.
+"""A checkpoint's tensors, whatever holds them: a folder, an index, safetensors or a .pt.
 
-Nothing is read before it is asked for: every tensor is a view of a mapped file. A tensor that is kept costs
-nothing but its own pages. One that is only read on its way to a copy comes from a second map of the same
-file, thrown away, pages and all, after every thirty-second part of the checkpoint. So what a load holds in
-memory is about what it makes, even where a file of 38 GB is cast or moved.
+Nothing is read before it is asked for: every tensor is a view of a mapped file. A tensor that is
+kept costs nothing but its own pages. One that is only read on its way to a copy comes from a second
+map of the same file, thrown away, pages and all, after every thirty-second part of the checkpoint.
+So what a load holds in memory is about what it makes, even where a file of 38 GB is cast or moved.
 
-A .pt is a pickle, and a pickle can run any code: PyTorch's own reader of plain weights opens it, and refuses
-whatever needs more. Containers: omniforcing.md, section 2.
+A .pt is a pickle, and a pickle can run any code: PyTorch's own reader of plain weights opens it,
+and refuses whatever needs more. Containers: docs/omniforcing.md, section 2.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class Checkpoint:
         self.container, files, promised = _files(self.path)
         if ema and self.container != "pickle":
             raise TensorFileError(
-                f"the checkpoint {self.path} has no averaged weights of its own: only a .pt can hold "
+                f"the checkpoint {self.path} has no averaged weights of its own: only a .pt can "
+                "hold "
                 f"{EMA!r}; switch the averaged weights off"
             )
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -97,7 +98,8 @@ class Checkpoint:
             for key, (shape, dtype) in described.items():
                 if key in self._place:
                     raise TensorFileError(
-                        f"the checkpoint {self.path} has {key} twice, in {self._place[key].name} and in "
+                        f"the checkpoint {self.path} has {key} twice, in {self._place[key].name} "
+                        "and in "
                         f"{file.name}; leave one model in the folder, or choose its file"
                     )
                 self._place[key], self.shapes[key], self.dtypes[key] = file, shape, dtype
@@ -105,11 +107,11 @@ class Checkpoint:
         self.size = sum(self._bytes(key) for key in self._place)
 
     def tensor(self, key: str, *, keep: bool) -> Tensor:
-        """One tensor on the CPU, in the file's dtype: a view of the mapped file, not to be written to.
+        """One tensor on the CPU, in the file's dtype: a view of the mapped file, read-only.
 
         Args:
-            keep: whether the view itself will be used on. If not, it must be copied and let go before the
-                next one is asked for.
+            keep: whether the view itself will be used on. If not, it must be copied and let go
+                before the next one is asked for.
         """
         file = self._place[key]
         if keep:
@@ -131,7 +133,8 @@ class Checkpoint:
             described = {key: (tuple(value.shape), value.dtype) for key, value in tensors.items()}
             return described, tensors.__getitem__
         handle = open_tensors(file, "the checkpoint", REMEDY)
-        # Slices know shape and dtype from the header; a tensor would touch its first page on the disk.
+        # Slices know shape and dtype from the header; a tensor would touch its first page on the
+        # disk.
         slices = {key: handle.get_slice(key) for key in handle.keys()}
         described = {
             key: (tuple(piece.get_shape()), _DTYPES.get(piece.get_dtype(), torch.uint8))
@@ -142,7 +145,7 @@ class Checkpoint:
 
 
 def _files(path: Path) -> tuple[Container, list[Path], Mapping[str, str]]:
-    """What lies at a path, the files that hold its tensors, and which tensor an index promises in which."""
+    """What lies at a path, the files with its tensors, and which tensor an index puts where."""
     if not path.exists():
         raise TensorFileError(f"the checkpoint {path} is not there; {REMEDY}")
     if path.is_dir():
@@ -159,18 +162,21 @@ def _files(path: Path) -> tuple[Container, list[Path], Mapping[str, str]]:
         raise TensorFileError(
             f"the checkpoint {path} cannot be read ({error.strerror}); {REMEDY}"
         ) from error
-    # Eight bytes of length and then JSON: a length may well begin with a byte that a pickle has too.
+    # Eight bytes of length and then JSON: a length may well begin with a byte that a pickle has
+    # too.
     if start[8:] != b"{" and start.startswith(_ZIP):
         if path.suffix == ".safetensors":
             # PyTorch goes by the name and would take it for safetensors.
             raise TensorFileError(
-                f"the checkpoint {path} is a pickled PyTorch file under the name of a safetensors file; "
+                f"the checkpoint {path} is a pickled PyTorch file under the name of a safetensors "
+                "file; "
                 "rename it to .pt if you know where it is from"
             )
         return "pickle", [path], {}
     if start[8:] != b"{" and start.startswith(_OLD_PICKLE):
         raise TensorFileError(
-            f"the checkpoint {path} is a pickle without PyTorch's zip archive around it, which is never "
+            f"the checkpoint {path} is a pickle without PyTorch's zip archive around it, which is "
+            "never "
             f"opened: it could run any code; {WEIGHTS_ONLY}"
         )
     return "safetensors", [path], {}
@@ -182,7 +188,8 @@ def _indexed(index: Path) -> tuple[list[Path], Mapping[str, str]]:
         names = sorted({str(name) for name in weight_map.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TensorFileError(
-            f"the index {index} cannot be read ({type(error).__name__}: {error}), expected JSON with a "
+            f"the index {index} cannot be read ({type(error).__name__}: {error}), expected JSON "
+            "with a "
             f"'weight_map' from tensor to file; {REMEDY}"
         ) from error
     for name in names:
@@ -194,7 +201,8 @@ def _indexed(index: Path) -> tuple[list[Path], Mapping[str, str]]:
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise TensorFileError(
-            f"the index {index} names {some(missing)}, not found beside it; download every file that it "
+            f"the index {index} names {some(missing)}, not found beside it; download every file "
+            "that it "
             "names into one folder"
         )
     if not names:
@@ -219,7 +227,8 @@ def _shards(folder: Path) -> list[Path]:
         missing = [name for name in wanted if name not in present]
         if missing:
             raise TensorFileError(
-                f"the folder {folder} lacks {some(missing)} of {int(count)} files; download every one of "
+                f"the folder {folder} lacks {some(missing)} of {int(count)} files; download every "
+                "one of "
                 "them into it"
             )
     return found
@@ -233,7 +242,8 @@ def _check_index(path: Path, promised: Mapping[str, str], place: Mapping[str, Pa
     ]
     if broken:
         raise TensorFileError(
-            f"the index of {path} names {some(broken)}, not found there; the index and its files are not "
+            f"the index of {path} names {some(broken)}, not found there; the index and its files "
+            "are not "
             "of one release, download them together"
         )
 
@@ -248,21 +258,25 @@ def _unpickle(path: Path) -> object:
         named = re.search(r"GLOBAL (\S+)", str(error))
         needed = f" ({named.group(1)})" if named else ""
         raise TensorFileError(
-            f"the checkpoint {path} needs code to open it{needed}, and code from a file is never run; "
+            f"the checkpoint {path} needs code to open it{needed}, and code from a file is never "
+            "run; "
             f"{WEIGHTS_ONLY}"
         ) from error
     except RuntimeError as error:
         if "TorchScript" in str(error):
             raise TensorFileError(
-                f"the checkpoint {path} is a TorchScript program, and code from a file is never run; "
+                f"the checkpoint {path} is a TorchScript program, and code from a file is never "
+                "run; "
                 f"{WEIGHTS_ONLY}"
             ) from error
         raise TensorFileError(
-            f"the checkpoint {path} was cut short or is not a PyTorch file ({_first_line(error)}); {REMEDY}"
+            f"the checkpoint {path} was cut short or is not a PyTorch file ({_first_line(error)}); "
+            f"{REMEDY}"
         ) from error
     except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise TensorFileError(
-            f"the checkpoint {path} is damaged ({type(error).__name__}: {_first_line(error)}); {REMEDY}"
+            f"the checkpoint {path} is damaged ({type(error).__name__}: {_first_line(error)}); "
+            f"{REMEDY}"
         ) from error
 
 
@@ -270,12 +284,14 @@ def _choose(path: Path, content: object, ema: bool) -> tuple[str | None, dict[st
     """The entry of a .pt that holds the weights wanted, and its tensors."""
     if not isinstance(content, Mapping):
         raise TensorFileError(
-            f"the checkpoint {path} holds a {type(content).__name__}, expected a dictionary of tensors; "
+            f"the checkpoint {path} holds a {type(content).__name__}, expected a dictionary of "
+            "tensors; "
             f"{WEIGHTS_ONLY}"
         )
     if ema and not isinstance(content.get(EMA), Mapping):
         raise TensorFileError(
-            f"the checkpoint {path} has no {EMA!r} (it has {some(map(str, content))}); switch the averaged "
+            f"the checkpoint {path} has no {EMA!r} (it has {some(map(str, content))}); switch the "
+            "averaged "
             "weights off"
         )
     order = (EMA, *PARTS) if ema else PARTS
@@ -285,7 +301,8 @@ def _choose(path: Path, content: object, ema: bool) -> tuple[str | None, dict[st
     if strange or not weights:
         raise TensorFileError(
             f"the checkpoint {path} has no weights where they are looked for"
-            f"{f' ({part!r})' if part else ''}: {some(strange) or 'nothing'} found, expected tensors; "
+            f"{f' ({part!r})' if part else ''}: {some(strange) or 'nothing'} found, expected "
+            "tensors; "
             f"{WEIGHTS_ONLY}"
         )
     return part, {str(key): value.detach() for key, value in weights.items()}

@@ -1,8 +1,9 @@
-"""One LTX-2 network for a host to load, from a causal checkpoint and the base file for what it lacks.
+"""One LTX-2 network for a host to load: a causal checkpoint, and the base for what it lacks.
 
-OmniForcing's release holds the transformer alone; the two connectors that prepare the prompt, and anything
-that a checkpoint leaves out, are LTX-2's own and come from the base file (omniforcing.md, section 2). Tensors
-keep the rows, the dtype and the packing that they have in the file: see `hosted.py` for why.
+OmniForcing's release holds the transformer alone; the two connectors that prepare the prompt, and
+anything that a checkpoint leaves out, are LTX-2's own and come from the base file
+(docs/omniforcing.md, section 2). Tensors keep the rows, the dtype and the packing that they have in
+the file: see `hosted.py` for why.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ logger = logging.getLogger("mutualforcing")
 
 CONNECTORS = ("video_embeddings_connector", "audio_embeddings_connector")
 STEP_SIZE = ".step_size_embedder."
-# What marks a quantised layer, in the host's names; its scales, whatever the format calls them, lie beside it.
+# What marks a quantised layer, in the host's names; its scales, whatever the format calls them, lie
+# beside it.
 QUANTISED = ".comfy_quant"
 # By this key an older quantised file says that it is one.
 _OLD_MARK = "scaled_fp8"
@@ -49,7 +51,7 @@ _HOST_SIZES = (
 
 Tensors = dict[str, Tensor]
 Normaliser = Callable[[Tensors, str, Mapping[str, str]], Tensors]
-"""(tensors, prefix of the transformer, metadata of the file) -> tensors, quantised ones in the host's format."""
+"""(tensors, transformer's prefix, metadata) -> tensors, quantised in the host's format."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,12 @@ class Generator:
     """A network that is whole.
 
     Attributes:
-        tensors: of transformer and connectors, by LTX-2's names without a prefix; views of mapped files.
+        tensors: of transformer and connectors, by LTX-2's names without a prefix; views of mapped
+            files.
         additions: parameters that LTX-2 does not have (sink tokens, step-size embedders).
         config: how to run it.
-        header: LTX-2's own description of it, for the host. Its positions are the base file's, because the
-            connectors go by them; the causal network goes by `config`.
+        header: LTX-2's own description of it, for the host. Its positions are the base file's,
+            because the connectors go by them; the causal network goes by `config`.
         model_id: fingerprint of its vectors, the same in every precision.
         from_base: names of the tensors that came from the base file.
     """
@@ -92,7 +95,8 @@ def assemble(
         normalise: makes quantised tensors what the host expects.
 
     Raises:
-        TensorFileError: a file that cannot be used, or tensors that are in neither; says which and what to do.
+        TensorFileError: a file that cannot be used, or tensors that are in neither; says which and
+            what to do.
     """
     checkpoint = Checkpoint(path, ema=ema)
     base_file = None if base is None else Checkpoint(base)
@@ -123,8 +127,8 @@ def _is_addition(name: str) -> bool:
 def _network(
     checkpoint: Checkpoint, normalise: Normaliser, layers: Container[str] | None = None
 ) -> Tensors:
-    """Tensors of transformer and connectors under bare names; of the transformer only these layers, if any are
-    given. Nothing else of the file is touched, not even its first page."""
+    """Tensors of transformer and connectors under bare names; of the transformer only these layers,
+    if any are given. Nothing else of the file is touched, not even its first page."""
     what = f"the checkpoint {checkpoint.path}"
     keys = map_keys(checkpoint.shapes, what, REMEDY)
     if keys.unknown:
@@ -146,8 +150,8 @@ def _network(
 
 
 def _fill(tensors: Tensors, spare: Tensors, missing: set[str]) -> list[str]:
-    """Put what is missing into `tensors`; the names of what was put in. A weight brings its own scales, and
-    scales come with their weight only: another file's would not be its own."""
+    """Put what is missing into `tensors`; the names of what was put in. A weight brings its own
+    scales, and scales come with their weight only: another file's would not be its own."""
     connectors = {name for name in spare if name.startswith(CONNECTORS)}
     missing = missing | (connectors - tensors.keys())
     beside = _beside(spare)
@@ -203,8 +207,9 @@ def _check(
 def _fingerprint(
     config: TransformerConfig, tensors: Tensors, expected: Mapping[str, Tensor]
 ) -> str:
-    """16 hex digits from the config and a few values of every vector, which stay as they are when a file is
-    quantised; rounded as bfloat16 does, so that the precision in which they are stored makes no difference."""
+    """16 hex digits from the config and a few values of every vector, which stay as they are when a
+    file is quantised; rounded as bfloat16 does, so that the precision in which they are stored
+    makes no difference."""
     digest = hashlib.blake2b(json.dumps(config.to_dict(), sort_keys=True).encode(), digest_size=8)
     for name in sorted(name for name, value in expected.items() if value.ndim == 1):
         if name in tensors:

@@ -1,6 +1,7 @@
 """Checkpoint keys and RoPE layouts of LTX-2's many files -> this pack's one layout.
 
-Sources: omniforcing.md, section 2 (prefixes, containers) and section 0, point 3 (interleaved to split).
+Sources: docs/omniforcing.md, section 2 (prefixes, containers) and section 0, point 3 (interleaved
+to split).
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ def check_shapes(
         expected, found: shapes by the file's own keys.
 
     Raises:
-        TensorFileError: a tensor is missing, has another shape or no place; names three and counts the rest.
+        TensorFileError: a tensor is missing, has another shape or no place; names three and counts
+            the rest.
     """
     misshapen = [
         f"{key} is {found[key]}, expected {shape}"
@@ -141,7 +143,7 @@ def rotated_heads(attention: str, config: TransformerConfig) -> int:
 
 
 def split_layout(state_dict: dict[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:
-    """The same weights with every rotated q/k row in split order; a split checkpoint is returned as it is."""
+    """The same weights with every rotated q/k row in split order; split ones as they are."""
     if config.rope_type == "split":
         return state_dict
     return {key: to_split(key, value, config) for key, value in state_dict.items()}

@@ -1,8 +1,9 @@
 """An LTX-2 file, base or OmniForcing's causal generator, to a network in this pack's layout.
 
-What the file says of itself comes first: sizes from the shapes of its tensors, positions and block layout
-from its header where it has one. The rest is a preset, because the two kinds of file need different numbers
-under the same names (omniforcing.md, section 0, point 2), and every part of it can be overridden.
+What the file says of itself comes first: sizes from the shapes of its tensors, positions and block
+layout from its header where it has one. The rest is a preset, because the two kinds of file need
+different numbers under the same names (docs/omniforcing.md, section 0, point 2), and every part of
+it can be overridden.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class LoadReport:
         left_out = ", ".join(f"{name} ({count})" for name, count in sorted(self.left_out.items()))
         return (
             f"{self.path} ({self.container}{part}): {self.tensors} tensors, "
-            f"{self.parameters / 1e9:.3f} B parameters under {self.prefix!r}, preset {self.preset}; "
+            f"{self.parameters / 1e9:.3f} B parameters under {self.prefix!r}, preset "
+            f"{self.preset}; "
             f"left out: {left_out or 'nothing'}"
         )
 
@@ -135,22 +137,24 @@ def load_transformer(
 ) -> LoadedTransformer:
     """Load a checkpoint.
 
-    On the CPU and in the file's own dtype most weights stay views of the mapped file, so the file must not
-    be written over while the network is in use.
+    On the CPU and in the file's own dtype most weights stay views of the mapped file, so the file
+    must not be written over while the network is in use.
 
     Args:
         path: folder, index, safetensors file or .pt.
-        preset: "omniforcing" holds whatever the header says, as in the reference, which never reads it;
-            "ltx2_base" gives way to the header. None: "ltx2_base" for a file with LTX-2's header or with
-            other parts of LTX-2 in it, else "omniforcing".
-        overrides: fields of `TransformerConfig`, and `layout` as a `BlockLayout`; they win over everything.
+        preset: "omniforcing" holds whatever the header says, as in the reference, which never reads
+            it; "ltx2_base" gives way to the header. None: "ltx2_base" for a file with LTX-2's
+            header or with other parts of LTX-2 in it, else "omniforcing".
+        overrides: fields of `TransformerConfig`, and `layout` as a `BlockLayout`; they win over
+            everything.
         ema: take the averaged weights of a .pt.
-        dtype: of the network; None = the one that most of the file is in (bfloat16 for an 8-bit file).
+        dtype: of the network; None = the one that most of the file is in (bfloat16 for an 8-bit
+            file).
         operations: namespace with `Linear` and `RMSNorm`.
 
     Raises:
-        TensorFileError: the file cannot be used or does not hold exactly one whole network; says what was
-            found and the next step.
+        TensorFileError: the file cannot be used or does not hold exactly one whole network; says
+            what was found and the next step.
         ValueError: an override or preset that does not exist.
     """
     checkpoint = Checkpoint(path, ema=ema)
@@ -219,7 +223,7 @@ def _config(
     overrides: Mapping[str, object],
     what: str,
 ) -> TransformerConfig:
-    """Shapes, then preset, header and overrides, the later over the earlier; "omniforcing" over the header."""
+    """Shapes, preset, header, overrides, each over the last; "omniforcing" beats the header."""
     sinks = shapes.get(SINKS)
     layout = RELEASED_LAYOUT if sinks is None else PAPER_LAYOUT
     held = PRESETS[preset] if preset == "omniforcing" else {}
@@ -277,7 +281,7 @@ def _sizes(
     layers = 1 + max(numbers, default=-1)
 
     def usual(axis: int, names: Iterable[str]) -> int:
-        """The most common length of an axis, so that one broken tensor is found out and not believed."""
+        """The most common length of an axis, so that one broken tensor is not believed."""
         found = Counter(
             shapes[name][axis] for name in names if name in shapes and len(shapes[name]) > axis
         )
@@ -303,7 +307,8 @@ def _sizes(
         heads = given.get(heads_key, getattr(TransformerConfig, heads_key))
         if not isinstance(heads, int) or heads < 1 or width % heads:
             raise TensorFileError(
-                f"{what} has an attention width of {width}, which {heads_key} = {heads!r} does not divide; "
+                f"{what} has an attention width of {width}, which {heads_key} = {heads!r} does not "
+                "divide; "
                 f"{_TELL} ({heads_key})"
             )
         sizes[head_dim_key] = width // heads

@@ -6,7 +6,8 @@ from ..networks.config import TransformerConfig
 
 # The allocator's slack and what the small model's decoders use; measured generously.
 WORKING_BYTES = 256 * 1024 * 1024
-# Vectors of the stream's width that a layer holds per token at once, the feed-forward's four-fold ones included.
+# Vectors of the stream's width that a layer holds per token at once, the feed-forward's four-fold
+# ones included.
 _ACTIVATIONS = 16
 
 
@@ -21,7 +22,7 @@ def stream_bytes(
     guided: bool = True,
     text_tokens: int = 0,
 ) -> int:
-    """Bytes of keys and values for a window of blocks and the prompt, and of one block's activations, plus slack.
+    """Bytes of keys and values for a window and the prompt, and of one block's activations.
 
     Args:
         window: blocks kept besides the prefix.

@@ -1,9 +1,10 @@
 """Check this network against the public reference's numbers: `make parity GOLDEN=file`.
 
-The file holds a random-weight model under LTX-2's names, inputs, and what the OmniForcing reference computed
-from them in float32 (omniforcing.md, section 9). One line per quantity: its name and the largest absolute
-difference over the largest absolute value. The same again, as `NAME@path`, for every other execution path that
-this machine can run; what it cannot run is said on standard error. Exits 1 if any is above 1e-4.
+The file holds a random-weight model under LTX-2's names, inputs, and what the OmniForcing reference
+computed from them in float32 (docs/omniforcing.md, section 9). One line per quantity: its name and
+the largest absolute difference over the largest absolute value. The same again, as `NAME@path`, for
+every other execution path that this machine can run; what it cannot run is said on standard error.
+Exits 1 if any is above 1e-4.
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ def errors(
 
     sampler = SamplerSettings("multi", tuple(golden["rollout.sigmas"].tolist()), method="renoise")
     batch = video_in.shape[0]
-    # No block is dropped before the last one is made, but its window is full: a recorded path is at work.
+    # No block is dropped before the last one is made, but its window is full: a recorded path is at
+    # work.
     window = max(1, golden.blocks - 2)
     settings = StreamSettings(golden.height, golden.width, window, seeds=(0,) * batch)
     bare = BareModel(model, "golden", torch.empty(0, device=golden.device))
@@ -130,7 +132,7 @@ def errors(
 
 
 def device_of(path: str) -> torch.device:
-    """Where a path is checked; eager on the CPU, so that its lines are the same on every machine."""
+    """Where a path is checked; eager on the CPU, so that its lines are the same everywhere."""
     return torch.device("cuda" if path != "eager" and torch.cuda.is_available() else "cpu")
 
 

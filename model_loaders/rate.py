@@ -1,8 +1,8 @@
-"""Other frame rates than the one a checkpoint was trained at: positions are seconds, so any rate has some.
+"""Other frame rates than the trained one: positions are seconds, so any rate has some.
 
-What binds both streams together is the block: its video latents must last as long as a whole number of audio
-latents. LTX-2 has 25 audio latents a second and 8 frames in a video latent, so a block of 3 video latents goes
-with 25 audio latents at 24 frames a second, with 24 at 25, with 20 at 30.
+What binds both streams together is the block: its video latents must last as long as a whole number
+of audio latents. LTX-2 has 25 audio latents a second and 8 frames in a video latent, so a block of
+3 video latents goes with 25 audio latents at 24 frames a second, with 24 at 25, with 20 at 30.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def audio_latents_a_second(config: TransformerConfig) -> Fraction:
 
 
 def at_rate(config: TransformerConfig, fps: float | Fraction) -> TransformerConfig:
-    """The same network for streams of another frame rate: other positions, other audio latents per block.
+    """The same network for another frame rate: other positions, other audio latents a block.
 
     Raises:
         ValueError: a block would not hold a whole number of audio latents; names rates that work.
@@ -36,7 +36,8 @@ def at_rate(config: TransformerConfig, fps: float | Fraction) -> TransformerConf
             str(rate) for rate in _RATES if _audio_latents(config, rate) is not None
         )
         raise ValueError(
-            f"the frame rate is {float(fps):g}, at which a block of {config.video_next_block} video latents "
+            f"the frame rate is {float(fps):g}, at which a block of {config.video_next_block} "
+            "video latents "
             f"does not last as long as a whole number of audio latents; use one of {fitting}"
         )
     frames = 1 + (config.video_first_block - 1) * config.video_time_stride

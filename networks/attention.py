@@ -1,9 +1,9 @@
 """Multi-head attention over LTX-2's modules, with keys that may come from a cache.
 
 b batch, n query tokens, m key tokens, a heads, d head dim, c channels.
-Queries and keys are normalised over the full inner width before the split into heads (omniforcing.md,
-section 1). The kernel is a parameter: `scaled_dot_product_attention` here, ComfyUI's choice (xformers, sage,
-flash) inside ComfyUI.
+Queries and keys are normalised over the full inner width before the split into heads
+(docs/omniforcing.md, section 1). The kernel is a parameter: `scaled_dot_product_attention` here,
+ComfyUI's choice (xformers, sage, flash) inside ComfyUI.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .rope import rotate as plain_rotate
 
 
 class AttentionKernel(Protocol):
-    """Softmax attention of q (b, a, n, d) over k, v (b, a, m, d); mask (n, m) bool, True = visible."""
+    """Softmax attention of q (b, a, n, d) over k, v (b, a, m, d); mask (n, m), True = visible."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Return (b, a, n, d)."""
@@ -28,10 +28,10 @@ class AttentionKernel(Protocol):
 
 
 class KeyValueStore(Protocol):
-    """Where attention finds the past: takes this block's keys and values, returns those to attend over."""
+    """Where attention finds the past: takes a block's keys and values, returns all of them."""
 
     def extend(self, path: str, k: Tensor, v: Tensor, rope: RopeTable) -> tuple[Tensor, Tensor]:
-        """Keys (not yet rotated) and values (b, a, n, d) of this block -> rotated keys, values (b, a, m, d)."""
+        """Keys (not rotated) and values (b, a, n, d) of this block -> rotated ones (b, a, m, d)."""
         ...
 
 
@@ -97,7 +97,7 @@ def attend(
     mask: Tensor | KeyPattern | None = None,
     rotate: Callable[[Tensor, RopeTable], Tensor] = plain_rotate,
 ) -> Tensor:
-    """Attend from x (b, n, c) over ready keys and values (rotated where they should be); (b, n, c)."""
+    """Attend from x (b, n, c) over ready (rotated) keys and values; (b, n, c)."""
     q = split_heads(module.q_norm(module.to_q(x)), heads)
     if query_rope is not None:
         q = rotate(q, query_rope)

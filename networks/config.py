@@ -1,7 +1,7 @@
 """What differs between checkpoints of the dual-stream transformer, in LTX-2's own names.
 
-The defaults are LTX-2 19B's (omniforcing.md, section 1). A checkpoint carries these as JSON in the
-safetensors metadata key `config`, under `transformer`.
+The defaults are LTX-2 19B's (docs/omniforcing.md, section 1). A checkpoint carries these as JSON in
+the safetensors metadata key `config`, under `transformer`.
 """
 
 from __future__ import annotations
@@ -127,14 +127,17 @@ class TransformerConfig:
         for key in ("attention_head_dim", "audio_attention_head_dim"):
             if getattr(self, key) < 2 or getattr(self, key) % 2:
                 raise ValueError(
-                    f"transformer config: {key} is {getattr(self, key)}, expected an even number (RoPE pairs)"
+                    f"transformer config: {key} is {getattr(self, key)}, expected an even number "
+                    "(RoPE pairs)"
                 )
         if self.rope_type not in ("split", "interleaved"):
             raise ValueError(
-                f"transformer config: rope_type is {self.rope_type!r}, expected 'split' or 'interleaved'"
+                f"transformer config: rope_type is {self.rope_type!r}, expected 'split' or "
+                "'interleaved'"
             )
         if self.num_audio_sink_tokens < 0:
             raise ValueError(
-                f"transformer config: num_audio_sink_tokens is {self.num_audio_sink_tokens}, expected 0 or more"
+                f"transformer config: num_audio_sink_tokens is {self.num_audio_sink_tokens}, "
+                "expected 0 or more"
             )
         _ = self.layout

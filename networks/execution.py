@@ -1,11 +1,11 @@
 """How a pass is carried out on a machine, and what the passes over one stream share.
 
-Every way gives the same numbers: `compiled` fuses the arithmetic between the products, `streams` runs audio
-beside video, `graph` records a pass once and replays it (its thousands of kernels are then started by the GPU
-itself). What repeats is the shape of a block once the window is full.
+Every way gives the same numbers: `compiled` fuses the arithmetic between the products, `streams`
+runs audio beside video, `graph` records a pass once and replays it (its thousands of kernels are
+then started by the GPU itself). What repeats is the shape of a block once the window is full.
 
-Both that need CUDA, `streams` and `graph`, have only been tested on a CPU, with stand-ins that check what is
-waited for and that replay over the same memory; no GPU has run them yet.
+Both that need CUDA, `streams` and `graph`, have only been tested on a CPU, with stand-ins that
+check what is waited for and that replay over the same memory; no GPU has run them yet.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Execution:
         compiled: fuse the arithmetic between matrix products with torch.compile.
         streams: audio on a CUDA stream of its own; changes nothing on a CPU.
         graph: replay passes as CUDA graphs once the window is full.
-        watch: entered with a stage's name ("open", "denoise", "refresh") around its work, to measure it.
+        watch: entered with a stage's name ("open", "denoise", "refresh") around its work, to
+            measure it.
     """
 
     compiled: bool = False
@@ -63,7 +64,8 @@ class Execution:
         ways = () if name == "eager" else tuple(name.split("+"))
         if not set(ways) <= set(WAYS):
             raise ValueError(
-                f"execution path is {name!r}, expected 'eager' or some of {', '.join(WAYS)}, joined by '+'"
+                f"execution path is {name!r}, expected 'eager' or some of {', '.join(WAYS)}, "
+                "joined by '+'"
             )
         return cls(**dict.fromkeys(ways, True))
 
@@ -85,7 +87,8 @@ class Execution:
         """Why this cannot run over a model on a device that could, or None if it can."""
         if self.graph and any(weight.device != device for weight in model.parameters()):
             return (
-                "graphs are recorded over weights that stay where they are, and part of this model is "
+                "graphs are recorded over weights that stay where they are, and part of this model "
+                "is "
                 f"not on {device} (what holds it brings it there when it is needed)"
             )
         return None
@@ -109,14 +112,14 @@ def device_named(name: str) -> torch.device:
 
 
 def sent(x: Tensor, like: Tensor) -> Tensor:
-    """On its way to the device of `like`, in its own dtype, without the host waiting for it to arrive."""
+    """On its way to the device of `like`, in its own dtype; the host does not wait for it."""
     if like.device.type == "cuda" and x.device.type == "cpu":
         x = x.pin_memory()
     return x.to(like.device, non_blocking=True)
 
 
 class Workspace:
-    """What the passes over one stream share: memory that is used again, a second lane, recorded passes.
+    """What the passes over one stream share: memory that is used again, a lane, graphs.
 
     One block may be open in it at a time.
 
@@ -170,14 +173,15 @@ class Workspace:
         Args:
             name: of what the function does; one name has one shape while `repeats` is true.
             repeats: the same will be asked for again.
-            reads: what the function reads besides its inputs, this workspace and the weights; kept, and a
-                pass that reads something else is recorded anew.
+            reads: what the function reads besides its inputs, this workspace and the weights; kept,
+                and a pass that reads something else is recorded anew.
         """
         if not (self._records and repeats):
             return function(*inputs)
         known, recorded = self._passes.get(name, (None, None))
         if known is not reads:
-            # The first time warms up: compiles kernels and sets up libraries, which cannot be recorded.
+            # The first time warms up: compiles kernels and sets up libraries, which cannot be
+            # recorded.
             self._passes[name] = reads, None
             return function(*inputs)
         if recorded is None:
@@ -189,8 +193,9 @@ class Workspace:
 class _Recorded:
     """A pass as a CUDA graph: it always reads and writes the memory that it was recorded with.
 
-    Inputs are copied in and outputs out. What it reads besides lies still: weights, text keys, RoPE tables and
-    the workspace's keys and values. What it makes on the way has memory of its own, on either lane.
+    Inputs are copied in and outputs out. What it reads besides lies still: weights, text keys, RoPE
+    tables and the workspace's keys and values. What it makes on the way has memory of its own, on
+    either lane.
     """
 
     def __init__(self, function: Callable[..., Tensors], inputs: Tensors) -> None:

@@ -1,11 +1,12 @@
-"""Matrix products in eight bits, as an option: half the memory for weights, and on newer GPUs twice the rate.
+"""Matrix products in eight bits, as an option: half the memory, and twice the rate on new GPUs.
 
 b batch, n tokens, c channels in, o channels out.
-Every product of the layers (not of the heads, embedders or text projections) takes its weight in float8 e4m3
-with one scale per output channel, made once, and its tokens in float8 with one scale per token, made each time.
-What it changes: a number keeps 3 bits after its first, so each product is off by about 3 %, at random. What
-that does to a clip is for `lab.bench.rollout --fp8` to say. On a CPU it is emulated; no GPU has
-run it yet. In ComfyUI, Load OmniForcing Model's "fp8, fast" is ComfyUI's own way to the same.
+Every product of the layers (not of the heads, embedders or text projections) takes its weight in
+float8 e4m3 with one scale per output channel, made once, and its tokens in float8 with one scale
+per token, made each time. What it changes: a number keeps 3 bits after its first, so each product
+is off by about 3 %, at random. What that does to a clip is for `lab.bench.rollout --fp8` to say. On
+a CPU it is emulated; no GPU has run it yet. In ComfyUI, Load OmniForcing Model's "fp8, fast" is
+ComfyUI's own way to the same.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _MULTIPLE = 16  # what the hardware's product asks of both channel counts
 
 
 def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of x (n, c) in float8, and the scale (n, 1) float32 that each is to be multiplied with."""
+    """Rows of x (n, c) in float8, and the float32 scale (n, 1) to multiply each with."""
     x = x.float()
     scale = x.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / _LARGEST
     return (x / scale).clamp(-_LARGEST, _LARGEST).to(FORMAT), scale
@@ -34,7 +35,7 @@ def _compiled_quantised() -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 
 
 class Fp8Linear(nn.Module):
-    """A Linear whose product is made in eight bits, rounded to bfloat16, in the dtype of its tokens."""
+    """A Linear whose product is made in eight bits and comes out in the dtype of its tokens."""
 
     def __init__(self, linear: nn.Linear, *, compiled: bool = False) -> None:
         super().__init__()
@@ -58,9 +59,9 @@ class Fp8Linear(nn.Module):
 
 
 def unavailable(device: torch.device) -> str | None:
-    """Why products in eight bits cannot run on a device, or None if they can (on a CPU they are emulated)."""
+    """Why products in eight bits cannot run on a device, or None (a CPU emulates them)."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
-        return "products in float8 need a GPU of compute capability 8.9 or newer (Ada, Hopper, Blackwell)"
+        return "products in float8 need a GPU of compute capability 8.9 or newer (Ada, Hopper, ...)"
     if device.type not in ("cuda", "cpu"):
         return f"products in float8 are not to be had on {device.type}"
     return None
@@ -69,10 +70,12 @@ def unavailable(device: torch.device) -> str | None:
 def use_fp8(model: nn.Module, *, compiled: bool = False) -> int:
     """Replace the products of a model's layers, in place; returns how many.
 
-    The wide weights are freed as they are replaced. Products whose sizes the hardware cannot take stay.
+    The wide weights are freed as they are replaced. Products whose sizes the hardware cannot take
+    stay.
 
     Args:
-        compiled: fuse the rounding of the tokens, which on a GPU costs as much as the product otherwise.
+        compiled: fuse the rounding of the tokens, which on a GPU costs as much as the product
+            otherwise.
 
     Raises:
         ValueError: the device cannot do it.

@@ -1,9 +1,11 @@
-"""The whole sequence in one pass under block-causal masks: training, and the check on the cached path.
+"""The whole sequence in one pass under block-causal masks: training, and the cache's check.
 
-b batch, n m tokens, f h w video latent grid, s audio latents, k blocks, g groups of tokens with one sigma.
-`causal_forward` is OmniForcing's full-sequence form (section 3.2, equations 3-5). `history_forward` puts a
-clean history and one or more noisy copies of every block side by side, so that one pass trains every block
-on its own past: a noisy block sees itself and the clean blocks before it (mutual_forcing.md, section 3.5 B).
+b batch, n m tokens, f h w video latent grid, s audio latents, k blocks, g groups of tokens with one
+sigma.
+`causal_forward` is OmniForcing's full-sequence form (arXiv 2603.11647, section 3.2, equations 3-5).
+`history_forward` puts a clean history and one or more noisy copies of every block side by side, so
+that one pass trains every block on its own past: a noisy block sees itself and the clean blocks
+before it (docs/mutual_forcing.md, section 3.5 B).
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ from .transformer import patch_audio, patch_video, run_layers
 
 @dataclass(frozen=True)
 class BlockPattern:
-    """Which keys each run of queries sees, for sequences made of blocks: (query span, key spans, mask).
+    """Which keys each run of queries sees: (query span, key spans, mask).
 
-    Stands in for a dense mask where most of it would be False: each run attends over just its keys. A mask,
-    if any, is (queries, keys) bool over the joined key spans.
+    Stands in for a dense mask where most of it would be False: each run attends over just its keys.
+    A mask, if any, is (queries, keys) bool over the joined key spans.
     """
 
     runs: tuple[tuple[tuple[int, int], tuple[tuple[int, int], ...], Tensor | None], ...]
@@ -63,12 +65,12 @@ class BlockPattern:
 class SequencePlan:
     """Who every token is: its block, its copy (0 = clean), its tables and who sees whom.
 
-    A plain sequence has copy 0 only. With noisy copies behind it, copy 0 lacks the last block, which nobody
-    would look at.
+    A plain sequence has copy 0 only. With noisy copies behind it, copy 0 lacks the last block,
+    which nobody would look at.
 
     Attributes:
-        video_group, audio_group: (n,) row of each token in the modulation: 0 for the clean copy, then one
-            per block and copy. Sinks belong to block 0.
+        video_group, audio_group: (n,) row of each token in the modulation: 0 for the clean copy,
+            then one per block and copy. Sinks belong to block 0.
         video_clean, audio_clean: tokens of the clean copy.
     """
 
@@ -86,7 +88,7 @@ def _visible(query_block: Tensor, key_block: Tensor) -> Tensor:
 
 
 def _pattern(query_sizes: list[int], key_sizes: list[int], copies: int) -> BlockPattern:
-    """Clean queries under the causal mask; noisy block i sees the clean blocks before it, and itself."""
+    """Clean queries under the causal mask; noisy block i sees clean blocks before it and itself."""
     blocks = len(query_sizes)
     query_block = torch.arange(blocks).repeat_interleave(torch.tensor(query_sizes))
     key_block = torch.arange(blocks).repeat_interleave(torch.tensor(key_sizes))
@@ -211,7 +213,8 @@ def causal_forward(
 
     Args:
         video: (b, c, f, h, w); audio: (b, s, c); lengths must fill whole blocks.
-        video_sigma: (b, f) noise level per video latent; audio_sigma: (b, s). Or both (b, 1): one for all.
+        video_sigma: (b, f) noise level per video latent; audio_sigma: (b, s). Or both (b, 1): one
+            for all.
         step_size: (b, 1) d, or None for 0.
         kernels: how the arithmetic between the products is carried out.
     """
@@ -261,8 +264,10 @@ def history_forward(
     Nobody sees the last block of the history, so it may hold anything.
 
     Args:
-        clean: history, video (b, c, f, h, w) and audio (b, s, c); either stream None to run the other alone.
-        noisy: the same blocks with noise, video (b, r, c, f, h, w) and audio (b, r, s, c) for r copies.
+        clean: history, video (b, c, f, h, w) and audio (b, s, c); either stream None to run the
+            other alone.
+        noisy: the same blocks with noise, video (b, r, c, f, h, w) and audio (b, r, s, c) for r
+            copies.
         sigma: (b, r, k) noise level of each block in each copy, shared by both streams.
         step_size: (b, r, k) d of each block, or None for 0. The history always has sigma 0 and d 0.
 

@@ -1,9 +1,9 @@
 """The arithmetic that lies between two matrix products, in one place so that it can be fused.
 
 b batch, a heads, n tokens, c channels, d head dim, r rotation pairs per head (d/2).
-Each function is what happens from one product (or attention) to the next. Written plainly it is a few passes
-over memory; compiled, one. The products themselves stay with their modules, so that weights may be
-quantised, offloaded or patched by their host.
+Each function is what happens from one product (or attention) to the next. Written plainly it is a
+few passes over memory; compiled, one. The products themselves stay with their modules, so that
+weights may be quantised, offloaded or patched by their host.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def add_modulate_twice(
 
 
 def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Write the rotated keys x (.., a, n, d) into `out`, with the angles (a, n, r) of their tokens."""
+    """Write the rotated keys x (.., a, n, d) into `out`; angles (a, n, r)."""
     out.copy_(rotate(x, RopeTable(cos, sin)))
 
 
@@ -84,7 +84,8 @@ PLAIN = Kernels(modulate, add_norm, add_modulate, add_modulate_twice, rotate, ro
 def compiled_kernels() -> Kernels:
     """Each function fused by torch.compile, on its first call.
 
-    With free sizes from the start: a kernel that was compiled for the sizes of the first block and another
-    for the later ones would round differently, and a stream would depend on what ran before it.
+    With free sizes from the start: a kernel that was compiled for the sizes of the first block and
+    another for the later ones would round differently, and a stream would depend on what ran before
+    it.
     """
     return Kernels(*(torch.compile(function, dynamic=True) for function in PLAIN))

@@ -1,13 +1,13 @@
 """The rolling key-value cache, and the pass over one block that reads and extends it.
 
-l layers, b batch, a heads, n tokens of this block, m tokens attended over, d head dim, f h w video latent grid,
-s audio latents.
-A `RollingCache` is a value: appending a block gives a new one that shares the older blocks' tensors, so two
-futures can grow from one past. Keys are kept as they were before rotation and rotated when a block is
-opened, at positions re-based so that the kept blocks follow the prefix directly: a stream of any age stays in
-the range of positions that the network was trained on. Whole blocks are dropped, so both streams and all four
-attention paths lose the same second at the same time (OmniForcing, section 3.4: modality-independent rolling
-KV cache).
+l layers, b batch, a heads, n tokens of this block, m tokens attended over, d head dim, f h w video
+latent grid, s audio latents.
+A `RollingCache` is a value: appending a block gives a new one that shares the older blocks'
+tensors, so two futures can grow from one past. Keys are kept as they were before rotation and
+rotated when a block is opened, at positions re-based so that the kept blocks follow the prefix
+directly: a stream of any age stays in the range of positions that the network was trained on. Whole
+blocks are dropped, so both streams and all four attention paths lose the same second at the same
+time (OmniForcing, arXiv 2603.11647, section 3.4: modality-independent rolling KV cache).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 class BlockKeys(NamedTuple):
-    """One block's keys (unrotated) and values in all layers, a pair of (l, b, a, n, d) per attention path."""
+    """One block's keys (unrotated) and values in all layers: per path a pair of (l, b, a, n, d)."""
 
     video: Pair
     audio: Pair
@@ -43,7 +43,7 @@ class BlockKeys(NamedTuple):
 
 @dataclass(frozen=True)
 class RollingCache:
-    """The past as the network sees it: the global prefix (with its sink tokens) and the last blocks.
+    """The past as the network sees it: the global prefix (with its sinks) and the last blocks.
 
     Attributes:
         window: blocks kept besides the prefix.
@@ -65,7 +65,7 @@ class RollingCache:
         return self.indices[-1] + 1 if self.indices else 0
 
     def append(self, keys: BlockKeys) -> RollingCache:
-        """A cache that also holds the next block; the oldest block after the prefix makes room for it."""
+        """A cache that also holds the next block; the oldest one after the prefix makes room."""
         indices, blocks = (*self.indices, self.next_block), (*self.blocks, keys)
         if len(indices) > 1 + self.window:
             indices, blocks = indices[:1] + indices[2:], blocks[:1] + blocks[2:]
@@ -89,7 +89,7 @@ class RollingCache:
 
 
 class _Slot:
-    """One attention path of one layer of an open block: rotated past, then room for the block itself."""
+    """One attention path of a layer of an open block: rotated past, then room for the block."""
 
     def __init__(self, k: Tensor, v: Tensor, past: int) -> None:
         self.k, self.v = k, v
@@ -129,7 +129,8 @@ class OpenBlock:
         cache: the past; not changed.
         height, width: latent grid of the video.
         like: tensor with the device and dtype to compute in.
-        workspace: shared by the blocks of a stream, which are opened one at a time; by default a new one.
+        workspace: shared by the blocks of a stream, which are opened one at a time; by default a
+            new one.
     """
 
     def __init__(
@@ -195,7 +196,7 @@ class OpenBlock:
         return config.audio_num_attention_heads, config.audio_attention_head_dim
 
     def _lay_out(self, path: str, table: RopeTable) -> Pair:
-        """Rotated keys, and values, of the past in all layers, (l, b, a, m, d) with the block's room behind."""
+        """Rotated keys, and values, of the past in all layers: (l, b, a, m, d), then room."""
         layout, grid = self.model.config.layout, self.height * self.width
         if path in ("video", "video_to_audio"):
             room = layout.video_latents(self.capacity) * grid
@@ -242,7 +243,8 @@ class OpenBlock:
     ) -> tuple[Tensor, Tensor]:
         """Velocity of noisy latents: video (b, c, f, h, w) and audio (b, s, c), same shapes out.
 
-        `video_groups` (n,) names each video token's row in a modulation of several; None = all share one.
+        `video_groups` (n,) names each video token's row in a modulation of several; None = all
+        share one.
         """
 
         def denoise(video: Tensor, audio: Tensor, run: Pass) -> Tensors:
@@ -267,7 +269,8 @@ class OpenBlock:
     ) -> RollingCache:
         """Refresh: one pass over the clean latents whose keys and values become part of the past.
 
-        `modulation` must be that of sigma 0 (OmniForcing's released loop, omniforcing.md section 4).
+        `modulation` must be that of sigma 0 (OmniForcing's released loop, docs/omniforcing.md
+        section 4).
         """
 
         def refresh(video: Tensor, audio: Tensor, run: Pass) -> Tensors:

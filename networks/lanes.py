@@ -1,9 +1,10 @@
 """Audio and video side by side: where the two branches of a pass are issued, and where they wait.
 
-A lane is an order of work. Audio's is small (25 tokens a second) and spends its time on starting kernels, so on
-a GPU it runs on a stream of its own beside the video's. Where one branch reads what the other has made, both
-wait (`exchange`); everything else is independent. On a CPU there is one lane and nothing to wait for.
-`TwoStreams` itself has not run on a GPU yet; a test watches on a CPU that no lane reads what it did not wait for.
+A lane is an order of work. Audio's is small (25 tokens a second) and spends its time on starting
+kernels, so on a GPU it runs on a stream of its own beside the video's. Where one branch reads what
+the other has made, both wait (`exchange`); everything else is independent. On a CPU there is one
+lane and nothing to wait for. `TwoStreams` itself has not run on a GPU yet; a test watches on a CPU
+that no lane reads what it did not wait for.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Lanes(Protocol):
         ...
 
     def exchange(self, to_video: tuple[Tensor, ...], to_audio: tuple[Tensor, ...]) -> None:
-        """Each lane goes on once the other has done what it was given so far, and may read its tensors."""
+        """Each lane goes on once the other has done its work so far, and may read its tensors."""
         ...
 
     def join(self, *outputs: Tensor | None) -> None:
@@ -90,7 +91,7 @@ class TwoStreams:
 
 
 def _in_use(stream: torch.cuda.Stream, tensors: tuple[Tensor | None, ...]) -> None:
-    """Keep memory that another stream allocated from being handed out again while this one reads it."""
+    """Keep memory that another lane allocated from being reused while this one reads it."""
     for tensor in tensors:
         if tensor is not None:
             tensor.record_stream(stream)

@@ -1,10 +1,11 @@
 """One layer over both streams: which part acts on what, and where the streams meet.
 
 b batch, n tokens of one stream, m text tokens, c channels, a heads, d head dim.
-A stream first looks at itself and at the text, then both look at each other as they were before either was
-changed, then each has its feed-forward (order of operations: omniforcing.md, section 1). Until they meet, and
-after it, the streams are independent; `lanes.py` lets them run side by side. Submodules are addressed by
-LTX-2's names, so this also runs over another module tree that has them.
+A stream first looks at itself and at the text, then both look at each other as they were before
+either was changed, then each has its feed-forward (order of operations: docs/omniforcing.md,
+section 1). Until they meet, and after it, the streams are independent; `lanes.py` lets them run
+side by side. Submodules are addressed by LTX-2's names, so this also runs over another module tree
+that has them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .rows import HeadRows, LayerRows, StreamRows, head_rows, layer_rows
 
 
 class TextKeys(NamedTuple):
-    """Text keys and values of every layer and both streams, computed once per prompt; each (b, a, m, d)."""
+    """Text keys and values of every layer and modality, once per prompt; each (b, a, m, d)."""
 
     video: tuple[tuple[Tensor, Tensor], ...]
     audio: tuple[tuple[Tensor, Tensor], ...]
@@ -41,7 +42,7 @@ class TextKeys(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """Who sees whom on the four paths: (n, m) bool with True = visible, a block pattern, or None = all."""
+    """Who sees whom on the four paths: (n, m), True = visible, or a block pattern; None = all."""
 
     video: Tensor | KeyPattern | None = None
     audio: Tensor | KeyPattern | None = None
@@ -64,8 +65,8 @@ class FreshKeys:
 class Pass:
     """Everything that a pass over the layers needs besides the tokens themselves.
 
-    `video_groups` / `audio_groups` (n,) name each token's row in the modulation; None = all share row 0.
-    `stores` holds one key-value store per layer.
+    `video_groups` / `audio_groups` (n,) name each token's row in the modulation; None = all share
+    row 0. `stores` holds one key-value store per layer.
     """
 
     modulation: Modulation
@@ -151,7 +152,8 @@ def _audio_side(config: TransformerConfig, block: nn.Module, run: Pass, rows: St
 class _Meeting(NamedTuple):
     """A stream as it comes to the other: its tokens, its query, and what it shows the other one.
 
-    `keys` are the other's to attend over, with the past, (b, a, m, d); None where a stream runs alone.
+    `keys` are the other's to attend over, with the past, (b, a, m, d); None where a stream runs
+    alone.
     """
 
     x: Tensor
@@ -226,9 +228,10 @@ def run_layer(
     *,
     keys_only: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """One layer over video tokens (b, n, c) and audio tokens (b, n', c'); either stream may be None.
+    """One layer over video tokens (b, n, c) and audio tokens (b, n', c'); either may be None.
 
-    `keys_only` stops when all keys and values are in the store: nothing after it would be looked at.
+    `keys_only` stops when all keys and values are in the store: nothing after it would be looked
+    at.
     """
     block, rows, lanes = model.transformer_blocks[index], run.layer_rows(model, index), run.lanes
     both = video is not None and audio is not None

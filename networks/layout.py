@@ -1,8 +1,9 @@
 """Which latents belong to which one-second block: integers only, no torch.
 
-A block holds one second of both streams: 3 video latents and 25 audio latents (OmniForcing, section 3.2).
-Block 0 is the global prefix. In the paper it holds 1 + 1 latents (`1+3k / 1+25k`), in the released code
-4 + 26 (`4+3k / 26+25k`), because both codecs treat their first frame with stride 1.
+A block holds one second of both streams: 3 video latents and 25 audio latents (OmniForcing, arXiv
+2603.11647, section 3.2). Block 0 is the global prefix. In the paper it holds 1 + 1 latents (`1+3k /
+1+25k`), in the released code 4 + 26 (`4+3k / 26+25k`), because both codecs treat their first frame
+with stride 1.
 """
 
 from __future__ import annotations
@@ -26,15 +27,17 @@ class BlockLayout:
         for name in ("video_first", "audio_first", "video_next", "audio_next"):
             if getattr(self, name) < 1:
                 raise ValueError(
-                    f"block layout: {name} is {getattr(self, name)}, expected at least 1 latent per block"
+                    f"block layout: {name} is {getattr(self, name)}, expected at least 1 latent "
+                    "per block"
                 )
 
     @classmethod
     def from_blocks(cls, video_blocks: list[int], audio_blocks: list[int]) -> BlockLayout:
-        """Layout of explicit block sizes, e.g. [4, 3, 3] and [26, 25, 25]; all but the first must be equal."""
+        """Layout of block sizes such as [4, 3, 3] and [26, 25, 25]; equal but for the first."""
         if len(video_blocks) != len(audio_blocks) or not video_blocks:
             raise ValueError(
-                f"block layout: found {len(video_blocks)} video and {len(audio_blocks)} audio blocks, "
+                f"block layout: found {len(video_blocks)} video and {len(audio_blocks)} audio "
+                "blocks, "
                 "expected the same number, at least one"
             )
         if len(set(video_blocks[1:])) > 1 or len(set(audio_blocks[1:])) > 1:

@@ -1,9 +1,10 @@
 """Noise level and mode to scale, shift and gate (AdaLN-single), computed once per sigma.
 
 b batch, g groups of tokens that share one sigma, k rows of a table, c channels.
-Six embedders feed the two streams and the cross-modal attentions (omniforcing.md, section 1). Mutual
-Forcing's mode enters here: the step size d (0 = multi-step mode, > 0 = few-step mode) has an embedding whose
-last layer starts at zero, added in every one of the six (mutual_forcing.md, section 3.2).
+Six embedders feed the two streams and the cross-modal attentions (docs/omniforcing.md, section 1).
+Mutual Forcing's mode enters here: the step size d (0 = multi-step mode, > 0 = few-step mode) has an
+embedding whose last layer starts at zero, added in every one of the six (docs/mutual_forcing.md,
+section 3.2).
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class AdaLNSingle(nn.Module):
 def adaln(
     module: nn.Module, time: Tensor, step: Tensor | None, rows: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Coefficients (b, g, rows, c) and the embedding (b, g, c) of times (b, g), step sizes (b, g) or None."""
+    """Coefficients (b, g, rows, c) and embedding (b, g, c) of times and step sizes (b, g)."""
 
     def embed(embedder: nn.Module, t: Tensor) -> Tensor:
         return embedder.linear_2(F.silu(embedder.linear_1(sinusoid(t).to(dtype))))
@@ -105,7 +106,7 @@ def modulation(
     step_size: Tensor | None,
     dtype: torch.dtype,
 ) -> Modulation:
-    """Modulation of noise levels (b, g) per stream, with step sizes (b, g) in sigma or None for d = 0.
+    """Modulation of noise levels (b, g) per modality, with step sizes (b, g) or None (0).
 
     Each gate of the cross-modal attentions is fed by the sigma of the stream that it adds to.
     """

@@ -1,9 +1,11 @@
-"""Rotary positions measured in physical units: seconds and pixels, so that both streams share one clock.
+"""Rotary positions in physical units: seconds and pixels, one clock for both modalities.
 
-b batch, a heads, n tokens, d head dim, r rotation pairs per head (d/2), f video latents, s audio latents.
-LTX-2 measures a token at the middle of the time (and pixel) span that it stands for (omniforcing.md,
-section 1, RoPE). Everything inside this pack uses the split ("rotate half") layout; interleaved checkpoints
-are permuted once at load (`interleaved_to_split`), which is the same rotation.
+b batch, a heads, n tokens, d head dim, r rotation pairs per head (d/2), f video latents, s audio
+latents.
+LTX-2 measures a token at the middle of the time (and pixel) span that it stands for
+(docs/omniforcing.md, section 1, RoPE). Everything inside this pack uses the split ("rotate half")
+layout; interleaved checkpoints are permuted once at load (`interleaved_to_split`), which is the
+same rotation.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class RopeTable(NamedTuple):
 
 
 class StreamTables(NamedTuple):
-    """The four tables of a run of blocks: self-attention per stream and the shared time axis across them."""
+    """A run of blocks' four tables: self-attention per modality, the shared time axis across."""
 
     video: RopeTable
     audio: RopeTable
@@ -62,8 +64,8 @@ def rotate(x: Tensor, table: RopeTable) -> Tensor:
 def video_seconds(config: TransformerConfig, start: int, stop: int) -> Tensor:
     """Time of video latents [start, stop) in seconds, (f,): the middle of the frames each covers.
 
-    In float32 and in this order of operations, as LTX-2 computes them: the highest frequency multiplies a
-    position's rounding error by 15,000.
+    In float32 and in this order of operations, as LTX-2 computes them: the highest frequency
+    multiplies a position's rounding error by 15,000.
     """
     return _middle(config, start, stop, config.video_time_stride) / config.fps
 
@@ -75,14 +77,14 @@ def audio_seconds(config: TransformerConfig, start: int, stop: int) -> Tensor:
 
 
 def _middle(config: TransformerConfig, start: int, stop: int, stride: int) -> Tensor:
-    """Middle (or begin) of the codec frames that latents stand for; the first latent has stride 1."""
+    """Middle (or begin) of the codec frames that latents stand for; the first has stride 1."""
     index = torch.arange(start, stop, dtype=torch.float32)
     begin, end = (stride * index - (stride - 1)).clamp(min=0), stride * index + 1
     return (begin + end) / 2 if config.use_middle_indices_grid else begin
 
 
 def _frequencies(config: TransformerConfig, count: int) -> Tensor:
-    """(count,) angular frequencies (pi/2) theta^(k/(count-1)), in the checkpoint's own precision."""
+    """(count,) angular frequencies (pi/2) theta^(k/(count-1)), in the checkpoint's precision."""
     theta = config.positional_embedding_theta
     if config.frequencies_precision == "float64":
         grid = np.power(theta, np.linspace(0.0, 1.0, count, dtype=np.float64)) * (math.pi / 2)
@@ -93,8 +95,8 @@ def _frequencies(config: TransformerConfig, count: int) -> Tensor:
 def _table(config: TransformerConfig, fractions: Tensor, heads: int, head_dim: int) -> RopeTable:
     """Angles of positions given as fractions (n, axes) of the trained range, spread over all heads.
 
-    Angles run frequency-major, axis-minor over the whole inner width; channels left over are an identity
-    rotation at the front.
+    Angles run frequency-major, axis-minor over the whole inner width; channels left over are an
+    identity rotation at the front.
     """
     tokens, axes = fractions.shape
     pairs = heads * head_dim // 2
@@ -122,8 +124,8 @@ def stream_tables(config: TransformerConfig, blocks: int, height: int, width: in
     """Tables of blocks 0..blocks-1 in token order (sinks first in audio), float32 on the CPU.
 
     Args:
-        blocks: how many blocks from the start; a rolled window uses the same tables, because its blocks
-            are re-based to follow the prefix directly.
+        blocks: how many blocks from the start; a rolled window uses the same tables, because its
+            blocks are re-based to follow the prefix directly.
         height, width: latent grid of the video.
     """
     layout: BlockLayout = config.layout
@@ -158,10 +160,10 @@ def stream_tables(config: TransformerConfig, blocks: int, height: int, width: in
 
 
 def interleaved_to_split(rows: Tensor, heads: int) -> Tensor:
-    """Reorder the output channels of a q/k projection (or its norm weight) from interleaved to split RoPE.
+    """Reorder the output channels of a q/k projection or its norm from interleaved to split.
 
-    Inside each head, pair (2i, 2i+1) moves to (i, d/2 + i): the same rotation (omniforcing.md, section 0,
-    point 3).
+    Inside each head, pair (2i, 2i+1) moves to (i, d/2 + i): the same rotation (docs/omniforcing.md,
+    section 0, point 3).
 
     Args:
         rows: (heads * d, ...) weight, bias or norm weight.

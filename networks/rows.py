@@ -1,10 +1,10 @@
-"""What each layer's tokens are scaled, shifted and gated with: its own tables plus the noise level's values.
+"""What scales, shifts and gates a layer's tokens: its tables plus the noise level's values.
 
 b batch, n tokens of one stream, g groups of tokens with one sigma, k rows of a table, c channels.
-In training they are made per layer and spread over tokens. While a block is denoised all tokens share one
-sigma and a schedule has few of them, so they are made once per sigma for all layers (`packed_rows`), in one
-flat tensor that a captured graph can take as its input.
-Order of the tables' rows: omniforcing.md, section 1.
+In training they are made per layer and spread over tokens. While a block is denoised all tokens
+share one sigma and a schedule has few of them, so they are made once per sigma for all layers
+(`packed_rows`), in one flat tensor that a captured graph can take as its input.
+Order of the tables' rows: docs/omniforcing.md, section 1.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from .modulation import Modulation, StreamModulation
 class StreamRows(NamedTuple):
     """One stream in one layer; each (b, n or 1, c). A factor is 1 + scale.
 
-    The stream has its own attention and feed-forward; towards the other stream it is the query once (and
-    gates what comes in) and the key once. The cross-modal ones are None where a stream runs alone.
+    The stream has its own attention and feed-forward; towards the other stream it is the query once
+    (and gates what comes in) and the key once. The cross-modal ones are None where a stream runs
+    alone.
     """
 
     own_factor: Tensor
@@ -57,8 +58,8 @@ def _spread(table: Tensor, values: Tensor, groups: Tensor | None) -> tuple[Tenso
     """Table rows (k, c) plus values (b, g, k, c), spread over tokens: k tensors (b, n or 1, c)."""
     rows = table.to(values) + values
     if groups is not None:
-        # A product with a one-hot matrix: the same rows, but its backward is one product as well, where that
-        # of an index is a slow scatter.
+        # A product with a one-hot matrix: the same rows, but its backward is one product as well,
+        # where that of an index is a slow scatter.
         chosen = F.one_hot(groups, rows.shape[1]).to(rows)
         rows = torch.einsum("ng,bgkc->kbnc", chosen, rows)
         return rows.unbind(dim=0)
@@ -68,7 +69,7 @@ def _spread(table: Tensor, values: Tensor, groups: Tensor | None) -> tuple[Tenso
 def _stream_rows(
     own: Tensor, cross: Tensor | None, stream: StreamModulation, groups: Tensor | None, video: bool
 ) -> StreamRows:
-    """From the stream's own table (6, c) and, where both streams run, its cross-modal one (5, c)."""
+    """From the modality's own table (6, c) and, where both run, its cross-modal one (5, c)."""
     shift, scale, gate, ff_shift, ff_scale, ff_gate = _spread(own, stream.own, groups)
     rows = StreamRows(1 + scale, shift, gate, 1 + ff_scale, ff_shift, ff_gate)
     if cross is None:
@@ -86,7 +87,7 @@ def layer_rows(
     video_groups: Tensor | None = None,
     audio_groups: Tensor | None = None,
 ) -> LayerRows:
-    """Rows of one layer. Groups (n,) name each token's row in the modulation; None = all share row 0."""
+    """Rows of one layer. Groups (n,) name each token's row; None = all share row 0."""
     video, audio = modulation.video, modulation.audio
     both = video is not None and audio is not None
     video_cross = block.scale_shift_table_a2v_ca_video if both else None

@@ -1,9 +1,9 @@
 """The small model's text encoder: a closed vocabulary of words and two transformer layers.
 
 b batch, m tokens (always `length`), c channels, a heads, d head dim.
-It takes the place that Gemma 3 has for LTX-2. As there, every caption fills a fixed number of places: those
-that no word needs hold learned vectors of their own, so no attention mask is needed anywhere. The empty
-prompt is all such places and stands for "anything" in classifier-free guidance.
+It takes the place that Gemma 3 has for LTX-2. As there, every caption fills a fixed number of
+places: those that no word needs hold learned vectors of their own, so no attention mask is needed
+anywhere. The empty prompt is all such places and stands for "anything" in classifier-free guidance.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _WORD = re.compile(r"[a-z]+")
 
 @dataclass(frozen=True)
 class TextEncoderConfig:
-    """Sizes, and the words that it knows in the order of their ids (from 1; 0 is an empty place)."""
+    """Sizes, and the words that it knows in the order of their ids (from 1; 0 is empty)."""
 
     vocabulary: tuple[str, ...]
     dim: int = 128
@@ -93,8 +93,8 @@ class TextEncoder(nn.Module):
     def tokenize(self, text: str) -> tuple[int, ...]:
         """Ids of the words that it knows, filled up with empty places to the fixed length.
 
-        Unknown words are left out, and words beyond the fixed length too; both are logged, because a prompt
-        that half works without a word said about it would puzzle whoever wrote it.
+        Unknown words are left out, and words beyond the fixed length too; both are logged, because
+        a prompt that half works without a word said about it would puzzle whoever wrote it.
         """
         words = _WORD.findall(text.lower())
         unknown = [word for word in words if word not in self.ids]

@@ -1,10 +1,10 @@
 """The dual-stream causal transformer: LTX-2's block, its parameters under LTX-2's names.
 
 b batch, n tokens of one stream, m text tokens, c channels, g groups of tokens with one sigma.
-One class for every size (architecture.md, decision 1). The functions address submodules by name, so they
-also run over another module tree with the same names. One layer is in `layer.py`. Two ways to run them all
-lie beside this file and agree: `full_sequence.py` (everything under masks, for training) and `kv_cache.py`
-(block after block).
+One class for every size (docs/architecture.md, decision 1). The functions address submodules by
+name, so they also run over another module tree with the same names. One layer is in `layer.py`. Two
+ways to run them all lie beside this file and agree: `full_sequence.py` (everything under masks, for
+training) and `kv_cache.py` (block after block).
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ class CausalAVTransformer(nn.Module):
         config.validate()
         self.config = config
         self.kernel: AttentionKernel = sdpa
-        # Whether training spends a second forward pass of each layer to save the memory of its activations.
+        # Whether training spends a second forward pass of each layer to save the memory of its
+        # activations.
         self.recompute = False
         video, audio = config.video_dim, config.audio_dim
         kwargs = {"dtype": dtype, "device": device}
@@ -142,7 +143,8 @@ class CausalAVTransformer(nn.Module):
         self.proj_out = operations.Linear(video, config.out_channels, **kwargs)
         self.audio_proj_out = operations.Linear(audio, config.audio_out_channels, **kwargs)
         if config.num_audio_sink_tokens:
-            # Initialised as OmniForcing's first release did: N(0, 0.02^2), after the patch projection.
+            # Initialised as OmniForcing's first release did: N(0, 0.02^2), after the patch
+            # projection.
             self.audio_sink_tokens = nn.Parameter(
                 torch.randn(1, config.num_audio_sink_tokens, audio, **kwargs) * 0.02
             )
@@ -181,11 +183,11 @@ def run_layers(
     *,
     recompute: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Patched tokens of both streams through every layer and the heads: velocities (b, n, channels).
+    """Patched tokens of both modalities through layers and heads: velocities (b, n, channels).
 
-    `audio` already has its sink tokens in front where the run holds block 0; the heads see them too, so
-    callers cut them off. `recompute` keeps only the layers' inputs for the backward pass, which then runs
-    every layer once more; the stores must not mind.
+    `audio` already has its sink tokens in front where the run holds block 0; the heads see them
+    too, so callers cut them off. `recompute` keeps only the layers' inputs for the backward pass,
+    which then runs every layer once more; the stores must not mind.
     """
     layer = run_layer
     if recompute and torch.is_grad_enabled():
@@ -204,7 +206,7 @@ def run_layers(
 
 
 def write_keys(model: nn.Module, video: Tensor, audio: Tensor, run: Pass) -> None:
-    """The same for the keys and values that the stores are given, and no further: no heads, half a last layer."""
+    """The same for the keys and values that stores get: no heads, half a last layer."""
     run.lanes.fork(audio)
     last = len(model.transformer_blocks) - 1
     for index in range(last):
@@ -219,7 +221,7 @@ def patch_video(model: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def patch_audio(model: nn.Module, tokens: Tensor, with_sinks: bool) -> Tensor:
-    """Audio latent tokens (b, n, in_channels) to (b, [S+]n, c), sink tokens in front where asked for."""
+    """Audio latents (b, n, in_channels) to tokens (b, [S+]n, c), sinks in front if asked for."""
     tokens = model.audio_patchify_proj(tokens)
     if with_sinks and model.config.num_audio_sink_tokens:
         sinks = model.audio_sink_tokens.to(tokens).expand(tokens.shape[0], -1, -1)

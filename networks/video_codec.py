@@ -36,8 +36,8 @@ from .causal_conv import (
 SPACE_STRIDE = 32
 TIME_STRIDE = 8
 PATCH = 4
-# 2x2 neighbours of the 1/16 grid are folded into channels: a transformer gets fewer and richer tokens, and the
-# latent is LTX-2's own shape, 128 channels at 1/32.
+# 2x2 neighbours of the 1/16 grid are folded into channels: a transformer gets fewer and richer
+# tokens, and the latent is LTX-2's own shape, 128 channels at 1/32.
 FOLD = 2
 
 VideoDecoderState = StreamState

@@ -1,4 +1,4 @@
-"""ComfyUI's view of the pack: one file per shelf of the menu; nodes check, call the engine, and wrap."""
+"""ComfyUI's view of the pack, a file a shelf of the menu; nodes check, call the engine, wrap."""
 
 from __future__ import annotations
 

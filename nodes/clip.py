@@ -1,4 +1,4 @@
-"""Shelf "Clip": the one big button. A prompt becomes a clip, with a live preview while it is made."""
+"""Shelf "Clip": the one big button. A prompt becomes a clip, with a live preview."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ class GenerateClip(io.ComfyNode):
                     min=1,
                     max=3600,
                     display_name="length (seconds)",
-                    tooltip="How long the clip is. Frames are kept in memory until the clip is saved.",
+                    tooltip="How long the clip is. Frames are kept in memory until the clip is "
+                    "saved.",
                 ),
                 *request.widgets(),
             ],

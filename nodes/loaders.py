@@ -41,7 +41,8 @@ class LoadModel(io.ComfyNode):
                     default="automatic",
                     display_name="precision",
                     advanced=True,
-                    tooltip="automatic suits your machine. float32 is the most exact; the others take "
+                    tooltip="automatic suits your machine. float32 is the most exact; the others "
+                    "take "
                     "half the memory.",
                 ),
                 io.Combo.Input(
@@ -70,7 +71,8 @@ class LoadModel(io.ComfyNode):
                 "ComfyUI's models/mutual_forcing folder and press R"
             )
         return (
-            f"the model '{file}' is not there, or is not a whole Mutual Forcing model: choose another "
+            f"the model '{file}' is not there, or is not a whole Mutual Forcing model: choose "
+            "another "
             "one from the list, or put it into ComfyUI's models/mutual_forcing folder and press R"
         )
 

@@ -33,7 +33,8 @@ class LoadLTX2(io.ComfyNode):
             node_id="MF_LoadLTX2",
             display_name="Load OmniForcing Model",
             category="MutualForcing/LTX-2",
-            description="Loads LTX-2 19B made causal, such as OmniForcing's checkpoint. LoRA loaders and "
+            description="Loads LTX-2 19B made causal, such as OmniForcing's checkpoint. LoRA "
+            "loaders and "
             "Sample Chunk go behind it.",
             search_aliases=[
                 "ltx-2",
@@ -46,7 +47,8 @@ class LoadLTX2(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=list(compat_ltx2.generator_files()) or [NO_FILE],
-                    tooltip="A file, or a folder of files (as OmniForcing is published), in ComfyUI's "
+                    tooltip="A file, or a folder of files (as OmniForcing is published), in "
+                    "ComfyUI's "
                     "models/diffusion_models, checkpoints or mutual_forcing folder.",
                 ),
                 io.Combo.Input(
@@ -58,15 +60,18 @@ class LoadLTX2(io.ComfyNode):
                     "weights",
                     options=list(compat_ltx2.WEIGHTS),
                     default=compat_ltx2.WEIGHTS[0],
-                    tooltip="fp8 halves the memory of a 16-bit file and changes the picture a little. fast "
-                    "also multiplies in fp8, on cards that can. A file in 8 bits or fewer stays as it is.",
+                    tooltip="fp8 halves the memory of a 16-bit file and changes the picture a "
+                    "little. fast "
+                    "also multiplies in fp8, on cards that can. A file in 8 bits or fewer stays as "
+                    "it is.",
                 ),
                 io.Combo.Input(
                     "positions",
                     options=list(_POSITIONS),
                     default="automatic",
                     advanced=True,
-                    tooltip="Which numbers the model counts time and place with. automatic goes by the file: "
+                    tooltip="Which numbers the model counts time and place with. automatic goes by "
+                    "the file: "
                     "one with LTX-2's header by that, one without as OmniForcing.",
                 ),
                 io.Boolean.Input(
@@ -92,7 +97,8 @@ class LoadLTX2(io.ComfyNode):
         if file == NO_FILE:
             return (
                 "no LTX-2 checkpoint was found: put OmniForcing's folder into ComfyUI's "
-                "models/diffusion_models and press R; the notes of the template '4 ltx2 text to clip' say "
+                "models/diffusion_models and press R; the notes of the template '4 ltx2 text to "
+                "clip' say "
                 "where it is published"
             )
         for name, known in (
@@ -137,7 +143,8 @@ class DecodeLTX2(io.ComfyNode):
             node_id="MF_DecodeLTX2",
             display_name="Decode Chunk (LTX-2)",
             category="MutualForcing/LTX-2",
-            description="Turns a chunk of an LTX-2 stream into pictures and sound, together with what lies "
+            description="Turns a chunk of an LTX-2 stream into pictures and sound, together with "
+            "what lies "
             "around it, so that chunks can be put one after the other.",
             search_aliases=["vae decode", "audio vae decode", "latent to video", "ltxv"],
             inputs=[
@@ -148,7 +155,8 @@ class DecodeLTX2(io.ComfyNode):
                     "part",
                     options=[CHUNK, WHOLE],
                     default=CHUNK,
-                    tooltip="this chunk: what it adds to what the chunks before it gave. whole stream: "
+                    tooltip="this chunk: what it adds to what the chunks before it gave. whole "
+                    "stream: "
                     "everything from the beginning of the stream to the end of this chunk.",
                 ),
                 io.Int.Input(
@@ -157,14 +165,16 @@ class DecodeLTX2(io.ComfyNode):
                     min=1,
                     max=22,
                     advanced=True,
-                    tooltip="How much around the chunk is decoded with it, in latents of 8 frames. As much is "
+                    tooltip="How much around the chunk is decoded with it, in latents of 8 frames. "
+                    "As much is "
                     "held back at its end until the next chunk. More hides the seam better.",
                 ),
                 io.Boolean.Input(
                     "last",
                     default=False,
                     display_name="last chunk",
-                    tooltip="On for the chunk that nothing follows: it gives what was held back, too.",
+                    tooltip="On for the chunk that nothing follows: it gives what was held back, "
+                    "too.",
                 ),
             ],
             outputs=pictures_and_sound(),
@@ -185,11 +195,13 @@ class DecodeLTX2(io.ComfyNode):
         origin = origin_of(video, audio)
         if origin.audio_bins != AUDIO_BINS:
             raise ValueError(
-                "the chunk was made by this pack's own kind of model: use Decode Chunk with that model"
+                "the chunk was made by this pack's own kind of model: use Decode Chunk with that "
+                "model"
             )
         if vae is None:
             raise ValueError(
-                "there is no VAE on the 'vae' wire: choose LTX-2's own file as base in Load OmniForcing Model, "
+                "there is no VAE on the 'vae' wire: choose LTX-2's own file as base in Load "
+                "OmniForcing Model, "
                 "or connect Load VAE"
             )
         clock = stream_clock(origin.state.layout)

@@ -51,7 +51,8 @@ def wires(model: io.Input) -> list[io.Input]:
         model,
         io.Conditioning.Input(
             "positive",
-            tooltip="What to see and hear, from CLIP Text Encode. It may change from chunk to chunk.",
+            tooltip="What to see and hear, from CLIP Text Encode. It may change from chunk to "
+            "chunk.",
         ),
         io.Conditioning.Input(
             "negative",
@@ -99,14 +100,16 @@ def widgets() -> list[io.Input]:
                     ],
                 ),
             ],
-            tooltip="automatic: what suits the model best. few steps: fast. many steps: slow and careful.",
+            tooltip="automatic: what suits the model best. few steps: fast. many steps: slow and "
+            "careful.",
         ),
         io.Int.Input(
             "variation",
             default=0,
             min=0,
             max=0xFFFFFFFF,
-            tooltip="0 follows the stream's seed. Any other number gives another take from the same past.",
+            tooltip="0 follows the stream's seed. Any other number gives another take from the "
+            "same past.",
         ),
         io.Combo.Input(
             "execution",
@@ -114,9 +117,12 @@ def widgets() -> list[io.Input]:
             default=PATHS[0],
             optional=True,
             advanced=True,
-            tooltip="How the work is carried out. The clip is the same up to rounding. compiled: small "
-            "operations are fused; the first seconds take longer. streams: sound beside the picture, on a "
-            "graphics card. graph: work is recorded and replayed, on a card that holds the whole model. "
+            tooltip="How the work is carried out. The clip is the same up to rounding. compiled: "
+            "small "
+            "operations are fused; the first seconds take longer. streams: sound beside the "
+            "picture, on a "
+            "graphics card. graph: work is recorded and replayed, on a card that holds the whole "
+            "model. "
             "streams and graph have not been tried on a card yet.",
         ),
     ]
@@ -133,14 +139,15 @@ def read(
     variation: int,
     execution: str,
 ) -> Request:
-    """Check everything that can be known before sampling, bring the model to its device, encode the prompt.
+    """Check what can be known before sampling, load the model, encode the prompt.
 
     Raises:
         ValueError: in an artist's words, with the next step.
     """
     if plan is not None and state is not None:
         raise ValueError(
-            "both 'settings' and 'state' are connected, but a stream keeps the size, memory and seed "
+            "both 'settings' and 'state' are connected, but a stream keeps the size, memory and "
+            "seed "
             "that it began with: disconnect 'settings', and use 'variation' for another take"
         )
     model, rate = stream_model(wire), frame_rate_of(positive)
@@ -152,7 +159,8 @@ def read(
         model = model.for_layout(state.layout)
         if rate is not None and rate != model.clock.fps:
             raise ValueError(
-                f"the prompt asks for {rate:g} frames a second, and the stream that it goes on from has "
+                f"the prompt asks for {rate:g} frames a second, and the stream that it goes on "
+                "from has "
                 f"{float(model.clock.fps):g}: give both the same in LTXVConditioning"
             )
     check_state(state, model.model_id, model.clock.layout)
@@ -187,7 +195,7 @@ def _sampler(model: StreamModel, mode: dict[str, object]) -> SamplerSettings:
 
 
 def sample(asked: Request, progress: Progress) -> Iterator[tuple[BlockLatents, StreamState]]:
-    """The blocks that were asked for, each with the state after it; progress and interruption included."""
+    """The blocks that were asked for, each with the state after it; with progress."""
     return rollout(
         asked.model,
         asked.prompt,

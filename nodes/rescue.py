@@ -1,4 +1,4 @@
-"""Nothing that was made is lost: what a cancelled or failed run had finished goes to the output folder."""
+"""Nothing that was made is lost: a cancelled or failed run's blocks go to the output folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def rescue(finished: Finished) -> Iterator[None]:
     """Run the body; if it is cut short after at least one block, keep that and log where it lies.
 
     The clip's working file is not needed after a whole run: Save Video writes the clip from memory.
-    The interruption or error itself goes on to ComfyUI. It may be a `BaseException`, so nothing is caught.
+    The interruption or error itself goes on to ComfyUI. It may be a `BaseException`, so nothing is
+    caught.
     """
     whole = False
     try:

@@ -25,7 +25,8 @@ class SaveState(io.ComfyNode):
             node_id="MF_SaveState",
             display_name="Save Stream",
             category="MutualForcing/State",
-            description="Saves a stream in output/mutual_forcing, so that Load Stream can go on from it.",
+            description="Saves a stream in output/mutual_forcing, so that Load Stream can go on "
+            "from it.",
             search_aliases=["save state", "save latent", "checkpoint", "resume"],
             inputs=[
                 StateWire.Input("state", tooltip="From Sample Chunk or Generate Clip."),
@@ -38,7 +39,8 @@ class SaveState(io.ComfyNode):
                     "memory",
                     default=True,
                     advanced=True,
-                    tooltip="On: also saves what the model remembers, and the stream goes on at once "
+                    tooltip="On: also saves what the model remembers, and the stream goes on at "
+                    "once "
                     "and exactly, even if the prompt changed on the way. Off: a much smaller file, "
                     "remembered anew when it goes on.",
                 ),
@@ -75,7 +77,8 @@ class LoadState(io.ComfyNode):
             node_id="MF_LoadState",
             display_name="Load Stream",
             category="MutualForcing/State",
-            description="Loads a stream that was saved, to go on from it with the model that made it.",
+            description="Loads a stream that was saved, to go on from it with the model that made "
+            "it.",
             search_aliases=["load state", "load latent", "resume", "continue"],
             inputs=[
                 io.Combo.Input(

@@ -27,14 +27,16 @@ class StreamSettingsNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         size = (
-            "of the picture in pixels. The small model that comes with the pack was made for 64 x 64 "
+            "of the picture in pixels. The small model that comes with the pack was made for 64 x "
+            "64 "
             "(enlarge its frames afterwards), OmniForcing for 768 x 512."
         )
         return io.Schema(
             node_id="MF_StreamSettings",
             display_name="Stream Settings",
             category="MutualForcing/Stream",
-            description="What stays the same for a whole stream: size, how far back it remembers, seed.",
+            description="What stays the same for a whole stream: size, how far back it remembers, "
+            "seed.",
             search_aliases=["empty latent video", "size", "resolution", "seed"],
             inputs=[
                 io.Int.Input(
@@ -136,7 +138,8 @@ class SampleChunk(io.ComfyNode):
                     io.MultiType.Input(
                         "model",
                         types=[ModelWire, io.Model],
-                        tooltip="From Load Mutual Forcing Model, Load OmniForcing Model, or a LoRA loader "
+                        tooltip="From Load Mutual Forcing Model, Load OmniForcing Model, or a LoRA "
+                        "loader "
                         "after it.",
                     )
                 ),
@@ -264,7 +267,8 @@ def origin_of(video: dict[str, object], audio: dict[str, object]) -> ChunkOrigin
     for name, origin in zip(("video", "audio"), origins, strict=True):
         if origin is None:
             raise ValueError(
-                f"the '{name}' input did not come from Sample Chunk: connect Sample Chunk's {name} output"
+                f"the '{name}' input did not come from Sample Chunk: connect Sample Chunk's {name} "
+                "output"
             )
     if origins[0] is not origins[1]:
         raise ValueError(

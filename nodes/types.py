@@ -44,7 +44,8 @@ class StreamPlan:
             rows, columns = self.start.grid
             if (rows, columns) != (self.height // SPACE_STRIDE, self.width // SPACE_STRIDE):
                 raise ValueError(
-                    f"the start image is {columns * SPACE_STRIDE} x {rows * SPACE_STRIDE} and the stream "
+                    f"the start image is {columns * SPACE_STRIDE} x {rows * SPACE_STRIDE} and the "
+                    "stream "
                     f"{self.width} x {self.height}: give both the same size"
                 )
 

@@ -1,9 +1,9 @@
 """One chunk of a stream as two plain tensors, and back: what travels on ComfyUI's LATENT wires.
 
 b batch, c channels, f h w video latent grid, s audio latents, q frequency bins of an audio latent.
-ComfyUI's audio latents have four dimensions (b, c, s, q): LTX-2's 128 channels are 8 x 16. A chunk can only be
-decoded without a seam if what came before it is known, so a `ChunkOrigin` travels along; its tensors are those
-of the state, not copies.
+ComfyUI's audio latents have four dimensions (b, c, s, q): LTX-2's 128 channels are 8 x 16. A chunk
+can only be decoded without a seam if what came before it is known, so a `ChunkOrigin` travels
+along; its tensors are those of the state, not copies.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .state import BlockLatents, StreamState
 
 @dataclass(frozen=True)
 class ChunkOrigin:
-    """Where a chunk belongs: the stream up to its end (without keys and values), and its first block.
+    """Where a chunk belongs: the stream up to its end (no keys and values), its first block.
 
     `audio_bins` is q.
     """
@@ -54,16 +54,20 @@ def chunk_state(origin: ChunkOrigin, video: Tensor, audio: Tensor) -> StreamStat
     """The stream with this chunk's latents as they are now; other nodes may have worked on them.
 
     Raises:
-        ValueError: another number of latents, another size or another batch than the chunk was made with.
+        ValueError: another number of latents, another size or another batch than the chunk was made
+            with.
     """
     layout, first, last = origin.state.layout, origin.first_block, origin.state.next_block
     made_video, made_audio = chunk_tensors(origin)
     for name, found, made in (("video", video, made_video), ("audio", audio, made_audio)):
         if found.shape != made.shape:
             raise ValueError(
-                f"{name} latent has shape {tuple(found.shape)}, expected {tuple(made.shape)} as it was "
-                "sampled; decode it without cutting or resizing it, and resize the frames instead (latents of "
-                "LTX-2 that were cut or enlarged: with ComfyUI's VAE Decode and LTXV Audio VAE Decode)"
+                f"{name} latent has shape {tuple(found.shape)}, expected {tuple(made.shape)} as it "
+                "was "
+                "sampled; decode it without cutting or resizing it, and resize the frames instead "
+                "(latents of "
+                "LTX-2 that were cut or enlarged: with ComfyUI's VAE Decode and LTXV Audio VAE "
+                "Decode)"
             )
     video_cuts = [layout.video_span(block)[0] for block in range(first, last + 1)]
     audio_cuts = [layout.audio_span(block)[0] for block in range(first, last + 1)]

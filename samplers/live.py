@@ -1,7 +1,7 @@
-"""Pictures and sound of every block as soon as it is made, for a stream that may have begun long before.
+"""Pictures and sound of every block as soon as it is made, whenever its stream began.
 
-While one block is decoded, shown and written, the next is denoised (`ahead`): in a thread and, on a GPU, on a
-stream of its own, so that neither waits for the other.
+While one block is decoded, shown and written, the next is denoised (`ahead`): in a thread and, on a
+GPU, on a stream of its own, so that neither waits for the other.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def decoded_live(
 
     Args:
         made: a rollout that goes on from `before`.
-        overlap: denoise the next block while this one is decoded and used. The blocks are the same; an
-            error of either side comes after all blocks that were finished before it. By default where
-            it pays: on a GPU; on a CPU both want the same cores.
+        overlap: denoise the next block while this one is decoded and used. The blocks are the same;
+            an error of either side comes after all blocks that were finished before it. By default
+            where it pays: on a GPU; on a CPU both want the same cores.
     """
     memory = decoder.remember(before, before.next_block)
     device = next(decoder.video_codec.parameters()).device
@@ -45,10 +45,10 @@ def decoded_live(
 
 
 def ahead(items: Iterator[Item], device: torch.device) -> Iterator[Item]:
-    """The same items in the same order, each made while the one before it is in use, and no further ahead.
+    """The same items in order, each made while the one before it is in use, none earlier.
 
-    What raises while an item is made is raised where that item would have come. Closing this waits for the item
-    that is being made.
+    What raises while an item is made is raised where that item would have come. Closing this waits
+    for the item that is being made.
 
     Args:
         device: where items are made; on a GPU they get a stream of their own there.

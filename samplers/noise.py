@@ -1,7 +1,7 @@
 """Named noise: (seed, block, step, stream) gives the tensor, whatever was drawn before.
 
 So a clip does not depend on how it was cut into chunks, on what ran earlier or on the device
-(architecture.md, decision 5). The global generators are left as they are.
+(docs/architecture.md, decision 5). The global generators are left as they are.
 """
 
 from __future__ import annotations

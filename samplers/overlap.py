@@ -1,12 +1,13 @@
 """A chunk of a stream decoded by a codec that looks both ways, with what lies on either side of it.
 
-b batch, c channels, f h w video latent grid, s audio latents, q frequency bins, F H W pixel frames and size,
-n samples.
-LTX-2's video decoder sees latents before and after the one that it decodes, its audio decoder what came before
-and its vocoder a little of what comes. So a chunk is decoded together with `OVERLAP` latents on either side and
-cut out. The far side of its last latents is not there yet: they are held back and come with the next chunk, or
-at the end of the stream. Once the decoder's reach lies within the overlap this is exactly the whole, decoded.
-Reach: comfyui.md, section e.
+b batch, c channels, f h w video latent grid, s audio latents, q frequency bins, F H W pixel frames
+and size, n samples.
+LTX-2's video decoder sees latents before and after the one that it decodes, its audio decoder what
+came before and its vocoder a little of what comes. So a chunk is decoded together with `OVERLAP`
+latents on either side and cut out. The far side of its last latents is not there yet: they are held
+back and come with the next chunk, or at the end of the stream. Once the decoder's reach lies within
+the overlap this is exactly the whole, decoded. Reach of the decoders: docs/omniforcing.md, section
+1, VAEs.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ AudioDecoder = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Piece:
-    """Latents [first, last) of a stream that are decoded, and frames [start, stop) of it that come out."""
+    """Latents [first, last) that are decoded, and frames [start, stop) that come out."""
 
     first: int
     last: int
@@ -43,11 +44,11 @@ class Piece:
 def piece_of(
     clock: Clock, origin: ChunkOrigin, *, overlap: int = OVERLAP, is_last: bool = False
 ) -> Piece:
-    """What a chunk settles: from where the chunk before it stopped to `overlap` latents before its own end.
+    """What a chunk settles: from its predecessor's stop to `overlap` latents before its end.
 
     Args:
-        overlap: at least 1: at its live end a stream's sound is a little shorter than its pictures, and a
-            decoder makes a single frame of the latent that it is given first.
+        overlap: at least 1: at its live end a stream's sound is a little shorter than its pictures,
+            and a decoder makes a single frame of the latent that it is given first.
         is_last: nothing follows, so nothing is held back.
 
     Raises:
@@ -61,7 +62,8 @@ def piece_of(
     settles = end if is_last else max(0, end - overlap)
     if settles <= settled:
         raise ValueError(
-            f"the chunk adds {end - begin} video latents and {overlap} are held back until the next one: make "
+            f"the chunk adds {end - begin} video latents and {overlap} are held back until the "
+            "next one: make "
             "the chunk longer or the overlap smaller, or switch 'last chunk' on"
         )
     return Piece(
@@ -78,7 +80,8 @@ def _frames(clock: Clock, latents: int) -> int:
 
 def decode_pictures(clock: Clock, video: Tensor, piece: Piece, decoder: VideoDecoder) -> Tensor:
     """Frames (b, F, H, W, 3) of a piece of the whole stream's video latents (b, c, f, h, w)."""
-    # The decoder takes the first latent that it is given for the stream's first, which is a single frame.
+    # The decoder takes the first latent that it is given for the stream's first, which is a single
+    # frame.
     before = _frames(clock, piece.first + 1) - 1 if piece.first else 0
     frames = decoder(video[:, :, piece.first : piece.last])
     return frames[:, piece.start - before : piece.stop - before]
@@ -87,7 +90,7 @@ def decode_pictures(clock: Clock, video: Tensor, piece: Piece, decoder: VideoDec
 def decode_sound(
     clock: Clock, audio: Tensor, piece: Piece, sample_rate: int, decoder: AudioDecoder
 ) -> Tensor:
-    """Sound (b, channels, n) of the time that a piece's frames last, from all audio latents (b, c, s, q)."""
+    """Sound (b, channels, n) of a piece's time, from all audio latents (b, c, s, q)."""
     per_latent = Fraction(
         sample_rate * clock.audio_stride * clock.samples_per_audio_frame, clock.sample_rate
     )

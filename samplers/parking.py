@@ -1,8 +1,8 @@
 """Between two nodes a stream's keys and values wait in the host's memory, not on the graphics card.
 
-A host keeps what is on its wires for as long as the graph is open and does not count it as memory in use. For
-LTX-2 a second of keys and values is over a gigabyte; on the card they would be in the way of every decoder and
-every other model. Two states that share blocks go on sharing them.
+A host keeps what is on its wires for as long as the graph is open and does not count it as memory
+in use. For LTX-2 a second of keys and values is over a gigabyte; on the card they would be in the
+way of every decoder and every other model. Two states that share blocks go on sharing them.
 """
 
 from __future__ import annotations

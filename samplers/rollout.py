@@ -2,10 +2,10 @@
 
 b batch, c channels, f h w video latent grid, s audio latents.
 Few-step mode tells the network its step size d = sigma_i - sigma_(i+1); multi-step mode has d = 0
-and may use classifier-free guidance (mutual_forcing.md, sections 3.2 and 4). One refresh pass over
-the clean block writes its keys and values (omniforcing.md, section 4). It is made when the stream
-goes on and not before: a block is handed out as soon as it is denoised, and nobody would look at the
-last block's keys.
+and may use classifier-free guidance (docs/mutual_forcing.md, sections 3.2 and 4). One refresh pass
+over the clean block writes its keys and values (docs/omniforcing.md, section 4). It is made when
+the stream goes on and not before: a block is handed out as soon as it is denoised, and nobody would
+look at the last block's keys.
 """
 
 from __future__ import annotations
@@ -145,7 +145,8 @@ class SigmaConstants:
             level = torch.full((1, 1), sigma, device=self.like.device, dtype=torch.float32)
             step = torch.full_like(level, step_size)
             made = modulation(self.model, self.model.config, level, level, step, self.like.dtype)
-            # Not where gradients flow: each layer's rows would send back one as large as all together.
+            # Not where gradients flow: each layer's rows would send back one as large as all
+            # together.
             if not torch.is_grad_enabled():
                 made = made._replace(packed=packed_rows(self.model, made))
             self.known[sigma, step_size] = made
@@ -184,9 +185,9 @@ class _Branch:
     ) -> RollingCache:
         """Keys and values of all finished blocks: one refresh for each that `cache` lacks.
 
-        That is the last one where a stream goes on, and all where they were dropped, also those that
-        have left the window: the kept ones saw them when they were made. Exactly what the stream
-        itself wrote, if the prompt was the same throughout.
+        That is the last one where a stream goes on, and all where they were dropped, also those
+        that have left the window: the kept ones saw them when they were made. Exactly what the
+        stream itself wrote, if the prompt was the same throughout.
         """
         cache = cache or RollingCache(self.settings.window)
         rebuilding = len(latents) - cache.next_block > 1
@@ -322,7 +323,7 @@ def _denoised(
     on_step: Callable[[Step], None] | None,
     start: Start | None,
 ) -> BlockLatents:
-    """The next block from noise; the first branch is the prompt's, the second the empty prompt's."""
+    """The next block from noise; branch 1 is the prompt's, branch 2 the empty prompt's."""
     index, batch = state.next_block, len(state.settings.seeds)
     opened, _ = branches[0]
     like = opened.like

@@ -1,6 +1,7 @@
 """Noise schedules: LTX-2's shifted and stretched list, and the entries that few-step mode visits.
 
-Sources: omniforcing.md, section 5 (LTX-2's scheduler; OmniForcing's step list 1000/909/725/421/0).
+Sources: docs/omniforcing.md, section 5 (LTX-2's scheduler; OmniForcing's step list
+1000/909/725/421/0).
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""A stream that begins with a given picture: the first video latents of block 0 are clean from the outset.
+"""A stream that begins with a given picture: block 0's first video latents are clean.
 
 b batch, c channels, f h w video latent grid, g given latents, n tokens.
-As LTX-2 does for image to video, the given latents keep sigma 0 while everything else in the block, the sound
-included, comes down from noise; so their tokens have a row of their own in the modulation. In the paper's block
-layout the prefix is that one latent. OmniForcing's released layout has three more behind it; it was not trained
-for a given one, so how well it takes a picture is the checkpoint's business and not promised here.
+As LTX-2 does for image to video, the given latents keep sigma 0 while everything else in the block,
+the sound included, comes down from noise; so their tokens have a row of their own in the
+modulation. In the paper's block layout the prefix is that one latent. OmniForcing's released layout
+has three more behind it; it was not trained for a given one, so how well it takes a picture is the
+checkpoint's business and not promised here.
 """
 
 from __future__ import annotations
@@ -38,16 +39,18 @@ class Start:
         fits = given.shape[1] == video.shape[1] and self.grid == tuple(video.shape[3:])
         if not fits or given.shape[2] > video.shape[2]:
             raise ValueError(
-                f"the start has {given.shape[2]} video latents of {given.shape[1]} channels on a grid of "
+                f"the start has {given.shape[2]} video latents of {given.shape[1]} channels on a "
+                "grid of "
                 f"{self.grid[0]} x {self.grid[1]}; the first block takes up to {video.shape[2]} of "
-                f"{video.shape[1]} channels on {video.shape[3]} x {video.shape[4]}: encode one picture, with "
+                f"{video.shape[1]} channels on {video.shape[3]} x {video.shape[4]}: encode one "
+                "picture, with "
                 "this model's VAE and at the stream's size"
             )
         rest = video[:, :, given.shape[2] :]
         return torch.cat((given.to(video).expand(video.shape[0], -1, -1, -1, -1), rest), dim=2)
 
     def modulation(self, clean: Modulation, noisy: Modulation) -> Modulation:
-        """Rows of both noise levels for the pictures, 0 clean and 1 noisy; the sound's are noisy."""
+        """Rows of both noise levels for the pictures, 0 clean, 1 noisy; the sound's are noisy."""
         rows = zip(clean.video, noisy.video, strict=True)
         video = StreamModulation(*(torch.cat(pair, dim=1) for pair in rows))
         return Modulation(video, noisy.audio)
@@ -63,15 +66,16 @@ def start_of(samples: Tensor, noise_mask: Tensor | None) -> Start:
 
     Args:
         samples: (1, c, f, h, w).
-        noise_mask: broadcasts to (1, 1, f, h, w); 0 = given, 1 = to be made, as core's image-to-video nodes
-            write it.
+        noise_mask: broadcasts to (1, 1, f, h, w); 0 = given, 1 = to be made, as core's
+            image-to-video nodes write it.
 
     Raises:
         ValueError: nothing is given, something after what is not, or only in part.
     """
     if samples.ndim != 5 or samples.shape[0] != 1:
         raise ValueError(
-            f"the start latent has shape {tuple(samples.shape)}, expected (1, channels, frames, height, "
+            f"the start latent has shape {tuple(samples.shape)}, expected (1, channels, frames, "
+            "height, "
             "width): encode one picture with LTX-2's VAE"
         )
     if noise_mask is None:
@@ -81,7 +85,8 @@ def start_of(samples: Tensor, noise_mask: Tensor | None) -> Start:
     given = int((free == 0).sum())
     if not given or (free[:given] != 0).any() or (mask[:, :, given:] != 1).any():
         raise ValueError(
-            "the start latent's mask is not 'the first frames given, the rest free': set the strength of the "
+            "the start latent's mask is not 'the first frames given, the rest free': set the "
+            "strength of the "
             "image to 1, and give the beginning only"
         )
     return Start(samples[:, :, :given])

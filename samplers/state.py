@@ -2,9 +2,9 @@
 
 b batch, c channels, f h w video latent grid, s audio latents.
 A state is never changed: the next block makes a new one that shares the older tensors, so it can be
-held, forked and handed to several consumers (architecture.md, decision 4). The clean latents are
-kept whole (about 20 kB a second for the small model); keys and values only for the window, and what
-is missing of them is made from the latents when the stream goes on: always the last block's.
+held, forked and handed to several consumers (docs/architecture.md, decision 4). The clean latents
+are kept whole (about 20 kB a second for the small model); keys and values only for the window, and
+what is missing of them is made from the latents when the stream goes on: always the last block's.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class StreamState:
     settings: StreamSettings
     model_id: str
     layout: BlockLayout
-    # Not printed: ComfyUI writes a node's inputs into its error reports, and these are megabytes of numbers.
+    # Not printed: ComfyUI writes a node's inputs into its error reports, and these are megabytes of
+    # numbers.
     latents: tuple[BlockLatents, ...] = field(default=(), repr=False)
     cache: RollingCache | None = field(default=None, repr=False)
     unguided: RollingCache | None = field(default=None, repr=False)

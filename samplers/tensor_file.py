@@ -42,7 +42,7 @@ def read_tensors(path: Path, what: str, remedy: str) -> tuple[dict[str, Tensor],
 
 
 def open_tensors(path: Path, what: str, remedy: str) -> safe_open:
-    """The mapped file behind `read_tensors`, nothing but its header read; arguments and errors likewise."""
+    """The mapped file behind `read_tensors`, only its header read; errors likewise."""
     if not path.exists():
         raise TensorFileError(f"{what} {path} is not there; {remedy}")
     if not path.is_file():

@@ -45,7 +45,7 @@ def lengths(path: Path) -> tuple[Fraction, Fraction]:
 
 
 def endings(server: Server, prompt: dict, name: str) -> tuple[dict, list[StreamState]]:
-    """Run a forked workflow, have the states after its last chunks saved: exact, where H.264 is not."""
+    """Run a forked workflow and save the states after its last chunks: exact, as H.264 is not."""
     prompt = deepcopy(prompt)
     chunks = [node for node, entry in prompt.items() if entry["class_type"] == "MF_SampleChunk"]
     for node in chunks[2:]:
@@ -69,7 +69,7 @@ def cached_nodes(entry: dict) -> list[str]:
 
 
 def refusal(server: Server, prompt: dict) -> str:
-    """Everything that is said to an artist about a prompt that is refused before or while it runs."""
+    """All that an artist is told about a prompt that is refused before or while it runs."""
     answer = server.post("/prompt", {"prompt": prompt})
     if "prompt_id" not in answer or answer.get("node_errors"):
         return str(answer)
@@ -79,7 +79,7 @@ def refusal(server: Server, prompt: dict) -> str:
 
 
 def run_from_page(server: Server, workflow: Path, picture: Path) -> None:
-    """Open a workflow in ComfyUI's page, press Run and insist on success; skips where there is no browser."""
+    """Open a workflow in ComfyUI's page, press Run, insist on success; skips without a browser."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if not os.environ.get("PLAYWRIGHT_CORE") or chromium is None or shutil.which("node") is None:
         pytest.skip("needs node, Chromium, and PLAYWRIGHT_CORE")

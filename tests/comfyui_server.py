@@ -1,4 +1,4 @@
-"""A real ComfyUI for the tests: its server with this pack and nothing else, in folders of its own."""
+"""A real ComfyUI for the tests: its server with this pack alone, in folders of its own."""
 
 from __future__ import annotations
 

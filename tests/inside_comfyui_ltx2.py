@@ -1,8 +1,9 @@
-"""Run by test_comfyui_ltx2 in ComfyUI's own Python: LTX-2 as its MODEL against this pack's own network.
+"""In ComfyUI's Python (test_comfyui_ltx2): LTX-2 as its MODEL against this pack's network.
 
 python inside_comfyui_ltx2.py COMFYUI MODELS
 
-Prints one line `NAME number` per quantity and `ok`, or fails. MODELS is what shrunken_ltx2.py wrote.
+Prints one line `NAME number` per quantity and `ok`, or fails. MODELS is what shrunken_ltx2.py
+wrote.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ def memory(name: str) -> int:
 
 
 def load_peak() -> float:
-    """The most that loading takes, without the file's mapped pages (which the system may drop), over its size."""
+    """The most that loading takes over the file's size, without its mapped (clean) pages."""
     compat_ltx2.load_generator(STOCK, None)
     comfy.cli_args.args.bf16_unet = True  # as in the file; on a CPU core would choose 32 bit
     before = peak = memory("RssAnon")
@@ -196,7 +197,8 @@ with torch.inference_mode():
     assert said("our_loader_vs_own_network", difference(found, expected)) < 1e-4
 
     stock = comfy.sd.load_diffusion_model(str(STOCK))
-    # Core's norms of queries and keys add 1e-5 where LTX-2's own code adds 1e-6; our loader sets that right.
+    # Core's norms of queries and keys add 1e-5 where LTX-2's own code adds 1e-6; our loader sets
+    # that right.
     assert said("stock_loader_vs_own_network", difference(from_model(stock), plain(stock))) < 1e-4
 
     changed = from_model(with_lora(model, 1.0))
@@ -221,7 +223,8 @@ with torch.inference_mode():
     offloaded = stream(offloaded, offloaded.prompt_of(CONDITIONING, None, guided=False))
     assert said("low_vram_with_lora_vs_loaded", difference(offloaded, changed)) < 1e-4
 
-    # Where there is no hardware for it, core multiplies out; but in int8 it rounds the tokens as well.
+    # Where there is no hardware for it, core multiplies out; but in int8 it rounds the tokens as
+    # well.
     formats = {"float8_e4m3fn": 1e-4, "float8_e5m2": 1e-4, "nvfp4": 1e-4, "mxfp8": 1e-4}
     for name, limit in (formats | {"int8_tensorwise": 2e-2}).items():
         packed, unpacked = quantised(name)

@@ -1,8 +1,9 @@
-"""Trains each kind of stage a little, for test_many_processes.py: called there, or run by several processes.
+"""Trains each kind of stage a little for test_many_processes.py, called or run by processes.
 
     RANK=0 WORLD_SIZE=2 ... python many_processes.py FOLDER
 
-FOLDER holds latents and a config; every stage's log and weights go to FOLDER/<processes>/<stage and method>.
+FOLDER holds latents and a config; every stage's log and weights go to FOLDER/<processes>/<stage and
+method>.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Run in ComfyUI's own Python: LTX-2's files at a few thousandths of their size, all keys, random weights.
+"""In ComfyUI's Python: LTX-2's files at a thousandth of their size, all keys, random weights.
 
 python shrunken_ltx2.py COMFYUI MODELS
 
-Writes into a ComfyUI models folder, under the names that our workflows have: the base file (transformer,
-connectors, both VAEs, vocoder, projection of the text), a causal generator in shards with an index, in one file
-that core's loaders take and in 8 bits, a Gemma file with a tokenizer, a latent upsampler, and a LoRA. Each module
-is core's own, built from the header that is written with it.
+Writes into a ComfyUI models folder, under the names that our workflows have: the base file
+(transformer, connectors, both VAEs, vocoder, projection of the text), a causal generator in shards
+with an index, in one file that core's loaders take and in 8 bits, a Gemma file with a tokenizer, a
+latent upsampler, and a LoRA. Each module is core's own, built from the header that is written with
+it.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ def save(tensors: Tensors, folder: str, name: str, header: dict | None = None) -
 
 
 def save_scaled_fp8(transformer: Tensors) -> None:
-    """The generator as ComfyUI's quantised files are: 8-bit matrices with a scale each, named in the header."""
+    """The generator as ComfyUI quantises: 8-bit matrices, a scale each, named in the header."""
     tensors, layers = {}, {}
     for name, value in prefixed("model.diffusion_model.", transformer).items():
         if ".transformer_blocks." in name and value.ndim == 2 and name.endswith(".weight"):

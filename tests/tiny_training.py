@@ -15,13 +15,17 @@ from mutual_forcing.networks.layout import BlockLayout
 
 SETTINGS = {
     "transformer": {
-        "num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 12, "audio_num_attention_heads": 2,
-        "audio_attention_head_dim": 8, "in_channels": 6, "out_channels": 6, "audio_in_channels": 5,
-        "audio_out_channels": 5, "cross_attention_dim": 24, "audio_cross_attention_dim": 16,
-        "caption_channels": 16, "rope_type": "split", "num_audio_sink_tokens": 2, "step_size_embedding": True,
+        "num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 12,
+        "audio_num_attention_heads": 2, "audio_attention_head_dim": 8, "in_channels": 6,
+        "out_channels": 6, "audio_in_channels": 5, "audio_out_channels": 5,
+        "cross_attention_dim": 24, "audio_cross_attention_dim": 16,
+        "caption_channels": 16, "rope_type": "split", "num_audio_sink_tokens": 2,
+        "step_size_embedding": True,
     },
     "recipe": {
-        "lengths": [{"blocks": 1, "batch": 4, "share": 0.5}, {"blocks": 3, "batch": 2, "share": 0.5}],
+        "lengths": [
+            {"blocks": 1, "batch": 4, "share": 0.5}, {"blocks": 3, "batch": 2, "share": 0.5},
+        ],
         "learning_rate": 0.01, "warmup_steps": 2, "caption_dropout": 0.1, "history_noise": 0.1,
         "sigma_mean": 0.3, "sigma_spread": 1.2, "ema": 0.9,
     },

@@ -1,7 +1,7 @@
 """A workflow as ComfyUI's page saves it, turned into the prompt that its API takes.
 
-The page does this with the schemas from /object_info; so does this, for what our workflows use: wires,
-widgets, widgets that were turned into inputs, and combos that bring widgets of their own.
+The page does this with the schemas from /object_info; so does this, for what our workflows use:
+wires, widgets, widgets that were turned into inputs, and combos that bring widgets of their own.
 """
 
 from __future__ import annotations

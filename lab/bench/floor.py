@@ -1,10 +1,11 @@
-"""The least time that a machine could take: FLOPs over its measured matmul rate, bytes over its copy rate.
+"""The least time a machine could take: FLOPs over its matmul rate, bytes over its copy rate.
 
 n tokens of a stream, m keys, c channels.
-FLOPs are counted from the config alone (two per multiplication and addition), not from what our code happens to
-do; a test holds the two against each other. Only what no exact implementation can do without is counted:
-products of the tokens of one block, attention over the past, one reading of weights, past and text keys. What
-lies between (norms, rotations, softmax) is taken to be free, so a ratio of 1 cannot be reached.
+FLOPs are counted from the config alone (two per multiplication and addition), not from what our
+code happens to do; a test holds the two against each other. Only what no exact implementation can
+do without is counted: products of the tokens of one block, attention over the past, one reading of
+weights, past and text keys. What lies between (norms, rotations, softmax) is taken to be free, so a
+ratio of 1 cannot be reached.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class _Stream:
 
 
 def pass_work(setup: Setup, block: int, element_size: int, *, refresh: bool = False) -> Work:
-    """One pass over a block: a denoising step, or the refresh, which ends with the last layer's keys."""
+    """One pass over a block: a denoising step, or the refresh, which ends with the last keys."""
     config, layout = setup.config, setup.config.layout
     kept = min(block, 1 + setup.window)
     grid, sinks = setup.height * setup.width, config.num_audio_sink_tokens
@@ -96,7 +97,7 @@ def pass_work(setup: Setup, block: int, element_size: int, *, refresh: bool = Fa
 
 
 def block_work(setup: Setup, block: int, steps: int, element_size: int) -> list[tuple[Work, int]]:
-    """Passes until a block is out, and how many of each: the refresh of the one before, then its steps."""
+    """Passes until a block is out, and how many: the refresh of the last one, then its steps."""
     passes = [(pass_work(setup, block, element_size), steps)]
     if block:
         passes.append((pass_work(setup, block - 1, element_size, refresh=True), 1))
@@ -119,10 +120,10 @@ class Rates(NamedTuple):
     def floor(
         self, work: list[tuple[Work, int]], clock: Callable[[Span], float], *, apart: bool = False
     ) -> float:
-        """Seconds for these passes by one of a span's clocks: arithmetic and memory at the same time.
+        """Seconds for these passes by one of a span's clocks: arithmetic and memory in parallel.
 
-        `apart` takes attention at the rate of torch's own attention instead of that of products: less than
-        that cannot be had without another attention.
+        `apart` takes attention at the rate of torch's own attention instead of that of products:
+        less than that cannot be had without another attention.
         """
         flop, byte = clock(self.matmul) / self.flops, clock(self.copy) / self.bytes
         attention = clock(self.attention) / self.attention_flops if apart else flop
@@ -135,7 +136,7 @@ class Rates(NamedTuple):
 def measure_rates(
     setup: Setup, dtype: torch.dtype, device: torch.device, seconds: float = 0.3
 ) -> Rates:
-    """Time products of the network's own shapes, a large copy, and one attention over a full window."""
+    """Time products of the network's shapes, a large copy, and attention over a full window."""
     config, layout = setup.config, setup.config.layout
     tokens, width = layout.video_next * setup.height * setup.width, config.video_dim
     new = {"dtype": dtype, "device": device}
@@ -167,7 +168,7 @@ def measure_rates(
 
 
 def _best(work: Callable[[], object], device: torch.device, seconds: float) -> Span:
-    """The shortest of at least three runs, and of as many as fit into `seconds`; the first is not counted."""
+    """The shortest of at least three runs, and as many as fit into `seconds`, after a warm-up."""
     work()
     spans: list[Span] = []
     end = time.perf_counter() + seconds

@@ -1,4 +1,4 @@
-"""One measured rollout: blocks one after another, each with its stages, its floor and its plain double."""
+"""One measured rollout: blocks in turn, each with its stages, its floor and its plain double."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ class Block:
         stages: seconds of each.
         floor: the least that the machine could need by either clock, from rates measured around it.
         attended: the same with attention at the rate of torch's own.
-        plain, difference: of the plainest correct rollout, where it is measured: its time, and how far
-            its block is from ours (largest difference over largest value).
+        plain, difference: of the plainest correct rollout, where it is measured: its time, and how
+            far its block is from ours (largest difference over largest value).
     """
 
     frames: int
@@ -86,7 +86,8 @@ class Measured:
 
     Attributes:
         prompt: seconds for the text keys, once.
-        first_chunk: seconds from the text embedding until blocks 0 and 1 are out; None for one block.
+        first_chunk: seconds from the text embedding until blocks 0 and 1 are out; None for one
+            block.
         peak_bytes: the most memory there ever was, on the device; None where nobody tells.
         fp8: relative difference (L2) of block 0 in eight bits, per stream.
         stages: seconds of each stage in all blocks.

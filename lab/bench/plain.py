@@ -1,8 +1,9 @@
 """The plainest correct rollout: the whole sequence under masks at every step, nothing remembered.
 
 b batch, c channels, f h w video latent grid, s audio latents.
-Text keys, modulation, tables and the past are all made again in every step, and every token of the past runs
-through every layer. It is what the cached rollout must equal, and what it is compared with.
+Text keys, modulation, tables and the past are all made again in every step, and every token of the
+past runs through every layer. It is what the cached rollout must equal, and what it is compared
+with.
 """
 
 from __future__ import annotations

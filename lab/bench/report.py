@@ -20,7 +20,7 @@ def said(value: object) -> str:
 
 
 def write(out: Path | None, summary: Mapping[str, object], text: str) -> None:
-    """Print the text; with `out`, write it to OUT.md and the numbers with their record to OUT.json."""
+    """Print the text; with `out`, write it to OUT.md and the numbers to OUT.json."""
     sys.stdout.write(text)
     if out is None:
         return

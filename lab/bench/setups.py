@@ -1,4 +1,4 @@
-"""What is measured: sizes of a network with random weights, the block that it makes and the codecs after it."""
+"""What is measured: a network's sizes (random weights), the block it makes, the codecs after it."""
 
 from __future__ import annotations
 

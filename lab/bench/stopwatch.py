@@ -11,7 +11,7 @@ import torch
 
 
 class Span(NamedTuple):
-    """Seconds on the clock, and of all of this process's threads (which other work cannot lengthen)."""
+    """Seconds on the clock, and of all of this process's threads (other work adds none)."""
 
     wall: float
     cpu: float

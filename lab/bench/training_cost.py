@@ -1,14 +1,15 @@
-"""What training costs: Mutual Forcing against DMD + Self-Forcing with its bidirectional teacher, side by side.
+"""What training costs: Mutual Forcing against DMD + Self-Forcing with its teacher.
 
     python launch.py lab.bench.training_cost --out docs/measured/training_cost
     python launch.py lab.bench.training_cost --batch 8 --blocks 2 --rounds 4 --threads 2
 
-b clips of a batch, k blocks of a clip. Both methods as they are in the config and in configs/methods.json, on one
-network and batches of one size. Every round is a process of its own, so that the peak of memory is its own, and
-the methods take turns, so that whatever else the machine does meets all alike. A process takes one step that is
-not counted, the dearest, and then as many as lie from one DMD update of the network to the next; rounds differ
-in what is drawn and are spread over the schedule. The rival's teacher must be trained before; what that costs is
-a line of its own. Weights and latents are random: what a step costs does not depend on them.
+b clips of a batch, k blocks of a clip. Both methods as they are in the config and in
+configs/methods.json, on one network and batches of one size. Every round is a process of its own,
+so that the peak of memory is its own, and the methods take turns, so that whatever else the machine
+does meets all alike. A process takes one step that is not counted, the dearest, and then as many as
+lie from one DMD update of the network to the next; rounds differ in what is drawn and are spread
+over the schedule. The rival's teacher must be trained before; what that costs is a line of its own.
+Weights and latents are random: what a step costs does not depend on them.
 """
 
 from __future__ import annotations

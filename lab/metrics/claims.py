@@ -1,20 +1,21 @@
 """What "within 5 %", "better" and "no worse" mean, and which claims a comparison meets.
 
-Every metric has a direction, and a mean and a spread over the sampling seeds. With `a` the row and `b` the row
-that it is held against:
+Every metric has a direction, and a mean and a spread over the sampling seeds. With `a` the row and
+`b` the row that it is held against:
 
-within 5 %   a is worse than b by no more than 5 % of b. Shares, correlations and distances alike are compared
-             as they are measured: a distance with its floor, not as the excess over it. The two readings allow
-             the same but for 5 % of the floor; near the floor, where both rows are as good as the estimate can
-             tell, an excess is the noise of the estimate, and 5 % of it means nothing. Floors and the ratio of
-             the excesses are told beside it.
+within 5 %   a is worse than b by no more than 5 % of b. Shares, correlations and distances alike
+             are compared as they are measured: a distance with its floor, not as the excess over
+             it. The two readings allow the same but for 5 % of the floor; near the floor, where
+             both rows are as good as the estimate can tell, an excess is the noise of the estimate,
+             and 5 % of it means nothing. Floors and the ratio of the excesses are told beside it.
 better       a's mean is better than b's, by however little; or nothing is left to be better at.
-no worse     a is worse than b by no more than two standard errors, nor by more than 5 % of b. The error is that
-             of the differences seed by seed, since rows share prompts and noise.
-kept         of a window against an earlier one: the ratio of the means, upside down where lower is better, so
-             1 is as good as before and less is worse.
+no worse     a is worse than b by no more than two standard errors, nor by more than 5 % of b. The
+             error is that of the differences seed by seed, since rows share prompts and noise.
+kept         of a window against an earlier one: the ratio of the means, upside down where lower is
+             better, so 1 is as good as before and less is worse.
 
-Where half of the hits have no partner there is no offset to be within anything of: that meets no claim.
+Where half of the hits have no partner there is no offset to be within anything of: that meets no
+claim.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ class Claim:
 
 
 Rule = Callable[[Metric, Estimate, Estimate], tuple[float, bool]]
-"""From a metric, a row's estimate and the other's: the worst mean that would do, and whether it does."""
+"""From a metric, a row's estimate and the other's: the worst mean that would do; is it met?"""
 
 
 def within(metric: Metric, found: Estimate, other: Estimate) -> tuple[float, bool]:
@@ -169,7 +170,7 @@ def standard_error(found: Estimate, other: Estimate) -> float | None:
 
 @dataclass(frozen=True)
 class Question:
-    """A claim before it is looked at: which rows are held against which others, and by what rule."""
+    """A claim before it is looked at: which rows are held against which others, by what rule."""
 
     name: str
     rule: Rule
@@ -187,7 +188,8 @@ class Question:
                 limit, met = self.rule(metric, a, b)
                 met &= a.mean != metric.lost
                 error = standard_error(a, b)
-                # Differences that agree to rounding, as shares of few clips do, tell nothing of chance.
+                # Differences that agree to rounding, as shares of few clips do, tell nothing of
+                # chance.
                 known = error is not None and error > 1e-9
                 errors = metric.gain(a.mean, b.mean) / error if known else None
                 least = floor.get(metric.key) if metric.floored else None

@@ -1,8 +1,8 @@
 """The clips that are measured: held-out prompts, what a model makes of them, and the true ones.
 
 b batch, f frames, h rows, w columns, n samples.
-Held-out scenes are drawn from generators seeded (20261121, i) or (20261121, i, draw), which training never
-uses.
+Held-out scenes are drawn from generators seeded (20261121, i) or (20261121, i, draw), which
+training never uses.
 """
 
 from __future__ import annotations
@@ -168,9 +168,9 @@ def generate_pieces(
 def in_pieces(made: Iterable[DecodedBlock], clock: Clock, seconds: int) -> Iterator[DecodedBlock]:
     """Cut a stream into the clips of `seconds` that begin at 0, `seconds`, twice `seconds`, ...
 
-    As a clip from the start of a stream has a first frame before its first second, so has each piece:
-    the last frame, and the last audio frame, of one are the first of the next. What does not fill a
-    piece is left out.
+    As a clip from the start of a stream has a first frame before its first second, so has each
+    piece: the last frame, and the last audio frame, of one are the first of the next. What does not
+    fill a piece is left out.
     """
     frames, samples = int(seconds * clock.fps), seconds * clock.sample_rate
     held: list[DecodedBlock] = []

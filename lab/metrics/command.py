@@ -1,4 +1,4 @@
-"""The command-line lines that measurements share: which model, sampled how, and the file of results."""
+"""Command-line options that measurements share: which model, sampled how, where to write."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""Models and numbers of steps side by side, on the same prompts and seeds, and the claims held against them.
+"""Models and numbers of steps side by side, on the same prompts and seeds, and the claims.
 
-    python launch.py lab.metrics.compare --models mf=models/mutual_forcing_small.safetensors other=FILE \
-        --rows mf:few:4 mf:few:8 mf:multi:50 other:few:4 --prompts 64 --seeds 3 --seconds 5 --out DIR
+    python launch.py lab.metrics.compare --models mf=models/mutual_forcing_small.safetensors \
+        other=FILE --rows mf:few:4 mf:few:8 mf:multi:50 other:few:4 --prompts 64 --seeds 3 \
+        --seconds 5 --out DIR
 
-writes DIR/compare.json, DIR/compare.md and DIR/rows/ (a row that is done is not made again). Three rows come of
-themselves: truth (other true clips of the same captions), codec (the same after both codecs) and unsynced
-(their pictures with the sound of yet others).
+writes DIR/compare.json, DIR/compare.md and DIR/rows/ (a row that is done is not made again). Three
+rows come of themselves: truth (other true clips of the same captions), codec (the same after both
+codecs) and unsynced (their pictures with the sound of yet others).
 """
 
 from __future__ import annotations
@@ -132,7 +133,8 @@ def report(
     }
     protocol = plan.protocol
     lines = [
-        f"{protocol.prompts} prompts, {protocol.seeds} sampling seeds, {protocol.seconds} s; mean ± "
+        f"{protocol.prompts} prompts, {protocol.seeds} sampling seeds, {protocol.seconds} s; mean "
+        "± "
         "standard deviation over the seeds. ↓: less is better.",
         "",
         *table(plan.rows, found),

@@ -1,11 +1,12 @@
 """What the codecs' encoders see in clips: the feature spaces of the Fréchet distances.
 
-b clips, c channels, f h w video latent grid, s audio latents, F H W pixel frames and size, n samples.
-Clips are encoded from pixels and samples, true and generated ones alike, so a distance tells what can be seen
-and heard, whatever latents it was decoded from. A video feature is one latent token (c channels, 32 x 32
-pixels over 8 frames: motion included). An audio feature is SPAN latents in a row (0.2 s): with single latents,
-sounds in any order would be as good as true ones. The first latent of either stream holds a single frame and
-is left out.
+b clips, c channels, f h w video latent grid, s audio latents, F H W pixel frames and size, n
+samples.
+Clips are encoded from pixels and samples, true and generated ones alike, so a distance tells what
+can be seen and heard, whatever latents it was decoded from. A video feature is one latent token (c
+channels, 32 x 32 pixels over 8 frames: motion included). An audio feature is SPAN latents in a row
+(0.2 s): with single latents, sounds in any order would be as good as true ones. The first latent of
+either stream holds a single frame and is left out.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Is a minute as good at its end as at its beginning? Every metric in windows of long streams, with a plot.
+"""Is a minute as good at its end as at its beginning? Every metric in windows of long streams.
 
-    python launch.py lab.metrics.horizon --models mf=models/mutual_forcing_small.safetensors other=FILE \
-        --rows mf:few:4 other:few:4 --seconds 60 --prompts 16 --seeds 3 --out DIR
+    python launch.py lab.metrics.horizon --models mf=models/mutual_forcing_small.safetensors \
+        other=FILE --rows mf:few:4 other:few:4 --seconds 60 --prompts 16 --seeds 3 --out DIR
 
-writes DIR/horizon.json, DIR/horizon.md, DIR/horizon.png and DIR/rows/ (a row that is done is not made again).
-A median, and a Fréchet distance above all, depends on how much it is taken from. So streams are cut into
-pieces of PIECE seconds, each is measured on its own against true clips of that length, and a window is the
-average of its pieces.
+writes DIR/horizon.json, DIR/horizon.md, DIR/horizon.png and DIR/rows/ (a row that is done is not
+made again). A median, and a Fréchet distance above all, depends on how much it is taken from. So
+streams are cut into pieces of PIECE seconds, each is measured on its own against true clips of that
+length, and a window is the average of its pieces.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def table(
 def report(
     plan: Plan, rows: Mapping[str, Made], spans: Sequence[tuple[int, int]]
 ) -> tuple[Table, list[str], bool]:
-    """Results for the JSON file, lines for the reader, and whether every model's row keeps enough."""
+    """Results for the JSON file, lines for the reader, and whether every row keeps enough."""
     order = [row.label for row in plan.rows if row.label in rows]
     found = {label: [in_window(rows[label].scores, span) for span in spans] for label in order}
     protocol = plan.protocol
@@ -133,7 +133,8 @@ def report(
         "made": {label: made_of(rows[label]) for label in order},
     }
     lines = [
-        f"{protocol.prompts} prompts, {protocol.seeds} sampling seeds, {spans[-1][1]} s, measured in "
+        f"{protocol.prompts} prompts, {protocol.seeds} sampling seeds, {spans[-1][1]} s, measured "
+        "in "
         f"pieces of {protocol.seconds} s; mean ± standard deviation over the seeds. ↓: less is "
         f"better. kept: last window over first, upside down where less is better; goal {KEPT}.",
         "",

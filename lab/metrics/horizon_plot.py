@@ -1,4 +1,4 @@
-"""How good streams are as they go on: one picture per metric, one curve per row, with its spread."""
+"""How good streams are as they go on: a picture a metric, a curve a row, with its spread."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """What must be equal, as numbers for a real model: `python launch.py lab.metrics.identities`.
 
 b batch, c channels, f h w video latent grid, s audio latents.
-Prints, one per line, the largest difference relative to the largest value: the whole sequence under masks against
-the rolling cache block by block; the influence of a changed last block on everything before it; five seconds in
-one go against two and three; and decoding block by block against decoding the whole.
+Prints, one per line, the largest difference relative to the largest value: the whole sequence under
+masks against the rolling cache block by block; the influence of a changed last block on everything
+before it; five seconds in one go against two and three; and decoding block by block against
+decoding the whole.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def masked_against_cached(bundle: Bundle) -> float:
 
 
 def influence_of_the_last_block(bundle: Bundle) -> float:
-    """Largest change before the last block when the last block is another one; must be exactly 0."""
+    """Largest change before the last block when the last block is another one; exactly 0."""
     model, layout = bundle.transformer, bundle.transformer.config.layout
     video, audio = _latents(bundle, 0)
     text = bundle.prompt(PROMPT).text
@@ -83,7 +84,7 @@ def influence_of_the_last_block(bundle: Bundle) -> float:
 
 
 def chunks_against_whole(bundle: Bundle) -> tuple[float, float]:
-    """Five blocks against two and three (latents), and streamed against whole decoding (pixels and samples)."""
+    """Five blocks against two and three, and streamed against whole decoding."""
     prompt, sampler = bundle.prompt(PROMPT), sampler_settings("few", 4)
 
     def run(state: object, blocks: int) -> Iterator[tuple[object, object]]:

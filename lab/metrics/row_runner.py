@@ -1,8 +1,8 @@
-"""Rows of a comparison made once and kept: OUT/rows holds a file per row, and a row that is done is not made
-again.
+"""Rows of a comparison made once and kept: OUT/rows holds a file per row, and a row that is done is
+not made again.
 
-Rows are independent of each other, so with --jobs N each of N processes of one thread makes one at a time: the
-same command with `--only ROW`.
+Rows are independent of each other, so with --jobs N each of N processes of one thread makes one at
+a time: the same command with `--only ROW`.
 """
 
 from __future__ import annotations

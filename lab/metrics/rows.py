@@ -1,10 +1,11 @@
 """One row of a comparison: a model asked in one way, its clips, and what is measured on them.
 
-A row is scored once per sampling seed and piece of the streams (`Protocol`), always on the same prompts and
-from the same named noise, so rows can be compared seed by seed. Three rows come without a model: `truth` is
-other true clips of the same captions, what a perfect model would score with as many clips; `codec` is these
-after both codecs, what any model over those codecs can reach; `unsynced` is their pictures with the sound of
-yet another clip of the caption, what is in time by chance.
+A row is scored once per sampling seed and piece of the streams (`Protocol`), always on the same
+prompts and from the same named noise, so rows can be compared seed by seed. Three rows come without
+a model: `truth` is other true clips of the same captions, what a perfect model would score with as
+many clips; `codec` is these after both codecs, what any model over those codecs can reach;
+`unsynced` is their pictures with the sound of yet another clip of the caption, what is in time by
+chance.
 """
 
 from __future__ import annotations
@@ -188,8 +189,8 @@ def _true(
 def scores(judged: Sequence[Judged], found: Features, reference: Reference) -> Table:
     """The numbers of a set of clips; None where there is nothing to measure.
 
-    A hit without a partner is at least as far off as partners are looked for, and counts as that far; so
-    the offset is always a number, and the same as that of `summary` wherever that one is.
+    A hit without a partner is at least as far off as partners are looked for, and counts as that
+    far; so the offset is always a number, and the same as that of `summary` wherever that one is.
     """
     numbers = summary(judged)
     hits = [one.hits for one in judged if one.hits is not None]

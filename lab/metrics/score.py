@@ -125,7 +125,7 @@ def _mouth(clips: Sequence[MouthSync]) -> Table:
 
 @dataclass(frozen=True)
 class Target:
-    """What issue 1 asks for, and what was found.
+    """A goal for one number, and what was found.
 
     Attributes:
         found: None where it could not be measured, which misses the target.

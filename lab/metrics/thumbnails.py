@@ -1,8 +1,9 @@
-"""Pictures for the example workflows, from what they make: `python launch.py lab.metrics.thumbnails`.
+"""Pictures for the example workflows: `python launch.py lab.metrics.thumbnails`.
 
 F H W pixel frames and size, n samples.
-Reads each workflow's prompt, seed and chunks, runs the same streams with the engine alone, and writes frames
-with the sound's outline under them as a same-named .jpg, which ComfyUI's template browser shows.
+Reads each workflow's prompt, seed and chunks, runs the same streams with the engine alone, and
+writes frames with the sound's outline under them as a same-named .jpg, which ComfyUI's template
+browser shows.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def clip_of(bundle: Bundle, take: Take) -> DecodedBlock:
 
 
 def thumbnail(clips: list[DecodedBlock]) -> Image.Image:
-    """Four frames of each clip with its sound: in a square for one clip, in a row each for several."""
+    """Four frames of each clip with its sound: a square for one clip, a row each for several."""
     columns = 2 if len(clips) == 1 else FRAMES
     cell = WIDTH // columns
     rows = FRAMES // columns

@@ -1,10 +1,11 @@
 """Low-rank adapters over a frozen network: how a network too large for three copies is trained.
 
-Mutual Forcing wants a generator, an average of it and a fake score (mutual_forcing.md, section 7). Over one
-frozen base each of them is a set of adapters and of the step size's embedders; the base lies in memory once.
-An adapter adds up(down(x)) to a linear layer, and starts at zero.
+Mutual Forcing wants a generator, an average of it and a fake score (docs/mutual_forcing.md, section
+7). Over one frozen base each of them is a set of adapters and of the step size's embedders; the
+base lies in memory once. An adapter adds up(down(x)) to a linear layer, and starts at zero.
 
-    python launch.py lab.training.adapters --run runs/ltx2 --base ltx2.safetensors --out merged.safetensors
+    python launch.py lab.training.adapters --run runs/ltx2 --base ltx2.safetensors \
+        --out merged.safetensors
 
 adds a run's averaged adapters to the base and writes a checkpoint that needs no adapters.
 """

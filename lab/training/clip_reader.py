@@ -33,13 +33,17 @@ RATE = 16000
 PREFIX = 160
 """Samples before the first second's: those of the first frame (see `networks.layout`)."""
 
-# A playlist called clip.mp4 would make FFmpeg open the addresses in it; only real containers are let in.
+# A playlist called clip.mp4 would make FFmpeg open the addresses in it; only real containers are
+# let in.
 _OPTIONS = {"format_whitelist": "mov,matroska", "protocol_whitelist": "file"}
-# Area averaging, and (SWS_FULL_CHR_H_INT, which older PyAV does not name) colour as sharp as brightness.
+# Area averaging, and (SWS_FULL_CHR_H_INT, which older PyAV does not name) colour as sharp as
+# brightness.
 _SCALING = int(Interpolation.AREA) | 0x2000
-# Seek points go by decoding time, which runs ahead of display, and sound decoders need a moment to settle.
+# Seek points go by decoding time, which runs ahead of display, and sound decoders need a moment to
+# settle.
 _PREROLL = 0.5
-# Matroska and WebM round timestamps to whole ms; without this, ties between two frames would flicker.
+# Matroska and WebM round timestamps to whole ms; without this, ties between two frames would
+# flicker.
 _TIE = 0.0015
 # Sound that lies further than this (half a frame) from where it should follow is a real gap.
 _GAP = 0.5 / FPS
@@ -60,8 +64,8 @@ def read_clip(
 ) -> tuple[Video, Wave | None]:
     """Frames and sound of `seconds` seconds after the first frame.
 
-    The clip starts on a frame of the file, or within one that stands for longer than 1/24 s; sample 0
-    is heard when frame 0 is shown.
+    The clip starts on a frame of the file, or within one that stands for longer than 1/24 s; sample
+    0 is heard when frame 0 is shown.
 
     Args:
         file: MP4, MOV, MKV or WebM.
@@ -254,10 +258,12 @@ def _sound(
                 f"unreadable: its sound changes from {rate} to {frame.sample_rate} Hz"
             )
         due = round((frame.time - start) * rate)
-        # Short of a gap, samples follow each other: rounded timestamps would tear holes of some samples.
+        # Short of a gap, samples follow each other: rounded timestamps would tear holes of some
+        # samples.
         position = due if abs(due - position) > _GAP * rate else position
         if mixes != (kind := (frame.format.name, frame.layout.name)):
-            # Mixed as whole numbers: to floats FFmpeg would add the channels up, louder than they were.
+            # Mixed as whole numbers: to floats FFmpeg would add the channels up, louder than they
+            # were.
             mixer, mixes = AudioResampler("s16", "mono", rate), kind
         mono = np.concatenate(
             [part.to_ndarray()[0] for part in mixer.resample(frame)]
@@ -278,10 +284,11 @@ def _resample(wave: Wave, rate: int) -> Wave:
         from torchaudio.functional import resample
     except (ImportError, OSError) as error:
         raise ImportError(
-            f"sound of real videos needs torchaudio, which cannot be imported ({error}); install the version "
+            f"sound of real videos needs torchaudio, which cannot be imported ({error}); install "
+            "the version "
             "of your torch, or beside a torch without CUDA delete the libraries in torchaudio/lib"
         ) from error
-    # The filter has a tap set for every phase: at a rate such as 22255 Hz that would be gigabytes. Up to
-    # 0.15 % off at such rates, in no usual one.
+    # The filter has a tap set for every phase: at a rate such as 22255 Hz that would be gigabytes.
+    # Up to 0.15 % off at such rates, in no usual one.
     rate = max(round(rate / 25), 1) * 25
     return resample(torch.from_numpy(wave), rate, RATE).numpy()

@@ -1,11 +1,12 @@
 """Train Mutual Forcing, its rivals and its ablations alike, and measure them side by side.
 
-    python launch.py lab.training.comparison --init runs/joint --latents runs/latents1 runs/short13 \
-        --codecs models/mutual_forcing_small.safetensors --minutes 7 --out runs/comparison
+    python launch.py lab.training.comparison --init runs/joint --minutes 7 --out runs/comparison \
+        --latents runs/latents1 runs/short13 --codecs models/mutual_forcing_small.safetensors
 
-Every method of configs/methods.json starts from the same multi-step weights and gets the same minutes of one
-core on the same data. The rival's teacher gets as many again, which are not counted. OUT/models holds a model
-file per method, OUT/compare the table and OUT/horizon the minute-long streams. What is done is not done again.
+Every method of configs/methods.json starts from the same multi-step weights and gets the same
+minutes of one core on the same data. The rival's teacher gets as many again, which are not counted.
+OUT/models holds a model file per method, OUT/compare the table and OUT/horizon the minute-long
+streams. What is done is not done again.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from .train import CONFIGS
 logger = logging.getLogger("mutualforcing")
 LAUNCH = Path(__file__).parents[2] / "launch.py"
 TAUGHT, TEACHER = "dmd_self_forcing", "bidirectional"
-# Teacher forcing alone has no few-step mode, and the rival's sampler is another. Fifty steps are a row of the
-# shipped model only (make evaluate): they take as long as all others together.
+# Teacher forcing alone has no few-step mode, and the rival's sampler is another. Fifty steps are a
+# row of the shipped model only (make evaluate): they take as long as all others together.
 ROWS = {
     "mutual": ("few:4", "few:8"),
     "teacher_forcing": ("multi:4",),
@@ -36,7 +37,7 @@ RIVALS = ("teacher_forcing", "shortcut_teacher_forcing", "dmd_teacher_forcing", 
 
 
 def rows_of(method: str) -> list[str]:
-    """Rows of the table that show a method; few-step mode at 4 steps if nothing else makes sense."""
+    """Rows of the table that show a method: few-step mode at 4 steps wherever it has one."""
     return [f"{method}:{row}" for row in ROWS.get(method, ("few:4",))]
 
 
@@ -51,7 +52,7 @@ def launched(module: str, *args: object) -> None:
 
 
 def train(args: argparse.Namespace, method: str) -> None:
-    """Train one method, its teacher first if it has one, into a model file; nothing if that is done."""
+    """Train one method, its teacher first if it has one, into a model file, unless it is done."""
     model = model_of(args.out, method)
     done = args.out / method / "done"
     if not done.exists():
@@ -77,7 +78,7 @@ def model_of(out: Path, method: str) -> Path:
 
 
 def train_all(args: argparse.Namespace) -> None:
-    """Train the methods, several at once; the one that has a teacher takes longest, so it begins."""
+    """Train the methods, several at once; the one with a teacher takes longest, so it begins."""
     methods = sorted(args.methods, key=lambda method: method != TAUGHT)
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda method: train(args, method), methods))
@@ -110,7 +111,8 @@ def main() -> None:
     compared = ["--prompts", args.prompts, "--seeds", args.seeds, "--out", args.out / "compare"]
     rivals = [method for method in RIVALS if method in args.methods]
     claims = ["--claims", "mutual", "--baselines", *rivals] if "mutual" in args.methods else []
-    launched("lab.metrics.compare", "--models", *models, "--rows", *rows, *compared, *claims, *shared)
+    compared += [*claims, *shared]
+    launched("lab.metrics.compare", "--models", *models, "--rows", *rows, *compared)
     rows = [rows_of(method)[0] for method in args.methods]
     long = ["--prompts", args.long_prompts, "--seeds", args.long_seeds]
     long += ["--out", args.out / "horizon"]

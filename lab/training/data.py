@@ -1,6 +1,7 @@
 """Encoded clips to draw batches from.
 
-k clips, v caption variants, m tokens, c channels, b batch, f h w video latent grid, s audio latents.
+k clips, v caption variants, m tokens, c channels, b batch, f h w video latent grid, s audio
+latents.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ class Batch(NamedTuple):
 class LatentSet:
     """Encoded clips of one or several folders (lab.training.latents), read as they are needed.
 
-    The folders may hold clips of different lengths: a batch is drawn from those that are long enough.
+    The folders may hold clips of different lengths: a batch is drawn from those that are long
+    enough.
 
     Args:
-        word_weights: how much more often a clip is drawn whose full caption has a word; 1 for all others.
+        word_weights: how much more often a clip is drawn whose full caption has a word; 1 for all
+            others.
     """
 
     def __init__(

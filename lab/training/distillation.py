@@ -1,9 +1,11 @@
-"""Few-step mode learns from a teacher: ShortCut and distribution matching (mutual_forcing.md, 3.3 b, c).
+"""Few-step mode learns from a teacher: ShortCut and distribution matching (DMD).
+
+Source: docs/mutual_forcing.md, section 3.3, b and c (Mutual Forcing, arXiv 2604.25819).
 
 b batch, r noisy copies, k blocks, c channels, f h w video latent grid, s audio latents.
-Mutual Forcing works on all blocks of a clip in parallel, each given its own history; its teacher is the
-network's own multi-step mode with averaged weights. The rival method uses the same losses on whole rollouts,
-with a bidirectional teacher (lab.training.self_forcing).
+Mutual Forcing works on all blocks of a clip in parallel, each given its own history; its teacher is
+the network's own multi-step mode with averaged weights. The rival method uses the same losses on
+whole rollouts, with a bidirectional teacher (lab.training.self_forcing).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from .system import Parts
 
 
 class Guided(NamedTuple):
-    """A multi-step teacher: network, text keys of prompt and of the empty prompt, guidance per stream."""
+    """A multi-step teacher: network, keys of prompt and empty prompt, guidance per modality."""
 
     model: nn.Module
     text: TextKeys
@@ -68,7 +70,7 @@ def shortcut_target(
     substeps: int,
     layout: BlockLayout,
 ) -> Pair:
-    """Average velocity of the teacher along its own path from sigma `start` to `end`, both (b, k)."""
+    """The teacher's average velocity along its own path from sigma `start` to `end`, (b, k)."""
     at = x
     for sigma, following in pairwise(
         torch.lerp(start, end, i / substeps) for i in range(substeps + 1)
@@ -84,8 +86,8 @@ def few_step_sample(
 ) -> Pair:
     """Blocks sampled in few-step mode, each given its history, with gradient through one step only.
 
-    The value is that of the whole deterministic path. The gradient treats the later steps as a constant
-    displacement, as Self-Forcing's random exit step does for its sampler.
+    The value is that of the whole deterministic path. The gradient treats the later steps as a
+    constant displacement, as Self-Forcing's random exit step does for its sampler.
     """
     grid = few_step_sigmas(steps)
     shape = (len(noise.video), block_count(noise, model.config.layout))
@@ -104,12 +106,12 @@ def few_step_sample(
 def matching_loss(sample: Pair, real: Pair, fake: Pair, layout: BlockLayout | None) -> Pair:
     """DMD loss of each stream from the two scores' predictions of the clean sample.
 
-    The gradient on the sample is (fake - real), normalised per clip and stream by mean |sample - real|
-    (omniforcing.md, section 6).
+    The gradient on the sample is (fake - real), normalised per clip and stream by mean |sample -
+    real| (docs/omniforcing.md, section 6).
 
     Args:
-        layout: given where every block is a sample with a noise level of its own: normalised per block, every
-            block counting the same. None: the clip is one sample.
+        layout: given where every block is a sample with a noise level of its own: normalised per
+            block, every block counting the same. None: the clip is one sample.
     """
 
     def one(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:

@@ -42,15 +42,17 @@ class Draws:
         ]
 
     def every(self, step: int) -> tuple[list[int], Draws]:
-        """Each `step`-th clip of the whole batch: which of this process's they are, and draws for them alone.
+        """Each `step`-th clip of the whole batch: which of them are here, and draws for them alone.
 
         Raises:
             ValueError: processes would have unlike numbers of them.
         """
         if len(self._places) % step:
             raise ValueError(
-                f"found {len(self._places)} clips in this process's share of the batch, expected a multiple of "
-                f"{step}, of which one is taken; change the batch, taught_every or the number of processes"
+                f"found {len(self._places)} clips in this process's share of the batch, expected a "
+                "multiple of "
+                f"{step}, of which one is taken; change the batch, taught_every or the number of "
+                "processes"
             )
         rows = [row for row, place in enumerate(self._places) if place % step == 0]
         some = copy(self)
@@ -81,7 +83,7 @@ class Draws:
         return int(torch.randint(limit, (), generator=self._common))
 
     def weighted(self, weights: Tensor, count: int) -> Tensor:
-        """`count` indices into `weights`, drawn by weight with replacement, that all clips share."""
+        """`count` indices into `weights`, drawn by weight, with replacement, for all clips."""
         return torch.multinomial(weights, count, replacement=True, generator=self._common)
 
     def _stacked(self, rows: Iterable[Tensor]) -> Tensor:

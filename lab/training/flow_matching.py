@@ -1,8 +1,9 @@
 """The multi-step objective: flow matching of every block given the clean blocks before it.
 
 b batch, k blocks.
-Mutual Forcing's two first stages (mutual_forcing.md, section 2): each stream alone, then both together, on
-real histories. With the masks off the same loss makes the bidirectional teacher of the rival method.
+Mutual Forcing's two first stages (docs/mutual_forcing.md, section 2): each stream alone, then both
+together, on real histories. With the masks off the same loss makes the bidirectional teacher of the
+rival method.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def flow_matching(
     """Losses of both streams; `coupled=False` runs each alone (Mutual Forcing's first stage).
 
     Args:
-        history_noise: the clean history gets noise of a level drawn from 0 to this, untold, so that small
-            errors of the model's own history do not throw it off.
+        history_noise: the clean history gets noise of a level drawn from 0 to this, untold, so that
+            small errors of the model's own history do not throw it off.
     """
     model = system.transformer
     layout = model.config.layout
@@ -72,7 +73,7 @@ def whole_clip_matching(
     sigma_spread: float,
     caption_dropout: float,
 ) -> Pair:
-    """Losses of the network run with its masks off: one noise level for the clip, every block sees all."""
+    """Losses with the masks off: one noise level for the clip, every block sees all."""
     model = system.transformer
     layout = model.config.layout
     clean = Pair(batch.video, batch.audio)

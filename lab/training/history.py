@@ -1,9 +1,11 @@
-"""The history that multi-step mode trains on, made by few-step mode itself (Mutual Forcing, our section 3.4).
+"""The history that multi-step mode trains on, made by few-step mode itself.
 
+Source: docs/mutual_forcing.md, section 3.4 (Mutual Forcing, arXiv 2604.25819, leaves it open).
 b batch, k blocks, c channels, f h w video latent grid, s audio latents.
-A free rollout would drift from the real clip, and the real next block would not follow from it. So most
-histories are resampled: each real block is noised to a level of the few-step grid and finished by few-step mode,
-block after block, on the history made so far. Level 1 is a full rollout, level 0 the real block.
+A free rollout would drift from the real clip, and the real next block would not follow from it. So
+most histories are resampled: each real block is noised to a level of the few-step grid and finished
+by few-step mode, block after block, on the history made so far. Level 1 is a full rollout, level 0
+the real block.
 """
 
 from __future__ import annotations
@@ -25,13 +27,14 @@ from .pair import Pair, by_block, joined
 
 @dataclass(frozen=True)
 class HistoryMix:
-    """How often which kind of history is used; what is left over is resampled from a random low level.
+    """How often which kind of history is used; the rest is resampled from a low level.
 
     Attributes:
-        real: share of teacher-forced histories, at the start and at the end of training (linear between).
+        real: share of teacher-forced histories, at the start and at the end of training (linear
+            between).
         rollout: share of full rollouts, likewise.
-        highest: noise level up to which real blocks are noised before few-step mode finishes them: above it
-            hardly anything of them is left, and the real next block would no more follow.
+        highest: noise level up to which real blocks are noised before few-step mode finishes them:
+            above it hardly anything of them is left, and the real next block would no more follow.
         further: blocks by which a full rollout is at most longer than the clip.
     """
 
@@ -44,7 +47,8 @@ class HistoryMix:
         for real, rollout in zip(self.real, self.rollout, strict=True):
             if real < 0 or rollout < 0 or real + rollout > 1:
                 raise ValueError(
-                    f"history mix: found shares real {real} and rollout {rollout}, expected both at least 0 "
+                    f"history mix: found shares real {real} and rollout {rollout}, expected both "
+                    "at least 0 "
                     "and at most 1 together"
                 )
 
@@ -80,18 +84,19 @@ def few_step_history(
     draws: Draws,
     further: int = 0,
 ) -> Pair:
-    """A history of the same shape as the real clip, finished by few-step mode from `start_step` of its grid.
+    """A history of the real clip's shape, finished by few-step mode from `start_step` on.
 
-    Nobody sees the last block of a history, so it is left as it is, but for full rollouts, which are clips of
-    their own.
+    Nobody sees the last block of a history, so it is left as it is, but for full rollouts, which
+    are clips of their own.
 
     Args:
         clean: real latents.
         steps: few-step grid (4 or 8).
         start_step: 0 starts from noise, `steps` returns the real clip.
         window: blocks that the rolling cache keeps.
-        further: blocks to roll out beyond the clip's length. The oldest after the prefix fall out, as they do
-            from the cache of a long stream: so few-step mode also learns to go on from its own later drift.
+        further: blocks to roll out beyond the clip's length. The oldest after the prefix fall out,
+            as they do from the cache of a long stream: so few-step mode also learns to go on from
+            its own later drift.
     """
     if start_step == steps:
         return clean

@@ -1,11 +1,12 @@
-"""Clips to latents on disk, once, so that training the transformer never waits for a renderer or a codec.
+"""Clips to latents on disk, once, so that training never waits for a renderer or a codec.
 
 k clips, v caption variants, m tokens, c channels, f h w video latent grid, s audio latents.
-A set is a folder of three arrays (video.npy (k, c, f, h, w) and audio.npy (k, s, c), float16, normalised; and
-captions.npy (k, v, m) token ids) plus about.json, written as it is made: a killed run goes on where it was.
+A set is a folder of three arrays (video.npy (k, c, f, h, w) and audio.npy (k, s, c), float16,
+normalised; and captions.npy (k, v, m) token ids) plus about.json, written as it is made: a killed
+run goes on where it was.
 
-    python launch.py lab.training.latents --clips 6000 --seconds 4 --codecs video.safetensors audio.safetensors \
-        --out runs/latents
+    python launch.py lab.training.latents --clips 6000 --seconds 4 --out runs/latents \
+        --codecs video.safetensors audio.safetensors
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ logger = logging.getLogger("mutualforcing")
 
 
 def load_codec(path: Path, kind: str) -> VideoCodec | AudioCodec:
-    """A codec ("video_codec" or "audio_codec") from the file its training wrote, or from a model file."""
+    """ "video_codec" or "audio_codec", from the file its training wrote or from a model file."""
     with safe_open(path, framework="pt") as file:
         config = json.loads(file.metadata()["config"])[kind]
         weights = {key: file.get_tensor(key) for key in file.keys()}
@@ -68,7 +69,7 @@ def encode_set(
     out: Path,
     about: dict[str, object],
 ) -> None:
-    """Encode `count` clips into the folder `out`; continues a set that was begun with the same settings.
+    """Encode `count` clips into the folder `out`; goes on with a set that was begun alike.
 
     Raises:
         ValueError: the folder holds a set made with other settings.

@@ -1,8 +1,8 @@
 """Real videos as training clips: a folder of files with captions beside them, or webdataset shards.
 
 A clip is a random part of a file (see `lab.training.clip_reader`). The order is the seed's, and new
-in every epoch. A file that cannot be used is named once in the log and left out from then on; one of
-which a part cannot be read is named, and asked for other parts.
+in every epoch. A file that cannot be used is named once in the log and left out from then on; one
+of which a part cannot be read is named, and asked for other parts.
 """
 
 from __future__ import annotations
@@ -34,15 +34,18 @@ from .sources import CaptionedClip
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm")
 CAPTION_SUFFIXES = (".txt", ".json")
 EXPECTED_FOLDER = (
-    "a folder of .mp4, .mkv, .mov or .webm files, each with its captions in a .txt (one a line) or .json "
+    "a folder of .mp4, .mkv, .mov or .webm files, each with its captions in a .txt (one a line) or "
+    ".json "
     '(key "caption") of the same name'
 )
 EXPECTED_SHARDS = (
-    "webdataset shards on this machine (a .tar file, or a pattern such as clips-{000..012}.tar), each sample "
+    "webdataset shards on this machine (a .tar file, or a pattern such as clips-{000..012}.tar), "
+    "each sample "
     "with a video (mp4, mkv, mov, webm) and captions (txt or json)"
 )
 PLACES = 3
-"""Parts of a file that are tried, one after another, before it is passed over until the next epoch."""
+"""Parts of a file that are tried, one after another, before it is passed over until the next
+epoch."""
 SHUFFLED = 32
 """Samples of shards held in memory, out of which the next one is drawn."""
 
@@ -51,7 +54,7 @@ logger = logging.getLogger("mutualforcing")
 
 @dataclass(frozen=True)
 class _Entry:
-    """A video that may be usable: its file or content, and the first caption file found, by suffix."""
+    """A video that may be usable: its file or content, and its first caption file by suffix."""
 
     name: str
     video: Path | bytes
@@ -66,16 +69,20 @@ def clips_from_files(
 ) -> Iterator[CaptionedClip]:
     """Endless clips of `seconds` seconds (1 + 24 s frames, 160 + 16000 s samples) of real videos.
 
-    A file without sound gives silence; one that is too short, unreadable or without a caption is left out.
+    A file without sound gives silence; one that is too short, unreadable or without a caption is
+    left out.
 
     Args:
-        source: a folder (searched through and through) or webdataset shards: a .tar or a brace pattern.
+        source: a folder (searched through and through) or webdataset shards: a .tar or a brace
+            pattern.
         seed: fixes the order, the parts taken and the captions chosen.
-        captions: variants per clip; fewer in the file are repeated, of more a random choice is taken.
+        captions: variants per clip; fewer in the file are repeated, of more a random choice is
+            taken.
         size: side of the square pictures in pixels.
 
     Raises:
-        ValueError: nothing usable there, at once or, if only reading shows it, at the end of an epoch.
+        ValueError: nothing usable there, at once or, if only reading shows it, at the end of an
+            epoch.
         ImportError: shards without the package webdataset, or sound without torchaudio.
     """
     if seconds < 1 or captions < 1 or size < 1:
@@ -170,7 +177,8 @@ def _folder(folder: Path) -> _Epoch:
             ", ".join(f"{number} {kind}" for kind, number in kinds.most_common(5)) or "nothing else"
         )
         raise ValueError(
-            f"no clips in {folder}: found {len(videos)} videos, none with captions beside it ({others}); "
+            f"no clips in {folder}: found {len(videos)} videos, none with captions beside it "
+            f"({others}); "
             f"expected {EXPECTED_FOLDER}"
         )
     return lambda rng: (entries[index] for index in rng.permutation(len(entries)))
@@ -194,7 +202,8 @@ def _shards(source: str) -> _Epoch:
     missing = [str(path) for path in shards if not path.is_file()]
     if missing:
         raise ValueError(
-            f"no clips in {source}: found no file {missing[0]} ({len(missing)} of {len(shards)} shards are "
+            f"no clips in {source}: found no file {missing[0]} ({len(missing)} of {len(shards)} "
+            "shards are "
             f"missing), expected {EXPECTED_SHARDS}"
         )
     broken: set[Path] = set()
@@ -222,7 +231,8 @@ def _samples(shard: Path, broken: set[Path]) -> Iterator[_Entry]:
     def wanted(name: str) -> bool:
         return name.lower().endswith(VIDEO_SUFFIXES + CAPTION_SUFFIXES)
 
-    # The stream is opened here, because webdataset would also run commands ("pipe:") and open addresses.
+    # The stream is opened here, because webdataset would also run commands ("pipe:") and open
+    # addresses.
     with shard.open("rb") as stream:
         opened = [{"url": str(shard), "stream": stream}]
         for sample in group_by_keys(tar_file_expander(opened, broke, wanted), handler=broke):
@@ -268,7 +278,7 @@ def _captions(entry: _Entry) -> list[str]:
 
 
 def _variants(texts: list[str], number: int, rng: np.random.Generator) -> tuple[str, ...]:
-    """`number` captions: all of them, over and over; of more than that, a random choice in their order."""
+    """`number` captions: all of them, over and over; of more, a random choice in their order."""
     if len(texts) > number:
         texts = [texts[index] for index in sorted(rng.permutation(len(texts))[:number])]
     return tuple(islice(cycle(texts), number))

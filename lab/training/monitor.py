@@ -1,8 +1,9 @@
 """What a run says of itself as it goes: lines of numbers, and sample sheets with sound.
 
-`<out>/log.jsonl` has one JSON object per line: every so many steps the means of what the steps logged, with
-seconds per step and peak memory; and at other intervals what the metrics say of a few fixed held-out prompts,
-whose clips lie in `<out>/samples/` as a picture and as an mp4 (one clip after the other).
+`<out>/log.jsonl` has one JSON object per line: every so many steps the means of what the steps
+logged, with seconds per step and peak memory; and at other intervals what the metrics say of a few
+fixed held-out prompts, whose clips lie in `<out>/samples/` as a picture and as an mp4 (one clip
+after the other).
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class RunLog:
                 self.sums[key] = self.sums[key] + amount if key in self.sums else amount.clone()
 
     def line(self, step: int, total_seconds: float) -> None:
-        """Write the means since the last line, where a line is due; all processes must ask for it."""
+        """Write the means since the last line, where a line is due; all processes must call it."""
         if step % self.every or not self.sums:
             return
         names = sorted(self.sums)

@@ -1,11 +1,11 @@
-"""Mutual Forcing: both modes of one network in one training step (mutual_forcing.md, section 3.5).
+"""Mutual Forcing: both modes of one network in one training step.
 
-b batch, k blocks.
-Few-step mode makes the history (no gradient). Given it, multi-step mode learns the flow of the real block (after
-a full rollout, from which that block would not follow, given the real history). On a part of the clips few-step
-mode learns from multi-step mode: the displacement over an interval (ShortCut) and, every few steps, the
-difference of two scores on its own samples (DMD). The teacher is the network's own averaged weights in
-multi-step mode; there is no bidirectional model anywhere.
+b batch, k blocks. Source: docs/mutual_forcing.md, section 3.5 (arXiv 2604.25819).
+Few-step mode makes the history (no gradient). Given it, multi-step mode learns the flow of the real
+block (after a full rollout, from which that block would not follow, given the real history). On a
+part of the clips few-step mode learns from multi-step mode: the displacement over an interval
+(ShortCut) and, every few steps, the difference of two scores on its own samples (DMD). The teacher
+is the network's own averaged weights in multi-step mode; there is no bidirectional model anywhere.
 """
 
 from __future__ import annotations
@@ -36,15 +36,19 @@ class MutualRecipe:
     """What one step is made of; a weight of 0 switches ShortCut or DMD off.
 
     Attributes:
-        teacher: "self" is Mutual Forcing and everything that shares its step. "bidirectional" is the rival
-            (lab.training.self_forcing), which has no shortcut, no history and no real data.
+        teacher: "self" is Mutual Forcing and everything that shares its step. "bidirectional" is
+            the rival (lab.training.self_forcing), which has no shortcut, no history and no real
+            data.
         flow, shortcut, matching: weights of flow matching, of ShortCut and of DMD.
-        taught_every: few-step mode learns on every so many-th clip of a batch. Its targets hold no noise of their
-            own as flow's do, so it needs fewer clips; with as many it outweighs multi-step mode, its teacher.
+        taught_every: few-step mode learns on every so many-th clip of a batch. Its targets hold no
+            noise of their own as flow's do, so it needs fewer clips; with as many it outweighs
+            multi-step mode, its teacher.
         matching_every: steps from one DMD update of the generator to the next.
-        fake_updates: updates of the online fake score for each of them, on the sample that it was made with.
+        fake_updates: updates of the online fake score for each of them, on the sample that it was
+            made with.
         steps: few-step grids that are trained, drawn at random.
-        teacher_steps: Euler steps of the teacher over all noise levels, divided among the intervals of a grid.
+        teacher_steps: Euler steps of the teacher over all noise levels, divided among the intervals
+            of a grid.
         guidance: of video and audio, folded into few-step mode.
         matching_range: noise levels at which the two scores are compared.
     """
@@ -83,7 +87,7 @@ class MutualRecipe:
 
 
 class Shown(NamedTuple):
-    """What multi-step mode learns from: real blocks, and the history that each is to follow from."""
+    """What multi-step mode learns from: real blocks, and the history that each follows."""
 
     clean: Pair
     history: Pair
@@ -94,7 +98,8 @@ class Taught(NamedTuple):
     """The clips of a batch on which few-step mode learns from multi-step mode.
 
     Attributes:
-        clip: what its noisy states are made of: the real one, or after a full rollout that rollout itself.
+        clip: what its noisy states are made of: the real one, or after a full rollout that rollout
+            itself.
         history: what it sees of the blocks before.
         steps: the grid.
         draws: for these clips alone.
@@ -113,8 +118,9 @@ def prepare(
 ) -> tuple[Shown, Taught]:
     """Draw a grid and a kind of history, and let few-step mode make it.
 
-    After a full rollout another block would follow, in another place of its motion: for multi-step mode to learn
-    the real one would be to learn not to look at the history. There its history is the real one.
+    After a full rollout another block would follow, in another place of its motion: for multi-step
+    mode to learn the real one would be to learn not to look at the history. There its history is
+    the real one.
     """
     ids = without_some(system, batch.ids, recipe.caption_dropout, draws)
     steps = recipe.steps[draws.choice(len(recipe.steps))]
@@ -156,7 +162,7 @@ def flow_loss(system: Parts, shown: Shown, recipe: MutualRecipe, draws: Draws) -
 
 
 def shortcut_loss(system: Parts, teacher: Parts, taught: Taught, recipe: MutualRecipe) -> Tensor:
-    """Few-step mode against the displacement of multi-step mode over an interval; the sum over both streams.
+    """Few-step mode against multi-step mode's displacement; the sum over both modalities.
 
     Args:
         teacher: the averaged weights; never gets a gradient.
@@ -177,7 +183,7 @@ def shortcut_loss(system: Parts, teacher: Parts, taught: Taught, recipe: MutualR
 
 
 class Matched(NamedTuple):
-    """The DMD loss, summed over both streams, and the sample that it is of: the fake score learns from it."""
+    """The DMD loss over both modalities, and its sample: the fake score learns from it."""
 
     loss: Tensor
     sample: Pair

@@ -1,7 +1,7 @@
 """The optimiser: weights of low precision to compute with, float32 ones to learn with, their mean.
 
-Matrices inside the layers are stepped by Muon (orthogonalised momentum), everything else, adapters too, by AdamW.
-Under many processes each keeps its rows of all of it (lab.training.parallel).
+Matrices inside the layers are stepped by Muon (orthogonalised momentum), everything else, adapters
+too, by AdamW. Under many processes each keeps its rows of all of it (lab.training.parallel).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised per weight matrix; a matrix entry changes by about 0.2 `lr`.
 
-    The iteration needs whole matrices and is most of a step's cost: the momenta are gathered once, every
-    process does its share of the matrices, and the results are gathered in turn.
+    The iteration needs whole matrices and is most of a step's cost: the momenta are gathered once,
+    every process does its share of the matrices, and the results are gathered in turn.
 
     Args:
         parameters: this process's rows of the matrices.
@@ -99,8 +99,8 @@ class MasterWeights:
     """Float32 copies of a module's trained parameters, with optimiser and moving average.
 
     Args:
-        module: with float32 weights to start from; what is trained of it is brought to `dtype`, which it
-            computes in. With many processes it is split, too.
+        module: with float32 weights to start from; what is trained of it is brought to `dtype`,
+            which it computes in. With many processes it is split, too.
         ema: decay of the moving average per step; None: there is none.
     """
 
@@ -141,9 +141,10 @@ class MasterWeights:
         self.base_rate = learning_rate
 
     def step(self, rate: float) -> Tensor:
-        """One update at `rate` times the base learning rate; returns the gradients' norm before clipping."""
+        """One update at `rate` times the base learning rate; returns the norm before clipping."""
         for source, target in zip(self.sources, self.parameters, strict=True):
-            # A parameter of a stream that was not run has no gradient; it must not drift by momentum either.
+            # A parameter of a stream that was not run has no gradient; it must not drift by
+            # momentum either.
             grad, source.grad = source.grad, None
             target.grad = None if grad is None else _local(grad).float()
         grads = [p.grad for p in self.parameters if p.grad is not None]
@@ -169,7 +170,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def write_average(self, module: nn.Module) -> None:
-        """Set the same parameters of another module, placed as this one is, to the moving average."""
+        """Set the same parameters of another module, placed as this one is, to the average."""
         drop_gathered(module)
         targets = dict(module.named_parameters())
         for name, value in zip(self.names, self.average, strict=True):
@@ -180,7 +181,7 @@ class MasterWeights:
         return dict(zip(self.names, self.processes.gather(self.average, self.lengths), strict=True))
 
     def state_dict(self) -> dict[str, object]:
-        """Everything that going on needs, whole, on any number of processes; all must ask for it."""
+        """Everything that going on needs, whole, on any number of processes; all must call it."""
         gather = self.processes.gather
         optimisers = []
         for optimiser, places in self.optimisers:

@@ -1,8 +1,8 @@
 """Both streams of a batch of clips, block by block, and the network's velocity of them.
 
 b batch, k blocks, c channels, f h w video latent grid, s audio latents.
-x_sigma = (1 - sigma) x + sigma e; the velocity is e - x; one sigma per block, shared by both streams
-(mutual_forcing.md, section 3.3 a).
+x_sigma = (1 - sigma) x + sigma e; the velocity is e - x; one sigma per block, shared by both
+streams (docs/mutual_forcing.md, section 3.3 a).
 """
 
 from __future__ import annotations
@@ -103,8 +103,9 @@ def velocity(
     """Velocity of every block, float32.
 
     Args:
-        history: what each block sees of the blocks before it; None takes all masks off, and every block sees
-            every other as it is in `x` (a bidirectional teacher, with one sigma for the whole clip).
+        history: what each block sees of the blocks before it; None takes all masks off, and every
+            block sees every other as it is in `x` (a bidirectional teacher, with one sigma for the
+            whole clip).
         sigma, step_size: (b, k).
     """
     dtype = next(model.parameters()).dtype
@@ -127,8 +128,9 @@ def velocity(
 def block_error(found: Pair, target: Pair, layout: BlockLayout) -> Pair:
     """Mean squared error of each stream, every block counting the same.
 
-    The prefix is a few per cent of a clip's latents, yet it alone decides what is seen, from the text alone;
-    everything later can read that off the history. A mean over latents would hardly train the text.
+    The prefix is a few per cent of a clip's latents, yet it alone decides what is seen, from the
+    text alone; everything later can read that off the history. A mean over latents would hardly
+    train the text.
     """
     difference = Pair(*(a - b for a, b in zip(found, target, strict=True)))
     errors = [block.map(lambda d: d.square().mean()) for block in by_block(difference, layout)]

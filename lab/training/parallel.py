@@ -60,8 +60,8 @@ class Processes:
     def place(self, module: nn.Module, dtype: torch.dtype) -> None:
         """Make a module compute in `dtype` with what is trained of it; the rest stays as it is.
 
-        With many processes each keeps its rows of the trained parameters in float32, and they may be used
-        only within the module's own `forward`, which gathers them.
+        With many processes each keeps its rows of the trained parameters in float32, and they may
+        be used only within the module's own `forward`, which gathers them.
         """
         if self.world == 1:
             for parameter in module.parameters():
@@ -79,7 +79,7 @@ class Processes:
         )
 
     def rows(self, whole: Tensor) -> Tensor:
-        """This process's rows of a tensor, as FSDP2 splits them; a number has none and stays whole."""
+        """This process's rows of a tensor, as FSDP2 splits them; a number stays whole."""
         if self.world == 1 or not whole.ndim:
             return whole
         each = -(-len(whole) // self.world)

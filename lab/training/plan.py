@@ -1,14 +1,15 @@
-"""What training takes that is too large to try here: bytes, FLOPs, hours and data, from the config alone.
+"""What training takes that is too large to try here: bytes, FLOPs, hours and data.
 
-    python launch.py lab.training.plan --config lab/training/configs/ltx2_19b.json --gpus 8 --steps 2000
+    python launch.py lab.training.plan --config lab/training/configs/ltx2_19b.json --gpus 8
 
-b clips, k blocks, m text tokens, c channels. Nothing is loaded and nothing is trained: the recipe's own step
-(lab.training.stages) runs on torch's meta device, on which tensors have shapes and no values. Parameters are
-counted there, products are counted as they are called (those that are computed again for the backward pass
-too), and tensors are followed from where they come to where they go. FLOPs are the mean of some steps as the
-recipe draws them. All layers being alike, both are taken at a few layers and drawn out in a straight line.
-Attention is a GPU's, which keeps no scores. Fragments, libraries and loading are not counted. Hours are FLOPs
-at a utilisation that is assumed, not measured. Takes some minutes.
+b clips, k blocks, m text tokens, c channels. Nothing is loaded and nothing is trained: the recipe's
+own step (lab.training.stages) runs on torch's meta device, on which tensors have shapes and no
+values. Parameters are counted there, products are counted as they are called (those that are
+computed again for the backward pass too), and tensors are followed from where they come to where
+they go. FLOPs are the mean of some steps as the recipe draws them. All layers being alike, both are
+taken at a few layers and drawn out in a straight line.
+Attention is a GPU's, which keeps no scores. Fragments, libraries and loading are not counted. Hours
+are FLOPs at a utilisation that is assumed, not measured. Takes some minutes.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ Settings = Mapping[str, Mapping[str, object]]
 
 
 class Shapes(Draws):
-    """Draws whose numbers per clip have a shape and no value; what all clips share is drawn as ever."""
+    """Draws whose numbers per clip have a shape and no value; shared ones are drawn as ever."""
 
     def __init__(self, seed: int, step: int, clips: int) -> None:
         super().__init__(seed, step, ())
@@ -73,7 +74,7 @@ class Shapes(Draws):
 
 
 class Watch(TorchDispatchMode):
-    """What is done on the meta device: FLOPs of products, bytes that live now, and the most at any time."""
+    """What is done on the meta device: FLOPs of products, bytes that live, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,7 +113,7 @@ class Watch(TorchDispatchMode):
 
 
 def gpu_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention as a GPU's fused kernel computes it, (b, a, n, d): a bias from the mask, and no scores."""
+    """Attention as a fused kernel computes it, (b, a, n, d): a bias, and no scores kept."""
     bias = None
     if mask is not None:
         bias = q.new_empty(mask.shape).expand(q.shape[0], q.shape[1], *mask.shape)
@@ -141,7 +142,7 @@ def build(settings: Settings, stage: str, layers: int, text_tokens: int) -> Stag
 
 
 def empty_batch(settings: Settings, clips: int, blocks: int, text_tokens: int) -> Batch:
-    """Latents and captions without values, (b, c, f, h, w), (b, s, c) and (b, m) or (b, m, 2, c)."""
+    """Latents and captions without values: (b, c, f, h, w), (b, s, c), (b, m) or (b, m, 2, c)."""
     config, stream = TransformerConfig.from_dict(settings["transformer"]), settings["stream"]
     layout, grid = config.layout, (stream["height"], stream["width"])
     with torch.device(META):
@@ -338,9 +339,11 @@ def table(stage: str, found: Mapping[str, object], arguments: argparse.Namespace
     lines += [f"| {name} | {whole[name]:.2f} | {size:.2f} |" for name, size in per_gpu.items()]
     fits = "fits" if found["sum GB per GPU"] < arguments.memory else "does not fit"
     lines += [
-        f"| **sum** ({fits} into {arguments.memory:.0f} GB) | | **{found['sum GB per GPU']:.1f}** |",
+        f"| **sum** ({fits} into {arguments.memory:.0f} GB) | | **{found['sum GB per GPU']:.1f}** "
+        "|",
         "",
-        f"{found['PFLOP per step']:.1f} PFLOP per step of the whole batch; at {arguments.utilisation:.0%} of "
+        f"{found['PFLOP per step']:.1f} PFLOP per step of the whole batch; at "
+        f"{arguments.utilisation:.0%} of "
         f"{arguments.tflops:.0f} TFLOP/s (assumed) {found['seconds per step']:.1f} s per step, "
         f"{found['steps']} steps in {found['hours']:.0f} h ({found['GPU hours']:.0f} GPU hours).",
         "",

@@ -1,9 +1,12 @@
-"""The rival: DMD on whole rollouts with a bidirectional teacher (Self-Forcing; omniforcing.md, section 6).
+"""The rival: DMD on whole rollouts with a bidirectional teacher.
+
+Source: Self-Forcing, arXiv 2506.08009; docs/omniforcing.md, section 6.
 
 b batch, k blocks.
-The network rolls out from noise, block after block through its own cache, and every block carries the
-gradient of one and the same random step, at which the rollout leaves the denoising. Two networks without
-masks judge the whole clip: the frozen teacher (real score) and an online copy of it (fake score).
+The network rolls out from noise, block after block through its own cache, and every block carries
+the gradient of one and the same random step, at which the rollout leaves the denoising. Two
+networks without masks judge the whole clip: the frozen teacher (real score) and an online copy of
+it (fake score).
 """
 
 from __future__ import annotations
@@ -25,10 +28,10 @@ from .system import Parts
 def exit_rollout(
     system: Parts, like_clip: Pair, ids: Tensor, recipe: MutualRecipe, draws: Draws
 ) -> Pair:
-    """A clip of the shape of `like_clip`, rolled out to a random exit step that is the same for all blocks.
+    """A clip like `like_clip`, rolled out to a random exit step that all blocks share.
 
-    Between steps the clean block is predicted and noised afresh (the `renoise` sampler). Gradient, where it is
-    on, goes through the exit step of each block and not into its history.
+    Between steps the clean block is predicted and noised afresh (the `renoise` sampler). Gradient,
+    where it is on, goes through the exit step of each block and not into its history.
     """
     model = system.transformer
     steps = recipe.steps[draws.choice(len(recipe.steps))]

@@ -1,10 +1,10 @@
-"""Put a trained transformer and its codecs into the one file that ships: `python launch.py lab.training.ship`.
+"""A trained transformer and its codecs in one file: `python launch.py lab.training.ship`.
 
-    python launch.py lab.training.ship --run runs/joint --codecs video.safetensors audio.safetensors \
-        --out models/mutual_forcing_small.safetensors
+    python launch.py lab.training.ship --run runs/joint \
+        --out models/mutual_forcing_small.safetensors --codecs video.safetensors audio.safetensors
 
-`--average-with` takes the mean of two runs, one trained from the other: of Mutual Forcing and of the multi-step
-weights before it, which lie in one basin (docs/model_card.md has what it brought).
+`--average-with` takes the mean of two runs, one trained from the other: of Mutual Forcing and of
+the multi-step weights before it, which lie in one basin (docs/model_card.md has what it brought).
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def averaged(run: Path, other: Path | None) -> dict[str, Tensor]:
     if shapes[0] != shapes[1]:
         unlike = sorted(name for name, _ in set(shapes[0].items()) ^ set(shapes[1].items()))
         raise ValueError(
-            f"{run} and {other} hold different networks, first at {unlike[0]}; expected one made from the other"
+            f"{run} and {other} hold different networks, first at {unlike[0]}; expected one made "
+            "from the other"
         )
     return {name: (value + others[name]) / 2 for name, value in weights.items()}
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from ..world.render import render
 from ..world.scene import caption, sample_scene
 
-# Speech has the most to learn (attributes, syllables); the rest is shared by all kinds, speech included.
+# Speech has the most to learn (attributes, syllables); the rest is shared by all kinds, speech
+# included.
 SPEECH_SHARE = 0.25
 
 
@@ -28,7 +29,7 @@ class CaptionedClip:
 
 
 def clips_from(source: str, seconds: int, seed: int, captions: int) -> Iterator[CaptionedClip]:
-    """Endless clips of `seconds` seconds (1 + 24 s frames, 160 + 16000 s samples) of a named source.
+    """Endless clips of `seconds` seconds (1 + 24 s frames, 160 + 16000 s samples) of a source.
 
     Args:
         source: "world", or a path of real video files (see `lab.training.media`).

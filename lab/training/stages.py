@@ -1,7 +1,7 @@
-"""What one training step does, per stage: multi-step mode alone, both modes, the rival and its teacher.
+"""What one training step does, per stage: multi-step alone, both modes, the rival, its teacher.
 
-Every stage owns what it trains and the optimiser of it, takes one step at a time, and can be stopped and
-gone on with. `build_stage` chooses it.
+Every stage owns what it trains and the optimiser of it, takes one step at a time, and can be
+stopped and gone on with. `build_stage` chooses it.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Trained:
 
 
 class FlowStage:
-    """Multi-step mode alone: flow matching on real histories, or with the masks off on whole clips."""
+    """Multi-step mode alone: flow matching on real histories, or with the masks off."""
 
     method: Method = "euler"
 
@@ -139,7 +139,7 @@ class FlowStage:
 
 
 class MutualStage:
-    """Both modes of one network (lab.training.mutual_forcing), with the teacher and the fake score it needs."""
+    """Both modes of one network (lab.training.mutual_forcing), with teacher and fake score."""
 
     mode: Mode | None = "few"
     method: Method = "euler"
@@ -204,7 +204,7 @@ class MutualStage:
 
 
 class SelfForcingStage:
-    """The rival (lab.training.self_forcing): every step a fake update, and every few steps one of the network."""
+    """The rival (lab.training.self_forcing): fake updates, and every few steps the network's."""
 
     mode: Mode | None = "few"
     method: Method = "renoise"
@@ -224,7 +224,7 @@ class SelfForcingStage:
         self.weights = trained.weights(system)
 
     def step(self, batch: Batch, draws: Draws, number: int, progress: float, rate: float) -> Logged:
-        """One update of the fake score on a fresh rollout and, every few steps, one of the network."""
+        """An update of the fake score on a fresh rollout and, every few steps, of the network."""
         system, recipe = self.system, self.recipe
         # Of the data only the captions and the shape of a clip are used.
         like = Pair(batch.video, batch.audio)

@@ -25,7 +25,7 @@ class Parts(nn.Module):
     transformer: CausalAVTransformer
 
     def forward(self, function: Callable[..., Returned], *args: object) -> Returned:
-        """`function(*args)`: the doorway at which many processes gather the weights and share gradients."""
+        """`function(*args)`: where many processes gather the weights and share gradients."""
         return function(*args)
 
 
@@ -48,7 +48,7 @@ class System(Parts):
 
 
 class EmbeddedSystem(Parts):
-    """A transformer whose prompts come as ready embeddings, as LTX-2's do from Gemma and its connectors.
+    """A transformer whose prompts come as ready embeddings, as LTX-2's do.
 
     Args:
         empty: embedding of the empty prompt for both streams, (m, 2, c).
@@ -82,7 +82,7 @@ def twin(system: PartsType) -> PartsType:
 
 
 def math_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention as two products: on the CPU its backward is several times faster than SDPA's."""
+    """Softmax attention as two products: on the CPU its backward beats SDPA's several times."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
@@ -99,10 +99,11 @@ def placed(system: PartsType, recipe: Mapping[str, object], device: torch.device
 
 @torch.no_grad()
 def initialise(system: System, seed: int) -> None:
-    """Fresh weights: every modulation starts at zero, so all gates are closed and the heads give zero.
+    """Fresh weights: every modulation starts at zero, so gates are closed and heads give zero.
 
-    The closed gates of the cross-modal attentions let joint training couple the streams gradually. The step
-    size embedding's last layer is zero as well: both modes start as one (mutual_forcing.md, section 3.2).
+    The closed gates of the cross-modal attentions let joint training couple the streams gradually.
+    The step size embedding's last layer is zero as well: both modes start as one
+    (docs/mutual_forcing.md, section 3.2).
     """
     torch.manual_seed(seed)
     for module in system.modules():

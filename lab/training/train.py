@@ -1,15 +1,18 @@
 """Train the dual-stream transformer: `--stage unimodal`, then `joint`, then `mutual`.
 
-    python launch.py lab.training.train --stage unimodal --latents runs/latents --minutes 20 --out runs/unimodal
+    python launch.py lab.training.train --stage unimodal --latents runs/latents --minutes 20 \
+        --out runs/unimodal
     torchrun --nproc-per-node 2 launch.py lab.training.train --stage joint --init runs/unimodal ...
-    ... --stage mutual --init runs/joint --codecs models/mutual_forcing_small.safetensors --samples-every 200
+    ... --stage mutual --init runs/joint --samples-every 200 \
+        --codecs models/mutual_forcing_small.safetensors
 
-Mutual Forcing's stages, causal from the start (mutual_forcing.md, section 2): each stream alone, both together,
-both multi-step; then both modes of the one network (lab.training.mutual_forcing). `--method` makes of the last
-stage one of the methods that it is compared with (configs/methods.json); the rival among them wants a teacher:
-`--stage bidirectional`, then `--teacher`.
-One process, or many under torchrun, on CPUs or GPUs, take the same steps. Checkpoints are written atomically
-every few minutes; the same command goes on after a kill.
+Mutual Forcing's stages, causal from the start (docs/mutual_forcing.md, section 2): each stream
+alone, both together, both multi-step; then both modes of the one network
+(lab.training.mutual_forcing). `--method` makes of the last stage one of the methods that it is
+compared with (configs/methods.json); the rival among them wants a teacher: `--stage bidirectional`,
+then `--teacher`.
+One process, or many under torchrun, on CPUs or GPUs, take the same steps. Checkpoints are written
+atomically every few minutes; the same command goes on after a kill.
 """
 
 from __future__ import annotations
@@ -46,9 +49,9 @@ SAVE_SECONDS = 120
 def read_settings(config: Path, stage: str, method: str) -> dict[str, dict[str, object]]:
     """A config file for one stage and method.
 
-    Sections that it lacks are those of the file beside it that it names under "like". What its section "stages"
-    says of the stage changes "recipe"; what configs/methods.json says of the method changes "mutual", and of the
-    history the "history" in it.
+    Sections that it lacks are those of the file beside it that it names under "like". What its
+    section "stages" says of the stage changes "recipe"; what configs/methods.json says of the
+    method changes "mutual", and of the history the "history" in it.
 
     Raises:
         ValueError: no such method.
@@ -80,7 +83,7 @@ def _atomic(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def starting_weights(path: Path) -> dict[str, Tensor]:
-    """Weights by their name in a `System`, from another run's folder or from a model file that was shipped."""
+    """Weights by their name in a `System`, from a run's folder or from a shipped model file."""
     if path.is_dir():
         return load_file(path / "weights.safetensors")
     parts = {TRANSFORMER: "transformer.", TEXT: "text_encoder."}
@@ -93,7 +96,7 @@ def starting_weights(path: Path) -> dict[str, Tensor]:
 
 
 class Run:
-    """One training run: its folder holds config.json, weights.safetensors (averaged) and resume.pt."""
+    """One training run: config.json, weights.safetensors (averaged) and resume.pt in a folder."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -139,7 +142,8 @@ class Run:
         other = {k: found[k] for k, v in settings["transformer"].items() if found[k] != v}
         if other:
             raise ValueError(
-                f"{args.base} has {other}, expected what the section 'transformer' of {args.config} "
+                f"{args.base} has {other}, expected what the section 'transformer' of "
+                f"{args.config} "
                 "says; correct that, or give another file"
             )
         torch.manual_seed(args.seed)
@@ -232,14 +236,14 @@ class Run:
         return self.seconds / (60 * self.args.minutes)
 
     def _clock(self) -> float:
-        """Seconds of work: on a CPU not those in which other programs had it, so that equal budgets are equal."""
+        """Seconds of work: on a CPU without those of other programs, so that budgets are equal."""
         if self.processes.device.type == "cpu":
             return time.process_time() / torch.get_num_threads()
         torch.cuda.synchronize()
         return time.monotonic()
 
     def train(self) -> None:
-        """Steps until the budget is used up. Making sample sheets and checkpoints takes none of it."""
+        """Steps until the budget is used up; sample sheets and checkpoints take none of it."""
         saved = time.monotonic()
         while self.progress < 1:
             began = self._clock()

@@ -1,4 +1,4 @@
-"""A hosted module with its weights as in the file gives the same numbers as the permuted network."""
+"""A hosted module with its weights as in the file gives the permuted network's numbers."""
 
 from __future__ import annotations
 

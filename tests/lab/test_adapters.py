@@ -1,4 +1,4 @@
-"""Adapters over a frozen LTX-2 base, on a shrunken copy: they learn, the base stays, merging changes nothing."""
+"""Adapters over a frozen LTX-2 base, shrunken: they learn, the base stays, merging is exact."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def folder(tmp_path: Path) -> Path:
     with_header(tmp_path, **HEADER)
     write_latents(tmp_path / "latents", clips())
     np.save(tmp_path / "latents" / "empty.npy", np.zeros((5, 2, CAPTION), np.float16))
-    # The config of full size, its sizes those of the copy: network, clips, batch, ranks, first steps.
+    # The config of full size, its sizes those of the copy: network, clips, batch, ranks, first
+    # steps.
     recipe = {"lengths": [{"blocks": BLOCKS, "batch": 2, "share": 1.0}], "dtype": "float32"}
     settings = {
         "transformer": {

@@ -141,7 +141,7 @@ def test_named_setups_have_the_sizes_of_the_19b_model() -> None:
         2,
         4,
     )
-    # omniforcing.md, section 7: linears of a pass over block 0, and over a later one.
+    # docs/omniforcing.md, section 7: linears of a pass over block 0, and over a later one.
     assert abs(pass_work(whole, 0, 2).linear / 39.8e12 - 1) < 0.02
     assert abs(pass_work(whole, 1, 2).linear / 29.9e12 - 1) < 0.02
 

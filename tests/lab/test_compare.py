@@ -1,4 +1,4 @@
-"""The comparison: equal clips score equally, a row resumed is the row, and claims are what they say."""
+"""The comparison: equal clips score equally, a resumed row is the row, claims hold."""
 
 from __future__ import annotations
 

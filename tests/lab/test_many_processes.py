@@ -1,4 +1,4 @@
-"""Two processes (FSDP2 over gloo) take the same steps as one: every loss, gradient norm and weight."""
+"""Two processes (FSDP2 over gloo) take the same steps as one: losses, norms and weights."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ def test_two_processes_have_the_losses_and_weights_of_one(
         for key in first.keys() - TIMED:
             assert second[key] == pytest.approx(first[key], rel=1e-4, abs=1e-6), key
     weights = [load_file(out / "weights.safetensors") for out in (one, two)]
-    # Both optimisers divide by the gradient's size, so the rounding of a small gradient is not small.
+    # Both optimisers divide by the gradient's size, so the rounding of a small gradient is not
+    # small.
     step = 0.05 * SETTINGS["recipe"]["learning_rate"]
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():

@@ -1,4 +1,4 @@
-"""Clips of real files: lengths, sound and picture in step, and a clear word on all that cannot be used."""
+"""Clips of real files: lengths, sound and picture in step, a clear word on what is unusable."""
 
 from __future__ import annotations
 
@@ -126,7 +126,8 @@ def test_frames_of_24_fps_are_kept_as_they_are(tmp_path: Path) -> None:
 
 
 def changing(path: Path, times: list[float], end: float) -> None:
-    """A film of variable rate, a frame at each of `times`: dark, but for the last, and a beep with it."""
+    """A film of variable rate, a frame at each of `times`: dark, but for the last, and a beep with
+    it."""
     with av.open(path, "w") as out:
         video = out.add_stream("mpeg4", rate=24)
         video.width = video.height = 64
@@ -221,7 +222,8 @@ def test_a_part_that_cannot_be_read_does_not_cost_the_file(
 
 
 def test_pictures_are_the_middle_smoothed_and_upright(tmp_path: Path) -> None:
-    # Columns of pixels that alternate would alias; the green sides lie outside of the middle square.
+    # Columns of pixels that alternate would alias; the green sides lie outside of the middle
+    # square.
     picture = np.zeros((256, 512, 3), np.uint8)
     picture[..., 1] = 255
     picture[:, 128:384] = np.where(np.arange(256)[None, :, None] % 2, 255, 0)

@@ -40,9 +40,9 @@ from mutual_forcing.samplers.state import StreamSettings
 
 CONFIG = TransformerConfig(
     num_layers=1, num_attention_heads=2, attention_head_dim=12, audio_num_attention_heads=2,
-    audio_attention_head_dim=8, in_channels=6, out_channels=6, audio_in_channels=5, audio_out_channels=5,
-    cross_attention_dim=24, audio_cross_attention_dim=16, caption_channels=16, rope_type="split",
-    num_audio_sink_tokens=2, step_size_embedding=True,
+    audio_attention_head_dim=8, in_channels=6, out_channels=6, audio_in_channels=5,
+    audio_out_channels=5, cross_attention_dim=24, audio_cross_attention_dim=16,
+    caption_channels=16, rope_type="split", num_audio_sink_tokens=2, step_size_embedding=True,
 )  # fmt: skip
 BLOCKS, CLIPS = 3, 2
 
@@ -325,7 +325,8 @@ def test_methods_are_one_recipe_with_switches() -> None:
     assert off["dmd_only"] == off["dmd_teacher_forcing"] == (False, True)
     assert off["mutual"] == off["real_history"] == (True, True)
     assert [name for name, r in recipes.items() if r.teacher != "self"] == ["dmd_self_forcing"]
-    # A method that says what share of histories is of which kind leaves the rest of the mix as it is.
+    # A method that says what share of histories is of which kind leaves the rest of the mix as it
+    # is.
     others = {(r.history.highest, r.history.further) for r in recipes.values()}
     assert others == {(recipes["mutual"].history.highest, recipes["mutual"].history.further)}
 
@@ -371,8 +372,8 @@ def test_few_step_mode_learns_on_some_clips_and_flow_on_all(
         history, own = getattr(shown.history, stream), getattr(taught.history, stream)
         states = getattr(taught.clip, stream)
         if kind == "rollout":
-            # The real block does not follow from a rollout: flow is learned on the real history, and few-step
-            # mode on the rollout itself.
+            # The real block does not follow from a rollout: flow is learned on the real history,
+            # and few-step mode on the rollout itself.
             assert torch.equal(history, clip)
             assert torch.equal(states, own) and not torch.equal(own, clip[:1])
         else:

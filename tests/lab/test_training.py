@@ -1,4 +1,4 @@
-"""Identities of the training recipes: weights that count as stated, streams that stay apart, equal steps."""
+"""Identities of the recipes: weights count as stated, modalities stay apart, steps are equal."""
 
 from __future__ import annotations
 

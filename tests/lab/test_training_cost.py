@@ -1,4 +1,4 @@
-"""The cost of training is counted as it says: whole cycles, in turn, each in a process of its own."""
+"""The cost of training is counted as it says: whole cycles, in turn, a process each."""
 
 from __future__ import annotations
 

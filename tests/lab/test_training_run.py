@@ -1,4 +1,4 @@
-"""Training runs: they go on after a kill, start from each other, draw what they should and show what they do."""
+"""Training runs go on after a kill, start from each other and draw what they should."""
 
 from __future__ import annotations
 

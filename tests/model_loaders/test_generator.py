@@ -1,4 +1,4 @@
-"""A causal checkpoint and the base file, put together for a host: nothing is missing, nothing is guessed."""
+"""A causal checkpoint and the base file together: nothing is missing, nothing is guessed."""
 
 from __future__ import annotations
 
@@ -182,12 +182,8 @@ def test_the_lists_offer_what_can_be_loaded(tmp_path: Path, base: Path) -> None:
     save_shards(tmp_path, prefixed("model."))
     (tmp_path / "model.safetensors.index.json").write_text("{}")
     save_tiny(tmp_path / "ours.safetensors")
-    lora = {
-        f"diffusion_model.transformer_blocks.0.audio_to_video_attn.to_q.lora_{x}.weight": torch.ones(
-            2
-        )
-        for x in "AB"
-    }
+    layer = "diffusion_model.transformer_blocks.0.audio_to_video_attn.to_q"
+    lora = {f"{layer}.lora_{x}.weight": torch.ones(2) for x in "AB"}
     save_file(lora, tmp_path / "lora.safetensors")
     own = tmp_path / "mutual_forcing"
     own.mkdir()

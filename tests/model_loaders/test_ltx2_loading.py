@@ -1,4 +1,4 @@
-"""LTX-2 files: the same weights out of every container and prefix, at little more memory than they take."""
+"""LTX-2 files: the same weights from every container and prefix, in little more memory."""
 
 from __future__ import annotations
 

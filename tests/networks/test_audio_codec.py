@@ -54,7 +54,8 @@ def test_decoding_in_any_cut_equals_decoding_the_whole(codec: AudioCodec, cuts: 
     whole, end = codec.decode(z)
     cut, cut_end = stream(codec, z, cuts)
     assert whole.abs().max() > 0.05
-    # The promise is 1e-4; how far float32 kernels differ by length depends on the machine and its threads.
+    # The promise is 1e-4; how far float32 kernels differ by length depends on the machine and its
+    # threads.
     torch.testing.assert_close(cut, whole, atol=5e-5, rtol=0)
     torch.testing.assert_close(cut_end.vocoder.phase, end.vocoder.phase, atol=1e-9, rtol=0)
     assert cut_end.vocoder.sample == end.vocoder.sample == whole.shape[1]

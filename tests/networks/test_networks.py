@@ -1,4 +1,4 @@
-"""Identities of the network: masked = cached, nothing later reaches anything earlier, the golden numbers."""
+"""The network's identities: masked = cached, nothing later reaches back, golden numbers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ def tiny_config(layout: str = "paper", sinks: int = 3, **changes: object) -> Tra
     video_first, audio_first = LAYOUTS[layout]
     values = dict(
         num_layers=2, num_attention_heads=2, attention_head_dim=16, audio_num_attention_heads=2,
-        audio_attention_head_dim=8, in_channels=6, out_channels=6, audio_in_channels=5, audio_out_channels=5,
-        cross_attention_dim=32, audio_cross_attention_dim=16, caption_channels=12, rope_type="split",
+        audio_attention_head_dim=8, in_channels=6, out_channels=6, audio_in_channels=5,
+        audio_out_channels=5, cross_attention_dim=32, audio_cross_attention_dim=16,
+        caption_channels=12, rope_type="split",
         video_first_block=video_first, audio_first_block=audio_first, num_audio_sink_tokens=sinks,
         step_size_embedding=True,
     )  # fmt: skip

@@ -62,7 +62,7 @@ def same(a: Blocks, b: Blocks) -> bool:
 
 
 class Replayed:
-    """What a CUDA graph does, on a CPU: the pass as it was recorded, over the memory it was recorded with."""
+    """What a CUDA graph does, on a CPU: the pass as recorded, over the memory it was given."""
 
     made = 0
 
@@ -108,8 +108,8 @@ def test_streams_are_eager_on_a_cpu(bundle: Bundle) -> None:
 class WatchedLanes(OneLane, TorchDispatchMode):
     """Two lanes that run one after the other, and a record of who may read what.
 
-    As on a GPU, what a lane makes or writes is its own until the lanes join, except for what it hands over by
-    name where they meet.
+    As on a GPU, what a lane makes or writes is its own until the lanes join, except for what it
+    hands over by name where they meet.
     """
 
     def __init__(self) -> None:

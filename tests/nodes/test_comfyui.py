@@ -185,7 +185,8 @@ def test_cancelling_keeps_what_was_finished(server: Server, schemas: dict) -> No
     pressed = time.monotonic()
     server.post("/interrupt")
     entry = server.finished(queued)
-    # The tiny model takes milliseconds a step; the rest is writing files, on a machine that may be busy.
+    # The tiny model takes milliseconds a step; the rest is writing files, on a machine that may be
+    # busy.
     assert time.monotonic() - pressed < 20
     assert "execution_interrupted" in [kind for kind, _ in entry["status"]["messages"]]
     files = {file.suffix: file for file in set(kept.glob("unfinished_*")) - before}
@@ -261,5 +262,5 @@ def test_attention_and_weights_are_the_same_inside_comfyui(tmp_path: Path) -> No
 
 
 def test_workflow_1_runs_from_the_web_page(server: Server, tmp_path: Path) -> None:
-    """In Chromium, by the Run button. PLAYWRIGHT_CORE names the folder of the npm package playwright-core."""
+    """In Chromium, by the Run button. PLAYWRIGHT_CORE: the folder of playwright-core."""
     run_from_page(server, WORKFLOWS[0], tmp_path / "page.png")

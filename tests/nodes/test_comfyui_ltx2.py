@@ -1,7 +1,8 @@
-"""LTX-2 in a real ComfyUI: its own nodes before and after ours, over files of all keys and tiny widths.
+"""LTX-2 in a real ComfyUI: its own nodes around ours, over files of all keys and tiny widths.
 
-Skipped unless COMFYUI_PATH names a checkout. The weights are random: what is tested is the way, and the numbers
-against this pack's own network. Gemma is 16 numbers wide and otherwise whole (`shrunken_gemma`).
+Skipped unless COMFYUI_PATH names a checkout. The weights are random: what is tested is the way, and
+the numbers against this pack's own network. Gemma is 16 numbers wide and otherwise whole
+(`shrunken_gemma`).
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def equal(one: StreamState, other: StreamState) -> bool:
 
 
 def test_numbers_lora_and_eight_bits_inside_comfyui(models: Path) -> None:
-    """See the script: its lines are the measured differences, and it fails where one is out of bounds."""
+    """The script prints the measured differences, and fails where one is out of bounds."""
     said = in_comfyui("inside_comfyui_ltx2.py", models)
     numbers = dict(line.split() for line in said.splitlines() if len(line.split()) == 2)
     assert float(numbers["our_loader_vs_own_network"]) < 1e-4
@@ -152,7 +153,7 @@ def test_workflow_runs_and_its_clips_have_picture_and_sound(
 
 
 def test_workflow_4_runs_from_the_web_page(server: Server, tmp_path: Path) -> None:
-    """In Chromium, by the Run button. PLAYWRIGHT_CORE names the folder of the npm package playwright-core."""
+    """In Chromium, by the Run button. PLAYWRIGHT_CORE: the folder of playwright-core."""
     workflow = read_workflow(ROOT / "workflows" / "4_ltx2_text_to_clip.json")
     (settings,) = [node for node in workflow["nodes"] if node["type"] == "MF_StreamSettings"]
     settings["widgets_values"][:2] = WIDTH, HEIGHT

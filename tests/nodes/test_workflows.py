@@ -108,7 +108,7 @@ def test_one_stream_is_forked(name: str) -> None:
 
 
 def gigabytes(width: int, height: int, seconds: int = 3) -> float:
-    """What a stream of OmniForcing takes beside the weights, as Sample Chunk asks ComfyUI for it."""
+    """What a stream of OmniForcing takes beside the weights, as Sample Chunk asks for it."""
     config = TransformerConfig(video_first_block=4, audio_first_block=26)
     grid = height // 32, width // 32
     return (
@@ -130,7 +130,7 @@ def test_notes_of_ltx2_say_what_is_computed(path: Path) -> None:
 
 @pytest.mark.parametrize("node", sorted(OURS))
 def test_every_node_has_a_page_that_names_all_its_sockets(node: str) -> None:
-    """Of those written out in its own schema; what both sampling nodes share is in `nodes/request.py`."""
+    """Those in its own schema; what both sampling nodes share is in `nodes/request.py`."""
     page = (ROOT / "web" / "docs" / f"{node}.md").read_text(encoding="utf-8")
     (source,) = [
         text.partition(f'node_id="{node}"')[2].partition("def ")[0]

@@ -1,4 +1,4 @@
-"""Chunks through codecs that look both ways: put one after the other they are the whole, decoded."""
+"""Chunks through codecs that look both ways: one after the other they are the whole."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def stream(layout: BlockLayout, blocks: int) -> StreamState:
 
 
 def video_codec(reach: int):
-    """Latents to frames, each frame the mean of the latents up to `reach` on either side of its own."""
+    """Latents to frames, each the mean of the latents up to `reach` around its own."""
 
     def decode(video: torch.Tensor) -> torch.Tensor:
         padded = torch.nn.functional.pad(video, (0, 0, 0, 0, reach, reach), mode="replicate")

@@ -1,7 +1,8 @@
 """Loaded by the tests' ComfyUI as a custom node: makes core's Gemma 3 12B a few numbers wide.
 
-Core knows one width of Gemma 3 12B and reads none from the file. With this its own loader, tokenizer and
-projection run over a file of the same keys that the tests make (`shrunken_ltx2.py`), 48 layers as ever.
+Core knows one width of Gemma 3 12B and reads none from the file. With this its own loader,
+tokenizer and projection run over a file of the same keys that the tests make (`shrunken_ltx2.py`),
+48 layers as ever.
 """
 
 from dataclasses import dataclass
