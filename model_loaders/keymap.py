@@ -1,7 +1,7 @@
 """Checkpoint keys and RoPE layouts of LTX-2's many files -> this pack's one layout.
 
-Sources: docs/omniforcing.md, section 2 (prefixes, containers) and section 0, point 3 (interleaved
-to split).
+Prefixes and containers: docs/omniforcing.md, section 2. Interleaved to split: docs/omniforcing.md,
+section 0, point 3.
 """
 
 from __future__ import annotations

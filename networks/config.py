@@ -1,7 +1,7 @@
 """What differs between checkpoints of the dual-stream transformer, in LTX-2's own names.
 
-The defaults are LTX-2 19B's (docs/omniforcing.md, section 1). A checkpoint carries these as JSON in
-the safetensors metadata key `config`, under `transformer`.
+The defaults are LTX-2 19B's (arXiv 2601.03233; docs/omniforcing.md, section 1). A checkpoint
+carries these as JSON in the safetensors metadata key `config`, under `transformer`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TransformerConfig:
     audio_time_stride: int = 4
     audio_hop_length: int = 160
     audio_sampling_rate: int = 16000
-    # Causality (OmniForcing, sections 3.2 and 3.3) and the two modes (Mutual Forcing).
+    # Causality (OmniForcing, arXiv 2603.11647, sections 3.2, 3.3), two modes (Mutual Forcing).
     video_first_block: int = 1
     audio_first_block: int = 1
     video_next_block: int = 3

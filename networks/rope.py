@@ -111,7 +111,7 @@ def _table(config: TransformerConfig, fractions: Tensor, heads: int, head_dim: i
 
 
 def _with_sinks(table: RopeTable, sinks: int) -> RopeTable:
-    """Prepend sink tokens, which are not rotated: cos 1, sin 0 (OmniForcing, equation 8)."""
+    """Prepend sink tokens, not rotated (OmniForcing, arXiv 2603.11647, equation 8)."""
     heads, _, pairs = table.cos.shape
     return RopeTable(
         torch.cat((torch.ones(heads, sinks, pairs), table.cos), dim=1),

@@ -1,8 +1,8 @@
 """One denoising step: what is done with a velocity, written once for sampling and training.
 
-A noisy latent is x = (1 - sigma) x0 + sigma e, so the velocity dx/dsigma is v = e - x0 (rectified flow,
-arXiv:2209.03003, with noise at sigma 1). Tensors are of any one shape; noise levels are numbers, or
-tensors that broadcast.
+A noisy latent is x = (1 - sigma) x0 + sigma e, so the velocity dx/dsigma is v = e - x0 (rectified
+flow, arXiv:2209.03003, with noise at sigma 1). Tensors are of any one shape; noise levels are
+numbers, or tensors that broadcast.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def predicted_clean(x: Tensor, velocity: Tensor, sigma: Level) -> Tensor:
 
 
 def guided(unguided: Tensor, conditional: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance (arXiv:2207.12598), u + w (c - u): w = 1 is the conditional alone."""
+    """Classifier-free guidance (arXiv:2207.12598), u + w (c - u): w = 1 is c alone."""
     return unguided + scale * (conditional - unguided)
 
 
