@@ -10,14 +10,18 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import launch
 
 launch.register()
+
+from mutual_forcing import shell  # noqa: E402
+
+shell.hold_standard_streams()
 
 import torch  # noqa: E402
 from mutual_forcing.model_loaders.bundle import (  # noqa: E402
@@ -31,30 +35,36 @@ from mutual_forcing.samplers.clip_writer import ClipWriter  # noqa: E402
 from mutual_forcing.samplers.clock import Clock  # noqa: E402
 from mutual_forcing.samplers.contact_sheet import ContactSheet  # noqa: E402
 from mutual_forcing.samplers.decode import DecodedBlock  # noqa: E402
-from mutual_forcing.samplers.live import decoded_live  # noqa: E402
+from mutual_forcing.samplers.live import live_clip  # noqa: E402
 from mutual_forcing.samplers.rollout import (  # noqa: E402
     NonFiniteBlockError,
     SamplerSettings,
     Step,
-    rollout,
     sampler_settings,
 )
 from mutual_forcing.samplers.state import StreamState, check_state  # noqa: E402
 from mutual_forcing.samplers.state_file import load_state, save_state  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
+A_DAY = 86_400
+SAVED_EVERY = 1.0
+"""Seconds between two savings of the stream while it is made."""
 EXAMPLES = """examples:
-  python generate.py "a red ball bounces on green ground" -o ball.mp4
-  python generate.py "a face with red hair says ba mi tu" --seconds 20 --contact-sheet sheet.png
-  python generate.py "a bell swings" --state-out bell.state
-  python generate.py "a bell swings" --state-in bell.state -o more.mp4
-the last one goes on where the one before it ended
+  python generate.py "a blue bell swings slowly on a white background with a high sound" -o bell.mp4
+  python generate.py "a girl with red hair says ba mi tu" --seconds 20 --contact-sheet sheet.png
+  python generate.py "a red drum beats fast" --state-out drum.state
+  python generate.py "a red drum beats fast" --state-in drum.state -o more.mp4
+The last one goes on where the one before it ended.
+
+Ctrl-C (or SIGTERM, or a closed terminal) keeps what was made: clip, stream and contact sheet.
+
+exit status: 0 the clip is whole; 1 it broke off (full disk, numbers that are not finite); 2 it
+never began; 130, 143, 129 stopped by Ctrl-C, SIGTERM, SIGHUP
 """
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> shell.Parser:
     """The command line."""
-    made = argparse.ArgumentParser(
+    made = shell.Parser(
         prog="generate.py",
         description="Make a video clip with sound from a prompt, in a stream of one-second blocks.",
         epilog=EXAMPLES,
@@ -62,13 +72,25 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("prompt", help="what to see and hear, in English words that the model knows")
-    add("-o", "--output", type=Path, default=Path("clip.mp4"), help="the mp4 to write (clip.mp4)")
-    add("--seconds", type=float, default=10.0, help="shortest length; whole blocks are made (10)")
+    add(
+        "-o",
+        "--output",
+        type=shell.Output(".mp4"),
+        default=Path("clip.mp4"),
+        help="the mp4 to write (clip.mp4)",
+    )
+    add(
+        "--seconds",
+        type=float,
+        default=10.0,
+        help="shortest length; whole blocks are made (10)",
+    )
     add("--seed", type=int, help="another number is another clip (0; a state goes on with its own)")
     add(
         "--mode",
         choices=("few", "multi"),
-        help="few: 4 or 8 quick steps a block; multi: about 50 with guidance (the model's best)",
+        help="few: 4 or 8 quick steps a block; multi: about 50 with guidance (the model's own: few "
+        "for the shipped one, which is at its best with it)",
     )
     add("--steps", type=int, help="denoising steps per block (few: 4, multi: 50)")
     add(
@@ -81,40 +103,44 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         help="seconds that the model looks back; more costs time and memory (the model's own)",
     )
-    add("--model", type=Path, default=shipped_model_path(), help="model file (the shipped one)")
-    add("--contact-sheet", type=Path, metavar="PNG", help="also draw frames over the waveform")
-    add("--state-out", type=Path, metavar="FILE", help="save the stream, to go on from it later")
-    add("--state-in", type=Path, metavar="FILE", help="go on from a saved stream")
-    add("--threads", type=int, help="CPU threads (all)")
-    add("--device", default="cpu", help="cpu, cuda or cuda:1 (cpu)")
+    add(
+        "--model",
+        type=shell.Input(),
+        default=shipped_model_path(),
+        help="model file (the shipped one)",
+    )
+    add(
+        "--contact-sheet",
+        type=shell.Output(".png"),
+        metavar="PNG",
+        help="also draw frames over the waveform",
+    )
+    add(
+        "--state-out",
+        type=shell.Output(),
+        metavar="FILE",
+        help="save the stream, to go on from it later; it is saved all along as well",
+    )
+    add("--state-in", type=shell.Input(), metavar="FILE", help="go on from a saved stream")
+    add(
+        "--threads",
+        type=shell.threads,
+        default=1,
+        help="CPU threads (1): with one, decoding and writing run beside denoising, on another "
+        "core; with more, after it, which is slower and much slower where other programs run",
+    )
+    add("--device", type=shell.device, default="cpu", help="cpu, cuda, cuda:1 or mps (cpu)")
     add(
         "--path",
         default="eager",
         help="how the work is carried out, the clip stays the same: eager, or some of "
-        f"{', '.join(WAYS)} "
-        "joined by + (streams and graph are for a GPU, and not tried on one yet)",
+        f"{', '.join(WAYS)} joined by + (streams and graph are for a GPU, and untried there)",
     )
     return made
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
-    """Ctrl-C was pressed; raised between two steps, so that nothing is left half done."""
-
-
-@contextmanager
-def stop_on_ctrl_c() -> Iterator[list[int]]:
-    """While inside, the first Ctrl-C only fills the list given; a second one acts as usual."""
-    pressed: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        pressed.append(number)
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
+    """A signal asked to stop; raised between two steps, so that nothing is left half done."""
 
 
 def starting_state(arguments: argparse.Namespace, bundle: Bundle) -> StreamState:
@@ -137,35 +163,25 @@ def starting_state(arguments: argparse.Namespace, bundle: Bundle) -> StreamState
     return state if arguments.seed is None else state.reseeded((arguments.seed,))
 
 
-def check_outputs(arguments: argparse.Namespace) -> None:
-    """Refuse file names that could not be written after the work.
+class Outputs:
+    """Where finished blocks go: the clip, the contact sheet, the stream's state; and what is told.
 
     Raises:
-        ValueError: saying which.
+        OSError: the clip cannot be written.
     """
-    if arguments.output.suffix.lower() != ".mp4":
-        raise ValueError(f"--output is {arguments.output}, expected a name that ends in .mp4")
-    sheet = arguments.contact_sheet
-    if sheet is not None and sheet.suffix.lower() != ".png":
-        raise ValueError(f"--contact-sheet is {sheet}, expected a name that ends in .png")
-    for path in (arguments.output, sheet, arguments.state_out):
-        if path is not None and path.is_dir():
-            raise ValueError(f"{path} is a folder, expected the name of a file")
-
-
-class Outputs:
-    """Where finished blocks go: the clip, the contact sheet, and what is told at the end."""
 
     def __init__(
-        self, arguments: argparse.Namespace, clock: Clock, state: StreamState, total: int
+        self, arguments: argparse.Namespace, clock: Clock, state: StreamState, blocks: int
     ) -> None:
         self.arguments, self.clock, self.state = arguments, clock, state
         self.start, self.blocks = state.next_block, 0
-        self.size = state.settings.height * SPACE_STRIDE, state.settings.width * SPACE_STRIDE
-        self.writer: ClipWriter | None = None
+        size = state.settings.height * SPACE_STRIDE, state.settings.width * SPACE_STRIDE
+        self.writer = ClipWriter(arguments.output, clock, *size)
+        total = clock.frames(self.start + blocks) - clock.frames(self.start)
         self.sheet = ContactSheet(clock, total) if arguments.contact_sheet else None
         self.began = self.now = time.perf_counter()
         self.first_chunk: float | None = None
+        self.saved = self.began
 
     def write(self, decoded: DecodedBlock, state: StreamState) -> None:
         """Append a block; `state` is the stream after it.
@@ -174,8 +190,6 @@ class Outputs:
             OSError: the disk is full.
         """
         self.state = state
-        # Opened no earlier, so that an older clip is not lost for one that never begins.
-        self.writer = self.writer or ClipWriter(self.arguments.output, self.clock, *self.size)
         self.writer.write(decoded)
         if self.sheet:
             self.sheet.add(*decoded)
@@ -183,13 +197,15 @@ class Outputs:
         self.now = time.perf_counter()
         if self.start + self.blocks == 2:
             self.first_chunk = self.now - self.began
+        if self.arguments.state_out and (self.blocks == 1 or self.now - self.saved >= SAVED_EVERY):
+            with suppress(OSError):  # the last time tells why
+                save_state(self.arguments.state_out, state)
+            self.saved = time.perf_counter()
 
     def finish(self) -> tuple[list[str], list[str]]:
         """Close the clip and save the rest: what lies where, and what could not be written."""
         lines: list[str] = []
         failures: list[str] = []
-        if not self.writer:
-            return lines, failures
         seconds = float(
             self.clock.seconds(self.start + self.blocks) - self.clock.seconds(self.start)
         )
@@ -203,6 +219,9 @@ class Outputs:
         if self.sheet and self.sheet.pictures:
             save_sheet = partial(self.sheet.save, sheet, self.arguments.prompt)
             files.append((f"{sheet}: frames over the waveform", save_sheet))
+        if not self.blocks:
+            self.writer.close()
+            return lines, failures
         for line, save in files:
             try:
                 save()
@@ -223,55 +242,57 @@ def make(
     sampler: SamplerSettings,
     execution: Execution,
 ) -> int:
-    """Generate, decode and write block after block; the exit status."""
-    clock, start = bundle.clock, state.next_block
-    blocks = clock.blocks_for(arguments.seconds, start)
-    outputs = Outputs(arguments, clock, state, clock.frames(start + blocks) - clock.frames(start))
+    """Generate, decode and write block after block; the exit status.
+
+    Raises:
+        OSError: the clip cannot be written; nothing was made.
+    """
+    blocks = bundle.clock.blocks_for(arguments.seconds, state.next_block)
+    outputs = Outputs(arguments, bundle.clock, state, blocks)
     failures: list[str] = []
-    with stop_on_ctrl_c() as pressed, tqdm(total=blocks * sampler.steps, unit="step") as bar:
+    with shell.stoppable() as stop:
+        with shell.progress(total=blocks * sampler.steps, unit="step") as bar:
 
-        def advance(steps: int) -> None:
-            bar.update(steps)
-            if pressed:
-                raise Interrupted("stopped by Ctrl-C; what was finished is kept")
+            def advance(steps: int) -> None:
+                bar.update(steps)
+                if stop:
+                    raise Interrupted(f"stopped by {stop.name}; what was finished is kept")
 
-        def on_step(step: Step) -> None:
-            bar.set_description(f"second {step.block}")
-            advance(1)
+            def on_step(step: Step) -> None:
+                bar.set_description(f"second {step.block}")
+                advance(1)
 
-        try:
-            made = rollout(
-                bundle,
-                bundle.prompt(arguments.prompt, guided=sampler.guidance != 1),
-                state,
-                blocks,
-                sampler,
-                on_step=on_step,
-                on_rebuild=lambda done, of: advance(0),
-                execution=execution,
-            )
-            for decoded, after in decoded_live(made, bundle.decoder(), state):
-                outputs.write(decoded, after)
-        except (Interrupted, NonFiniteBlockError) as error:
-            failures.append(str(error))
-        except OSError as error:
-            failures.append(error.strerror)
-    lines, unwritten = outputs.finish()
+            try:
+                for _ in live_clip(
+                    bundle,
+                    bundle.prompt(arguments.prompt, guided=sampler.guidance != 1),
+                    state,
+                    blocks,
+                    sampler,
+                    bundle.decoder(),
+                    outputs.write,
+                    on_step=on_step,
+                    on_rebuild=lambda done, of: advance(0),
+                    execution=execution,
+                ):
+                    pass
+            except (Interrupted, NonFiniteBlockError) as error:
+                failures.append(str(error))
+            except OSError as error:
+                failures.append(error.strerror)
+        lines, unwritten = outputs.finish()
     failures += unwritten
-    for line in lines:
-        sys.stdout.write(f"{line}\n")
+    shell.tell("".join(f"{line}\n" for line in lines), sys.stdout)
     if failures:
-        sys.stderr.write(f"generate.py: {'; '.join(failures)}\n")
-    return 130 if pressed else int(bool(failures))
+        shell.tell(f"generate.py: {'; '.join(failures)}\n", sys.stderr)
+    return stop.status if stop else int(bool(failures))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0: the clip is whole, 130: Ctrl-C, 1: it broke off, 2: it never began."""
-    arguments = parser().parse_args(argv)
+    """Run the command; the exit status, as --help explains it."""
     try:
-        check_outputs(arguments)
-        if arguments.threads:
-            torch.set_num_threads(arguments.threads)
+        arguments = parser().parse_args(argv)
+        torch.set_num_threads(arguments.threads)
         device, execution = device_named(arguments.device), Execution.named(arguments.path)
         reason = execution.unavailable(device)
         if reason:
@@ -281,11 +302,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         mode = arguments.mode or bundle.stream.default_mode
         sampler = sampler_settings(mode, arguments.steps, arguments.guidance)
         state = starting_state(arguments, bundle)
-        bundle.clock.blocks_for(arguments.seconds, state.next_block)
-    except ValueError as error:
-        sys.stderr.write(f"generate.py: {error}\n")
+        if arguments.seconds > A_DAY:
+            raise ValueError(
+                f"--seconds is {arguments.seconds:g}, expected at most {A_DAY} (a day): save the "
+                "stream with --state-out and go on from it"
+            )
+        return make(arguments, bundle, state, sampler, execution)
+    except SystemExit as done:  # the parser has said why
+        return done.code
+    except (ValueError, OSError) as error:
+        message = (isinstance(error, OSError) and error.strerror) or str(error)
+        shell.tell(f"generate.py: {message}\n", sys.stderr)
         return 2
-    return make(arguments, bundle, state, sampler, execution)
+    except KeyboardInterrupt:
+        shell.tell("generate.py: interrupted\n", sys.stderr)
+        return shell.STOPPED + signal.SIGINT
 
 
 if __name__ == "__main__":

@@ -98,15 +98,28 @@ EAGER = Execution()
 
 
 def device_named(name: str) -> torch.device:
-    """ "cpu", "cuda" or "cuda:1".
+    """A device that passes can run on: "cpu", "cuda", "cuda:1", "mps" or "xpu".
 
     Raises:
-        ValueError: this machine has no such device.
+        ValueError: no such name, or this machine has no such device.
     """
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    count = {
+        "cpu": lambda: 1,
+        "cuda": lambda: torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": lambda: int(torch.backends.mps.is_available()),
+        "xpu": lambda: torch.xpu.device_count(),
+    }.get(device.type)
+    if count is None:
+        raise ValueError(f"the device is {name[:40]!r}, expected cpu, cuda, cuda:1, mps or xpu")
+    if (device.index or 0) >= count():
+        kind = "CUDA GPU" if device.type == "cuda" else f"{device.type} device"
         raise ValueError(
-            f"the device is {name} and this machine has no CUDA GPU; leave it out to run on the CPU"
+            f"the device is {name} and this machine has {'no such' if count() else 'no'} {kind}; "
+            "leave it out to run on the CPU"
         )
     return device
 

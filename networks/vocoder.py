@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -50,8 +51,8 @@ class Controls(NamedTuple):
 
 
 class VocoderState(NamedTuple):
-    """Everything a stream remembers: the last control frame, phase (b,) in cycles, float64; samples
-    made so far.
+    """Everything a stream remembers: the last control frame; phase (b,) in cycles, float64 on the
+    CPU; samples made so far.
     """
 
     last: Controls
@@ -112,7 +113,7 @@ class HarmonicNoiseVocoder(nn.Module):
         b, f = controls.f0.shape
         if state is None:
             first = Controls(*(value[:, :1] for value in controls))
-            state = VocoderState(first, controls.f0.new_zeros(b, dtype=torch.float64), 0)
+            state = VocoderState(first, torch.from_numpy(np.zeros(b)), 0)
         f0, harmonics, noise = (
             torch.cat([old.to(new), new], dim=1)
             for old, new in zip(state.last, controls, strict=True)
@@ -142,20 +143,25 @@ class HarmonicNoiseVocoder(nn.Module):
             )
 
     def _phase(self, f0: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """Cycles (b, f, n) modulo 1 as float32, and the phase (b,) after the last sample as
-        float64.
+        """Cycles (b, f, n) modulo 1 as float32, and the phase (b,) after the last sample.
+
+        Hours of sound need float64 here, which not every device has (Apple's), so this is reckoned
+        by the host.
         """
         hop, rate = self.config.hop, self.config.sample_rate
-        f0 = f0.double()
-        before, after = f0[:, :-1], f0[:, 1:]
-        i = torch.arange(1, hop + 1, device=f0.device, dtype=torch.float64)
+        pitch = f0.float().cpu().numpy().astype(np.float64)
+        begin = np.array(start.tolist())[:, None]
+        before, after = pitch[:, :-1, None], pitch[:, 1:, None]
+        i = np.arange(1, hop + 1, dtype=np.float64)
         # The running sum of a linear ramp, in closed form: no error builds up inside a frame.
-        inside = before[..., None] * i + (after - before)[..., None] * (i * (i + 1) / (2 * hop))
+        inside = before * i + (after - before) * (i * (i + 1) / (2 * hop))
         inside = inside / rate
-        ends = start.to(f0)[:, None] + inside[..., -1].cumsum(dim=1)
-        starts = torch.cat([start.to(f0)[:, None], ends[:, :-1]], dim=1)
-        phase = torch.remainder(starts[..., None] + inside, 1.0)
-        return phase.float(), torch.remainder(ends[:, -1], 1.0)
+        ends = begin + inside[..., -1].cumsum(axis=1)
+        starts = np.concatenate([begin, ends[:, :-1]], axis=1)
+        phase = np.remainder(starts[..., None] + inside, 1.0).astype(np.float32)
+        return torch.from_numpy(phase).to(f0.device), torch.from_numpy(
+            np.remainder(ends[:, -1], 1.0)
+        )
 
     def _harmonic_amplitudes(self, f0: Tensor, envelope: Tensor) -> Tensor:
         """Read the log envelope (b, f, k) at every multiple of f0 (b, f): amplitudes (b, f, h)."""

@@ -9,7 +9,7 @@ from ..host.comfy import HostModel
 from ..host.conditioning import Conditioning
 from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.clip_writer import ClipWriter
-from ..samplers.decode import joined
+from ..samplers.decode import DecodedBlock, joined
 from ..samplers.live import decoded_live
 from ..samplers.parking import parked
 from ..samplers.state import StreamState
@@ -83,16 +83,21 @@ class GenerateClip(io.ComfyNode):
         finished = Finished(asked.state, compat.temporary_file("mp4"))
         made = request.sample(asked, progress)
         blocks = []
+
+        def use(decoded: DecodedBlock, after: StreamState) -> None:
+            writer.write(decoded)
+            progress.show(decoded)
+            blocks.append(decoded)
+            finished.state = after
+
         with (
             rescue(finished),
             ClipWriter(
                 finished.clip, bundle.clock, size.height * SPACE_STRIDE, size.width * SPACE_STRIDE
             ) as writer,
         ):
-            for decoded, finished.state in decoded_live(made, bundle.decoder(), asked.state):
-                writer.write(decoded)
-                progress.show(decoded)
-                blocks.append(decoded)
+            for _ in decoded_live(made, bundle.decoder(), asked.state, use):
+                pass
         whole = joined(blocks)
         images = whole.video.flatten(0, 1)
         audio = {"waveform": whole.audio, "sample_rate": bundle.clock.sample_rate}

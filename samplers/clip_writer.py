@@ -1,18 +1,21 @@
 """A clip written while it is made: H.264 and AAC in a fragmented MP4 that plays at any moment.
 
 F H W pixel frames and size, n samples.
-Fragments are closed all along, so a file that is cut short (power lost, disk full) still plays up
-to its last fragment; nothing is kept back for an index at the end.
+Fragments are closed all along, so a file that is cut short (killed, power lost, disk full) still
+plays up to its last fragment, at most a second behind what was handed over; nothing is kept back
+for an index at the end.
 """
 
 from __future__ import annotations
 
 import io
+import os
+from collections.abc import Mapping
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
 import av
 import numpy as np
@@ -22,6 +25,11 @@ from .clock import Clock
 from .decode import DecodedBlock
 from .tensor_file import writing_failed
 
+try:
+    import fcntl
+except ImportError:  # not on Windows, where two writers of one file are not told apart
+    fcntl = None
+
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 SHORT_SIDE = 256
@@ -29,14 +37,58 @@ SHORT_SIDE = 256
 _ERRORS = (OSError, av.error.FFmpegError)
 _MOVFLAGS = "frag_keyframe+delay_moov+default_base_moof"
 _FRAGMENT_MICROSECONDS = "500000"
+# Without frames held back for later, every block is in the file as soon as it was given.
+_ENCODERS: Mapping[str, Mapping[str, str]] = {
+    "libx264": {"crf": "18", "preset": "veryfast", "tune": "zerolatency"},
+    "libopenh264": {"b": "2000000"},
+    "mpeg4": {"qscale": "3"},
+}
+"""The first that this machine's FFmpeg has is taken; the last is part of FFmpeg itself."""
 
 
 class _File(io.FileIO):
-    """An unbuffered file: what was written is out of our hands, and errors come at once."""
+    """An unbuffered file: what was written is out of our hands, and errors come at once.
+
+    What was in it stays until `begin`, and until then what is written waits in `held`.
+    """
 
     error: OSError | None = None
 
+    def __init__(self, path: Path) -> None:
+        self.is_new = not path.exists()
+        self.held: bytearray | None = bytearray()
+        super().__init__(
+            path, "r+", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666)
+        )
+        if fcntl is not None:
+            try:
+                fcntl.flock(self.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.close()
+                raise
+            except OSError:  # a file system that has no locks
+                pass
+
+    def replace(self, content: Buffer) -> None:
+        """Be this file from now on."""
+        with suppress(OSError):  # what cannot be sought or cut is no ordinary file (/dev/full)
+            self.seek(0)
+        self._put(content)
+        with suppress(OSError):
+            self.truncate()
+
+    def begin(self) -> None:
+        """Give up what was in the file for what was held, and hold nothing any more."""
+        held, self.held = self.held, None
+        self.replace(held)
+
     def write(self, data: Buffer) -> int:
+        if self.held is None:
+            return self._put(data)
+        self.held += bytes(data)
+        return len(data)
+
+    def _put(self, data: Buffer) -> int:
         # A raw write may take only a part, on a full disk above all, and the muxer would not
         # notice.
         view, done = memoryview(data).cast("B"), 0
@@ -54,16 +106,16 @@ class ClipWriter:
     """Writes decoded blocks to one mp4, as they come.
 
     Args:
-        path: the file; an older one is replaced.
+        path: the file; an older one is replaced by the first block, not before.
         clock: frame rate and sample rate.
         height, width: of the pictures that will come.
         scale: whole number to enlarge them by (nearest); by default enough for a shorter side of
             256.
 
     Raises:
-        OSError: the file cannot be written, here and in `write` and `close`; what was written
-            stays.
-        ValueError: sizes that cannot be encoded.
+        OSError: the file cannot be written or another writer has it, here and in `write` and
+            `close`; what was written stays.
+        ValueError: sizes that cannot be encoded, or this machine's FFmpeg lacks the encoders.
     """
 
     def __init__(
@@ -82,29 +134,17 @@ class ClipWriter:
         self._file: _File | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = _File(self.path, "wb")
+            self._file = _File(self.path)
+        except BlockingIOError as error:
+            message = f"another run is writing {self.path}; wait for it, or choose another name"
+            raise OSError(error.errno, message, str(self.path)) from error
         except OSError as error:
             raise self._failed(error) from error
-        self._container = av.open(
-            self._file,
-            "w",
-            format="mp4",
-            options={
-                "movflags": _MOVFLAGS,
-                "frag_duration": _FRAGMENT_MICROSECONDS,
-                "flush_packets": "1",
-            },
-        )
-        rate = Fraction(clock.fps)
-        self._video = self._container.add_stream("libx264", rate=rate)
-        self._video.width, self._video.height = width * self.scale, height * self.scale
-        self._video.pix_fmt = "yuv420p"
-        self._video.codec_context.time_base = 1 / rate
-        self._video.gop_size = round(rate)
-        # Without frames held back for later, every block is in the file as soon as it was given.
-        self._video.options = {"crf": "18", "preset": "veryfast", "tune": "zerolatency"}
-        self._audio = self._container.add_stream("aac", rate=clock.sample_rate, layout="mono")
-        self._audio.bit_rate = 96_000
+        try:
+            self._encoder = _Encoder(self._file, clock, height * self.scale, width * self.scale)
+        except ValueError:
+            self._close_file()
+            raise
 
     def write(self, decoded: DecodedBlock) -> None:
         """Append a block: pictures (1, F, H, W, 3) in 0..1 and sound (1, 1, n) in -1..1.
@@ -121,10 +161,18 @@ class ClipWriter:
                 f"pixels for {'an open' if self._open else 'a closed'} writer, expected 1 of "
                 f"{self.size[1]}x{self.size[0]} for an open one; use one writer per clip"
             )
+        pictures = repeat(pictures, "f h w rgb -> f (h y) (w x) rgb", y=self.scale, x=self.scale)
         try:
-            for picture in pictures:
-                self._write_picture(picture)
-            self._write_sound(sound)
+            self._encoder.write(pictures, sound)
+            self.frames += len(pictures)
+            self.samples += sound.shape[1]
+            if self._file.held is not None:
+                if self._file.held:
+                    self._file.begin()
+                else:
+                    # Too little for a fragment, as a prefix of one frame is: a clip of its own,
+                    # until more has come.
+                    self._file.replace(self._alone(pictures, sound))
         except _ERRORS as error:
             self._abandon()
             raise self._failed(error) from error
@@ -136,13 +184,13 @@ class ClipWriter:
         self._open = False
         try:
             if self.frames:
-                self._container.mux(self._video.encode(None))
-                self._container.mux(self._audio.encode(None))
-            self._container.close()
+                self._encoder.close()
+                if self._file.held is not None:
+                    self._file.begin()
         except _ERRORS as error:
             self._abandon()
             raise self._failed(error) from error
-        self._file.close()
+        self._close_file()
 
     def __enter__(self) -> ClipWriter:
         return self
@@ -155,28 +203,24 @@ class ClipWriter:
     ) -> None:
         self.close()
 
-    def _write_picture(self, picture: np.ndarray) -> None:
-        larger = repeat(picture, "h w rgb -> (h y) (w x) rgb", y=self.scale, x=self.scale)
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(larger), format="rgb24")
-        frame.pts, frame.time_base = self.frames, 1 / Fraction(self.clock.fps)
-        self.frames += 1
-        self._container.mux(self._video.encode(frame))
+    def _alone(self, pictures: np.ndarray, sound: np.ndarray) -> bytes:
+        content = io.BytesIO()
+        encoder = _Encoder(content, self.clock, *pictures.shape[1:3])
+        encoder.write(pictures, sound)
+        encoder.close()
+        return content.getvalue()
 
-    def _write_sound(self, sound: np.ndarray) -> None:
-        frame = av.AudioFrame.from_ndarray(
-            np.ascontiguousarray(sound), format="fltp", layout="mono"
-        )
-        frame.sample_rate = self.clock.sample_rate
-        frame.pts, frame.time_base = self.samples, Fraction(1, self.clock.sample_rate)
-        self.samples += sound.shape[1]
-        self._container.mux(self._audio.encode(frame))
+    def _close_file(self) -> None:
+        self._file.close()
+        if not self.frames and self._file.is_new:  # nothing came of it
+            self.path.unlink(missing_ok=True)
 
     def _abandon(self) -> None:
         """Let go of a file that can take no more."""
         self._open = False
         with suppress(*_ERRORS):  # the same error again: the trailer could not be written either
-            self._container.close()
-        self._file.close()
+            self._encoder.close()
+        self._close_file()
 
     def _failed(self, error: Exception) -> OSError:
         error = (self._file and self._file.error) or error
@@ -186,3 +230,65 @@ class ClipWriter:
         if self.frames:
             message += "; what is in the file already stays and plays"
         return OSError(error.errno, message, str(self.path))
+
+
+class _Encoder:
+    """Pictures (F, H, W, 3) uint8 and sound (1, n) to packets in a file.
+
+    Raises:
+        ValueError: no encoder for pictures or for sound on this machine.
+    """
+
+    def __init__(self, file: IO[bytes] | _File, clock: Clock, height: int, width: int) -> None:
+        self._rate, self._sample_rate = Fraction(clock.fps), clock.sample_rate
+        self._frames = self._samples = 0
+        for name in _ENCODERS:
+            self._container = av.open(
+                file,
+                "w",
+                format="mp4",
+                options={
+                    "movflags": _MOVFLAGS,
+                    "frag_duration": _FRAGMENT_MICROSECONDS,
+                    "flush_packets": "1",
+                },
+            )
+            # Nothing reaches the file before the first packet, so one that fails leaves no trace.
+            with suppress(*_ERRORS, ValueError):
+                self._add_streams(name, height, width)
+                return
+        raise ValueError(
+            f"this machine's FFmpeg has none of the encoders {', '.join(_ENCODERS)} with aac; "
+            "install PyAV from PyPI (pip install --force-reinstall av)"
+        )
+
+    def _add_streams(self, name: str, height: int, width: int) -> None:
+        self._video = self._container.add_stream(name, rate=self._rate)
+        self._video.width, self._video.height = width, height
+        self._video.pix_fmt = "yuv420p"
+        self._video.codec_context.time_base = 1 / self._rate
+        self._video.gop_size = round(self._rate)
+        self._video.options = dict(_ENCODERS[name])
+        self._audio = self._container.add_stream("aac", rate=self._sample_rate, layout="mono")
+        self._audio.bit_rate = 96_000
+        for stream in (self._video, self._audio):
+            stream.codec_context.open()
+
+    def write(self, pictures: np.ndarray, sound: np.ndarray) -> None:
+        for picture in pictures:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame.pts, frame.time_base = self._frames, 1 / self._rate
+            self._frames += 1
+            self._container.mux(self._video.encode(frame))
+        frame = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray(sound), format="fltp", layout="mono"
+        )
+        frame.sample_rate = self._sample_rate
+        frame.pts, frame.time_base = self._samples, Fraction(1, self._sample_rate)
+        self._samples += sound.shape[1]
+        self._container.mux(self._audio.encode(frame))
+
+    def close(self) -> None:
+        self._container.mux(self._video.encode(None))
+        self._container.mux(self._audio.encode(None))
+        self._container.close()

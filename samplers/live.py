@@ -1,13 +1,14 @@
-"""Pictures and sound of every block as soon as it is made, whenever its stream began.
+"""From a prompt to pictures and sound, block by block: the one trip that every clip makes.
 
-While one block is decoded, shown and written, the next is denoised (`ahead`): in a thread and, on a
-GPU, on a stream of its own, so that neither waits for the other.
+While one block is denoised, the one before it is decoded and used (shown, written): in a thread
+and, on a GPU, on a stream of its own, so that neither waits for the other.
 """
 
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
@@ -15,15 +16,42 @@ from typing import TypeVar
 import torch
 
 from .decode import DecodedBlock, StreamDecoder
+from .model import StreamModel
+from .rollout import Prompt, SamplerSettings, rollout
 from .state import BlockLatents, StreamState
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
+Use = Callable[[DecodedBlock, StreamState], None]
+
+
+def live_clip(
+    model: StreamModel,
+    prompt: Prompt,
+    state: StreamState,
+    blocks: int,
+    sampler: SamplerSettings,
+    decoder: StreamDecoder,
+    use: Use | None = None,
+    *,
+    overlap: bool | None = None,
+    **options: object,
+) -> Iterator[tuple[DecodedBlock, StreamState]]:
+    """Generate and decode `blocks` further blocks of a stream: each with the state after it.
+
+    Args:
+        use, overlap: as for `decoded_live`.
+        options: as for `rollout`, errors likewise.
+    """
+    made = rollout(model, prompt, state, blocks, sampler, **options)
+    return decoded_live(made, decoder, state, use, overlap=overlap)
 
 
 def decoded_live(
     made: Iterator[tuple[BlockLatents, StreamState]],
     decoder: StreamDecoder,
     before: StreamState,
+    use: Use | None = None,
     *,
     overlap: bool | None = None,
 ) -> Iterator[tuple[DecodedBlock, StreamState]]:
@@ -31,49 +59,78 @@ def decoded_live(
 
     Args:
         made: a rollout that goes on from `before`.
-        overlap: denoise the next block while this one is decoded and used. The blocks are the same;
-            an error of either side comes after all blocks that were finished before it. By default
-            where it pays: on a GPU; on a CPU both want the same cores.
+        use: called with every block as soon as it is decoded, and the state after it; where work
+            overlaps, in the thread that decodes, and before the block is yielded.
+        overlap: decode and use a block while the next one is denoised. The blocks are the same; an
+            error of either side comes after all blocks that were finished before it. By default
+            where it pays: on a GPU, and on a CPU where torch computes in one thread and there is
+            another core; several threads on either side would fight over the same ones.
     """
     memory = decoder.remember(before, before.next_block)
     device = next(decoder.video_codec.parameters()).device
     if overlap is None:
-        overlap = device.type == "cuda"
-    for latents, state in ahead(made, device) if overlap else made:
+        overlap = device.type == "cuda" or (torch.get_num_threads() == 1 and _cores() > 1)
+
+    def finish(item: tuple[BlockLatents, StreamState]) -> tuple[DecodedBlock, StreamState]:
+        nonlocal memory
+        latents, state = item
         decoded, memory = decoder.decode(latents, memory)
-        yield decoded, state
+        if use is not None:
+            use(decoded, state)
+        return decoded, state
+
+    return behind(made, finish, device) if overlap else map(finish, made)
 
 
-def ahead(items: Iterator[Item], device: torch.device) -> Iterator[Item]:
-    """The same items in order, each made while the one before it is in use, none earlier.
+def behind(
+    items: Iterator[Item], work: Callable[[Item], Result], device: torch.device
+) -> Iterator[Result]:
+    """`work` of every item in order, done while the next item is made, and no further behind.
 
-    What raises while an item is made is raised where that item would have come. Closing this waits
-    for the item that is being made.
+    Items are made in the caller's thread, so that signals and a host's interrupts stop them at
+    once. What raises while an item is made is raised after the work of those before it. Closing
+    this waits for the work that has begun.
 
     Args:
-        device: where items are made; on a GPU they get a stream of their own there.
+        device: where the work runs; on a GPU it gets a stream of its own there.
     """
     end = object()
     # A thread begins without any of its maker's settings, torch's among them.
     context, inference = contextvars.copy_context(), torch.is_inference_mode_enabled()
     lane = _side_stream(device)
 
-    def following() -> object:
+    def done(item: Item) -> Result:
         with torch.inference_mode(inference), lane:
-            return next(items, end)
+            return work(item)
 
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollout") as thread:
-        item = thread.submit(context.run, following)
+    failed: BaseException | None = None
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as thread:
+        pending = None
         while True:
-            made = item.result()
-            if made is end:
-                return
-            item = thread.submit(context.run, following)
-            yield made
+            try:
+                item = next(items, end)
+            except BaseException as error:  # a host's interruption may be any
+                failed, item = error, end
+            finished = None if pending is None else pending.result()
+            first = pending is None
+            pending = None if item is end else thread.submit(context.run, done, item)
+            if not first:
+                yield finished
+            if pending is None:
+                break
+    if failed is not None:
+        raise failed
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _side_stream(device: torch.device) -> AbstractContextManager[object]:
-    """Where the items' work goes; it begins after everything that the caller has started."""
+    """Where the work goes; it begins after everything that the caller has started."""
     if device.type != "cuda":
         return nullcontext()
     stream = torch.cuda.Stream(device=device)

@@ -14,6 +14,7 @@ import torch
 TERMINAL = 0.1
 BASE_TOKENS, MAX_TOKENS = 1024, 4096
 BASE_SHIFT, MAX_SHIFT = 0.95, 2.05
+MOST_STEPS = 1000  # as many as the noise levels that LTX-2 was trained with have names
 FEW_STEP_GRID = 40
 FEW_STEP_TIMES = (1000, 909, 725, 421, 0)
 
@@ -24,8 +25,8 @@ def ltx2_sigmas(steps: int, tokens: int = MAX_TOKENS) -> tuple[float, ...]:
     Args:
         tokens: sequence length that sets the shift; OmniForcing leaves it at 4096.
     """
-    if steps < 1:
-        raise ValueError(f"steps is {steps}, expected at least 1")
+    if not 1 <= steps <= MOST_STEPS:
+        raise ValueError(f"steps is {steps}, expected 1 to {MOST_STEPS}")
     shift = BASE_SHIFT + (MAX_SHIFT - BASE_SHIFT) * (tokens - BASE_TOKENS) / (
         MAX_TOKENS - BASE_TOKENS
     )

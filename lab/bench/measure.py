@@ -15,11 +15,11 @@ from ...networks.execution import Execution
 from ...networks.fp8 import use_fp8
 from ...networks.transformer import text_keys
 from ...samplers.decode import StreamDecoder
-from ...samplers.live import ahead
+from ...samplers.live import behind
 from ...samplers.model import BareModel
 from ...samplers.rollout import Prompt, SamplerSettings, rollout
 from ...samplers.sigmas import few_step_sigmas
-from ...samplers.state import BlockLatents
+from ...samplers.state import BlockLatents, StreamState
 from .floor import Rates, block_work, measure_rates
 from .plain import plain_block
 from .setups import Setup
@@ -161,17 +161,22 @@ def _blocks(
         plan.sampler,
         execution=replace(plan.execution, watch=watch),
     )
-    if plan.overlap:
-        made = ahead(made, plan.device)
     video_memory = audio_memory = None
-    for index in range(plan.blocks):
-        start = now()
-        latents, _ = next(made)
+
+    def decode(item: tuple[BlockLatents, StreamState]) -> BlockLatents:
+        nonlocal video_memory, audio_memory
+        latents, _ = item
         if decoder is not None:
             with watch("video decode"):
                 _, video_memory = decoder.decode_video(latents.video, video_memory)
             with watch("audio decode"):
                 _, audio_memory = decoder.decode_audio(latents.audio, audio_memory)
+        return latents
+
+    decoded = behind(made, decode, plan.device) if plan.overlap else map(decode, made)
+    for index in range(plan.blocks):
+        start = now()
+        latents = next(decoded)
         span = since(start)
         first, last = setup.clock.frame_span(index)
         # While the next block is on its way its stages cannot be told apart from this one's.

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from ...model_loaders.bundle import Bundle
 from ...samplers.clock import Clock
 from ...samplers.decode import DecodedBlock, joined
-from ...samplers.live import decoded_live
-from ...samplers.rollout import SamplerSettings, Step, rollout
+from ...samplers.live import live_clip
+from ...samplers.rollout import SamplerSettings, Step
 from ...samplers.state import BlockLatents
 from ..world.render import render
 from ..world.scene import KINDS, Scene, caption, parse, sample_scene
@@ -127,8 +127,8 @@ def decoded_blocks(
     nothing = bundle.text_encoder.encode([""]) if sampler.guidance != 1 else None
     text = bundle.prompt_of(words, nothing)
     state = bundle.begin(tuple(seeds), window)
-    made = rollout(bundle, text, state, blocks, sampler, on_step=on_step)
-    for decoded, _ in decoded_live(made, bundle.decoder(), state):
+    made = live_clip(bundle, text, state, blocks, sampler, bundle.decoder(), on_step=on_step)
+    for decoded, _ in made:
         yield decoded
 
 

@@ -17,8 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
+from ... import shell
 from ...model_loaders.bundle import Bundle
 from ...samplers.rollout import SamplerSettings, Step
 from .clips import Clip, HeldOut, generate, held_out, through_codecs, true_clip
@@ -51,7 +51,7 @@ def generate_all(
     asked = [(prompt, 1000 * j + i) for j in range(seeds) for i, prompt in enumerate(prompts)]
     batches = [asked[i : i + batch] for i in range(0, len(asked), batch)]
     clips: list[Clip] = []
-    with tqdm(total=len(batches) * blocks * sampler.steps, unit="step") as bar:
+    with shell.progress(total=len(batches) * blocks * sampler.steps, unit="step") as bar:
 
         def progress(_: Step) -> None:
             bar.update()

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from ... import shell
 from ...model_loaders.bundle import Bundle
 from ...samplers.decode import DecodedBlock, joined
-from ...samplers.live import decoded_live
-from ...samplers.rollout import SamplerSettings, rollout
+from ...samplers.live import live_clip
+from ...samplers.rollout import SamplerSettings
 from .attributes import measure
 from .clips import HeldOut, as_arrays, held_out
 from .command import (
@@ -91,12 +91,12 @@ def run(
     """
     prompt = bundle.prompt(text, guided=sampler.guidance != 1)
     state = bundle.begin((seed,), window)
-    made = rollout(bundle, prompt, state, blocks + 1, sampler)
+    made = live_clip(bundle, prompt, state, blocks + 1, sampler, bundle.decoder())
     first: list[DecodedBlock] = []
     last: deque[DecodedBlock] = deque(maxlen=ENDS)
     costs = []
     clock, cpu = time.perf_counter(), time.process_time()
-    for decoded, _ in tqdm(decoded_live(made, bundle.decoder(), state), total=blocks + 1):
+    for decoded, _ in shell.progress(made, total=blocks + 1):
         now, cpu_now = time.perf_counter(), time.process_time()
         costs.append(BlockCost(now - clock, cpu_now - cpu, resident_mb(), peak_mb()))
         if len(first) < ENDS + 1:  # the prefix is one frame

@@ -20,8 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
+from ... import shell
 from ...model_loaders.bundle import Bundle, load_bundle, shipped_model_path
 from ...samplers.rollout import NonFiniteBlockError, Step
 from .command import write_json
@@ -202,7 +201,7 @@ def _make(plan: Plan, row: Row, reference: Reference) -> None:
     steps = batches * blocks * row.sampler.steps if row.sampler is not None else None
     began, cpu = time.perf_counter(), time.process_time()
     try:
-        with tqdm(total=steps, desc=row.label, unit="step", disable=None) as bar:
+        with shell.progress(total=steps, desc=row.label, unit="step", disable=None) as bar:
 
             def progress(_: Step) -> None:
                 bar.update()

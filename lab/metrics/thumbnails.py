@@ -11,15 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
-from torch import Tensor
+from PIL import Image
 
 from ...model_loaders.bundle import Bundle, load_bundle, shipped_model_path
+from ...samplers.contact_sheet import Look, outline, stacked, strip
 from ...samplers.decode import DecodedBlock, joined
 from ...samplers.noise import varied_seed
 from ...samplers.rollout import rollout, sampler_settings
@@ -93,31 +92,16 @@ def clip_of(bundle: Bundle, take: Take) -> DecodedBlock:
 def thumbnail(clips: list[DecodedBlock]) -> Image.Image:
     """Four frames of each clip with its sound: a square for one clip, a row each for several."""
     columns = 2 if len(clips) == 1 else FRAMES
-    cell = WIDTH // columns
-    rows = FRAMES // columns
-    height = rows * cell + WAVE
-    picture = Image.new("RGB", (WIDTH, height * len(clips)), PAPER)
-    for index, clip in enumerate(clips):
-        top = index * height
-        for place, frame in enumerate(_frames(clip.video[0], cell)):
-            picture.paste(frame, (place % columns * cell, top + place // columns * cell))
-        _draw_wave(ImageDraw.Draw(picture), clip.audio[0, 0].numpy(), top + rows * cell)
-    return picture
+    look = Look(columns, WIDTH // columns, WAVE, loudest=None, paper=PAPER, ink=INK)
 
+    def drawn(clip: DecodedBlock) -> Image.Image:
+        video = clip.video[0]
+        # Not the very first and last frames: streams begin still.
+        places = np.linspace(0, len(video) - 1, FRAMES + 2).round().astype(int)[1:-1]
+        frames = [(video[place] * 255).round().byte().numpy() for place in places]
+        return strip(frames, *outline(clip.audio[0, 0].numpy(), WIDTH), look)
 
-def _frames(video: Tensor, cell: int) -> Iterator[Image.Image]:
-    # Not the very first and last frames: streams begin still.
-    for index in np.linspace(0, len(video) - 1, FRAMES + 2).round().astype(int)[1:-1]:
-        frame = Image.fromarray((video[index] * 255).round().byte().numpy())
-        yield frame.resize((cell, cell), Image.Resampling.NEAREST)
-
-
-def _draw_wave(draw: ImageDraw.ImageDraw, sound: np.ndarray, top: int) -> None:
-    middle = top + WAVE / 2
-    loudest = max(float(np.abs(sound).max()), 1e-3)
-    for x, piece in enumerate(np.array_split(sound, WIDTH)):
-        reach = float(np.abs(piece).max()) / loudest * (WAVE / 2 - 4)
-        draw.line((x, middle - reach, x, middle + reach), fill=INK)
+    return stacked([drawn(clip) for clip in clips])
 
 
 def main() -> None:

@@ -16,6 +16,8 @@ from mutual_forcing.networks.vocoder import (
     VocoderConfig,
     noise_table,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 TINY = AudioCodecConfig(latent_channels=4, channels=8, encoder_dilations=(1, 2), pitch_features=12)
 
@@ -204,3 +206,31 @@ def test_training_reaches_amplitudes_and_encoder(codec: AudioCodec) -> None:
     grads = [p.grad for n, p in codec.named_parameters() if n.startswith("encoder_in")]
     assert all(g is not None and torch.isfinite(g).all() and g.abs().max() > 0 for g in grads)
     codec.zero_grad()
+
+
+class NoFloat64(TorchDispatchMode):
+    """A device without float64, as Apple's is: whatever is reckoned in it fails."""
+
+    def __torch_dispatch__(
+        self, function: object, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        made = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.lift_fresh.default:
+            return made  # numpy's own memory, which the host holds
+        for value in tree_leaves((args, kwargs, made)):
+            if isinstance(value, torch.Tensor) and value.dtype == torch.float64:
+                raise TypeError(f"{function} has float64, which this device lacks")
+        return made
+
+
+@torch.no_grad()
+def test_sound_is_made_and_read_on_a_device_without_float64(codec: AudioCodec) -> None:
+    z = latents(30)
+    whole, _ = codec.decode(z)
+    with NoFloat64():
+        with pytest.raises(TypeError, match="lacks"):
+            z.double()
+        first, state = codec.decode(z[:, :11])
+        rest, _ = codec.decode(z[:, 11:], state)
+        codec.encode(whole)
+    torch.testing.assert_close(torch.cat([first, rest], dim=1), whole, atol=5e-5, rtol=0)

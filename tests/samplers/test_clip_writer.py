@@ -137,7 +137,8 @@ def test_a_disk_that_is_really_full_is_told() -> None:
 def test_a_short_write_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A raw write may take only a part of what it is given."""
     path = tmp_path / "f"
-    with clip_writer._File(path, "wb") as file:
+    with clip_writer._File(path) as file:
+        file.begin()
         data = bytes(range(256)) * 100
         assert file.write(data) == len(data)
     assert path.read_bytes() == data

@@ -8,14 +8,17 @@ from collections.abc import Iterator
 import pytest
 import torch
 from mutual_forcing.model_loaders.bundle import Bundle
-from mutual_forcing.samplers.live import ahead, decoded_live
+from mutual_forcing.samplers.decode import DecodedBlock
+from mutual_forcing.samplers.live import Use, behind, decoded_live
 from mutual_forcing.samplers.rollout import Step, rollout, sampler_settings
 from mutual_forcing.samplers.state import StreamState
 
 CPU = torch.device("cpu")
 
 
-def live(bundle: Bundle, before: StreamState, overlap: bool, **options: object) -> Iterator:
+def live(
+    bundle: Bundle, before: StreamState, overlap: bool, use: Use | None = None, **options: object
+) -> Iterator:
     made = rollout(
         bundle,
         bundle.prompt("red ball"),
@@ -24,7 +27,7 @@ def live(bundle: Bundle, before: StreamState, overlap: bool, **options: object) 
         sampler_settings("few", 1),
         **options,
     )
-    return decoded_live(made, bundle.decoder(), before, overlap=overlap)
+    return decoded_live(made, bundle.decoder(), before, use, overlap=overlap)
 
 
 def test_overlapped_decoding_gives_the_same_blocks(bundle: Bundle) -> None:
@@ -36,7 +39,7 @@ def test_overlapped_decoding_gives_the_same_blocks(bundle: Bundle) -> None:
         assert after.next_block == state.next_block
 
 
-def test_an_item_is_made_while_the_one_before_is_in_use_and_no_further_ahead() -> None:
+def test_an_item_is_made_while_the_one_before_is_worked_on_and_no_further_ahead() -> None:
     begun = [threading.Event() for _ in range(5)]
 
     def make() -> Iterator[int]:
@@ -44,10 +47,30 @@ def test_an_item_is_made_while_the_one_before_is_in_use_and_no_further_ahead() -
             event.set()
             yield index
 
-    for index in ahead(make(), CPU):
+    def work(index: int) -> int:
         if index + 1 < len(begun):
             assert begun[index + 1].wait(timeout=5)
         assert not any(event.is_set() for event in begun[index + 2 :])
+        return 2 * index
+
+    assert list(behind(make(), work, CPU)) == [0, 2, 4, 6, 8]
+
+
+def test_a_block_is_used_before_the_next_one_is_there(bundle: Bundle) -> None:
+    """A preview that waited for the next block would come a block late."""
+    used, begun = [], bundle.begin()
+    shown = threading.Event()
+
+    def on_step(step: Step) -> None:
+        if step.block == 1:
+            assert shown.wait(timeout=5)
+
+    def use(decoded: DecodedBlock, state: StreamState) -> None:
+        used.append(state.next_block)
+        shown.set()
+
+    blocks = list(live(bundle, begun, True, use, on_step=on_step))
+    assert used == [state.next_block for _, state in blocks] == [1, 2, 3, 4]
 
 
 def test_an_interrupt_while_sampling_comes_after_all_that_was_finished(bundle: Bundle) -> None:
@@ -64,7 +87,7 @@ def test_an_interrupt_while_sampling_comes_after_all_that_was_finished(bundle: B
     assert all(torch.equal(a.video, b.video) for a, b in zip(kept, whole, strict=False))
 
 
-def test_an_error_of_the_consumer_stops_the_maker() -> None:
+def test_an_error_in_the_work_stops_the_maker() -> None:
     made = []
 
     def make() -> Iterator[int]:
@@ -72,24 +95,23 @@ def test_an_error_of_the_consumer_stops_the_maker() -> None:
             made.append(index)
             yield index
 
-    def use() -> None:
-        for _ in ahead(make(), CPU):
-            raise OSError("the disk is full")
+    def work(index: int) -> None:
+        raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="disk is full"):
-        use()
+        list(behind(make(), work, CPU))
     assert len(made) <= 2
-    assert not any(thread.name.startswith("rollout") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("decode") for thread in threading.enumerate())
 
 
-def test_the_makers_thread_keeps_its_callers_mode() -> None:
+def test_the_workers_thread_keeps_its_callers_mode() -> None:
     """ComfyUI runs nodes in inference mode, and its tensors refuse to be changed outside of it."""
 
-    def make() -> Iterator[torch.Tensor]:
-        yield torch.ones(1)
+    def work(_: int) -> torch.Tensor:
+        return torch.ones(1)
 
     with torch.inference_mode():
-        (found,) = ahead(make(), CPU)
+        (found,) = behind(iter([1]), work, CPU)
     assert found.is_inference()
-    (found,) = ahead(make(), CPU)
+    (found,) = behind(iter([1]), work, CPU)
     assert not found.is_inference()
