@@ -30,7 +30,7 @@ from ..model_loaders.containers import REMEDY, Checkpoint, some
 from ..model_loaders.generator import CONNECTORS, QUANTISED, STEP_SIZE, Generator, assemble
 from ..model_loaders.ltx2 import SINKS, Preset
 from ..networks.config import TransformerConfig
-from ..networks.modulation import TimestepEmbedder
+from ..networks.timestep import TimestepEmbedder
 from ..samplers.tensor_file import TensorFileError
 from .comfy import FOLDER, HostModel, attention_kernel, files_in_model_folders
 from .ltx2_model import LTX2Model, stock_config

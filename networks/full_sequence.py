@@ -22,8 +22,9 @@ from .attention import AttentionKernel
 from .config import TransformerConfig
 from .kernels import PLAIN, Kernels
 from .layer import FreshKeys, Masks, Pass, TextKeys
-from .modulation import modulation
+from .modulation import TokenModulation
 from .rope import RopeTable, StreamTables, stream_tables
+from .timestep import timestep_embedding
 from .transformer import patch_audio, patch_video, run_layers
 
 
@@ -69,7 +70,7 @@ class SequencePlan:
     which nobody would look at.
 
     Attributes:
-        video_group, audio_group: (n,) row of each token in the modulation: 0 for the clean copy,
+        video_group, audio_group: (n,) each token's group in the modulation: 0 for the clean copy,
             then one per block and copy. Sinks belong to block 0.
         video_clean, audio_clean: tokens of the clean copy.
     """
@@ -229,14 +230,13 @@ def causal_forward(
         video_groups = torch.arange(frames, device=video.device).repeat_interleave(height * width)
         audio_places = torch.arange(audio.shape[1] + sinks, device=audio.device)
         audio_groups = (audio_places - sinks).clamp(min=0)
+    embedding = timestep_embedding(model, video_sigma, audio_sigma, step_size, video.dtype)
     run = Pass(
-        modulation(model, config, video_sigma, audio_sigma, step_size, video.dtype),
+        TokenModulation(model, embedding, video_groups, audio_groups),
         text,
         tables,
         (FreshKeys(),) * config.num_layers,
         masks,
-        video_groups,
-        audio_groups,
         kernels,
     )
     video_out, audio_out = run_layers(
@@ -288,21 +288,20 @@ def history_forward(
 
     with_video, with_audio = clean[0] is not None, clean[1] is not None
     sigmas = with_clean(sigma)
+    embedding = timestep_embedding(
+        model,
+        sigmas if with_video else None,
+        sigmas if with_audio else None,
+        None if step_size is None else with_clean(step_size),
+        like.dtype,
+    )
+    groups = plan.video_group.to(sigma.device), plan.audio_group.to(sigma.device)
     run = Pass(
-        modulation(
-            model,
-            config,
-            sigmas if with_video else None,
-            sigmas if with_audio else None,
-            None if step_size is None else with_clean(step_size),
-            like.dtype,
-        ),
+        TokenModulation(model, embedding, *groups),
         text,
         tables,
         (FreshKeys(),) * config.num_layers,
         masks,
-        plan.video_group.to(sigma.device),
-        plan.audio_group.to(sigma.device),
     )
     video = audio = None
     if with_video:

@@ -23,9 +23,9 @@ def _norm(x: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],), eps=eps)
 
 
-def modulate(x: Tensor, factor: Tensor, shift: Tensor, eps: float) -> Tensor:
-    """Normalised, scaled and shifted: N(x) * factor + shift; (b, n, c)."""
-    return torch.addcmul(shift, _norm(x, eps), factor)
+def modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """Adaptive layer norm of x (b, n, c): N(x) * scale + shift; the scale has its 1 added."""
+    return torch.addcmul(shift, _norm(x, eps), scale)
 
 
 def add_norm(x: Tensor, gate: Tensor, out: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -35,19 +35,19 @@ def add_norm(x: Tensor, gate: Tensor, out: Tensor, eps: float) -> tuple[Tensor, 
 
 
 def add_modulate(
-    x: Tensor, gate: Tensor, out: Tensor, factor: Tensor, shift: Tensor, eps: float
+    x: Tensor, gate: Tensor, out: Tensor, scale: Tensor, shift: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """The stream x + gate * out, and the same modulated."""
     x = torch.addcmul(x, gate, out)
-    return x, modulate(x, factor, shift, eps)
+    return x, modulate(x, scale, shift, eps)
 
 
 def add_modulate_twice(
     x: Tensor,
     out: Tensor,
-    factor: Tensor,
+    scale: Tensor,
     shift: Tensor,
-    other_factor: Tensor,
+    other_scale: Tensor,
     other_shift: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,8 +56,8 @@ def add_modulate_twice(
     normed = _norm(x, eps)
     return (
         x,
-        torch.addcmul(shift, normed, factor),
-        torch.addcmul(other_shift, normed, other_factor),
+        torch.addcmul(shift, normed, scale),
+        torch.addcmul(other_shift, normed, other_scale),
     )
 
 

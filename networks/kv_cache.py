@@ -24,7 +24,7 @@ from .execution import EAGER, Tensors, Workspace
 from .kernels import Kernels
 from .lanes import ONE_LANE
 from .layer import Pass, TextKeys
-from .modulation import Modulation
+from .modulation import Modulation, SharedModulation
 from .rope import RopeTable, StreamTables
 from .transformer import patch_audio, patch_video, run_layers, write_keys
 
@@ -239,20 +239,15 @@ class OpenBlock:
         audio: Tensor,
         text: TextKeys,
         modulation: Modulation,
-        video_groups: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Velocity of noisy latents: video (b, c, f, h, w) and audio (b, s, c), same shapes out.
-
-        `video_groups` (n,) names each video token's row in a modulation of several; None = all
-        share one.
-        """
+        """Velocity of noisy latents: video (b, c, f, h, w) and audio (b, s, c), same shapes out."""
 
         def denoise(video: Tensor, audio: Tensor, run: Pass) -> Tensors:
             return run_layers(self.model, video, audio, run)
 
         with self.workspace.watch("denoise"):
             video_tokens, audio_tokens = self._run(
-                "denoise", denoise, video, audio, text, modulation, video_groups
+                "denoise", denoise, video, audio, text, modulation
             )
         sinks = self.model.config.num_audio_sink_tokens if self.is_prefix else 0
         frames = video.shape[2]
@@ -301,29 +296,26 @@ class OpenBlock:
         audio: Tensor,
         text: TextKeys,
         modulation: Modulation,
-        video_groups: Tensor | None = None,
     ) -> Tensors:
-        packed = modulation.packed
+        shared = isinstance(modulation, SharedModulation)
 
         def whole(video: Tensor, audio: Tensor, *flat: Tensor) -> Tensors:
-            levels = Modulation(None, None, packed.at(*flat)) if flat else modulation
             run = Pass(
-                levels,
+                modulation.at(*flat) if shared else modulation,
                 text,
                 self.tables,
                 self.stores,
-                video_groups=video_groups,
                 kernels=self.workspace.kernels,
-                # Unpacked rows would be made on one lane and read on the other.
-                lanes=self.workspace.lanes if packed else ONE_LANE,
+                # What is made layer by layer would be made on one lane and read on the other.
+                lanes=self.workspace.lanes if shared else ONE_LANE,
             )
             patched = patch_audio(self.model, audio, with_sinks=self.is_prefix)
             return function(patch_video(self.model, video), patched, run)
 
         tokens = _plain(rearrange(video, "b c f h w -> b (f h w) c")), _plain(audio)
-        if packed is None:
+        if not shared:
             return whole(*tokens)
-        return self.workspace.run(name, self.is_full, text, whole, *tokens, packed.flat)
+        return self.workspace.run(name, self.is_full, text, whole, *tokens, modulation.flat)
 
 
 def _plain(tokens: Tensor) -> Tensor:

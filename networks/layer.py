@@ -21,9 +21,8 @@ from .attention import KeyPattern, KeyValueStore, attend, keys_values
 from .config import TransformerConfig
 from .kernels import PLAIN, Kernels
 from .lanes import ONE_LANE, Lanes
-from .modulation import Modulation
+from .modulation import ModalityModulation, Modulation
 from .rope import RopeTable, StreamTables, rotate
-from .rows import HeadRows, LayerRows, StreamRows, head_rows, layer_rows
 
 
 class TextKeys(NamedTuple):
@@ -65,8 +64,7 @@ class FreshKeys:
 class Pass:
     """Everything that a pass over the layers needs besides the tokens themselves.
 
-    `video_groups` / `audio_groups` (n,) name each token's row in the modulation; None = all share
-    row 0. `stores` holds one key-value store per layer.
+    `stores` holds one key-value store per layer.
     """
 
     modulation: Modulation
@@ -74,29 +72,12 @@ class Pass:
     tables: StreamTables
     stores: tuple[KeyValueStore, ...]
     masks: Masks = NOTHING_HIDDEN
-    video_groups: Tensor | None = None
-    audio_groups: Tensor | None = None
     kernels: Kernels = PLAIN
     lanes: Lanes = ONE_LANE
 
-    def layer_rows(self, model: nn.Module, index: int) -> LayerRows:
-        """What this layer's tokens are modulated with."""
-        packed = self.modulation.packed
-        if packed is not None:
-            return packed.layers[index]
-        block = model.transformer_blocks[index]
-        return layer_rows(block, self.modulation, self.video_groups, self.audio_groups)
-
-    def head_rows(self, model: nn.Module) -> HeadRows:
-        """What the heads' tokens are modulated with."""
-        packed = self.modulation.packed
-        if packed is not None:
-            return packed.head
-        return head_rows(model, self.modulation, self.video_groups, self.audio_groups)
-
 
 class _Side(NamedTuple):
-    """One stream's part of a layer: its modules, tables, masks and rows."""
+    """One modality's part of a layer: its modules, tables, masks and modulation."""
 
     path: str
     heads: int
@@ -110,10 +91,12 @@ class _Side(NamedTuple):
     outgoing: nn.Module
     rope: RopeTable
     cross_rope: RopeTable
-    rows: StreamRows
+    modulation: ModalityModulation
 
 
-def _video_side(config: TransformerConfig, block: nn.Module, run: Pass, rows: StreamRows) -> _Side:
+def _video_side(
+    config: TransformerConfig, block: nn.Module, run: Pass, modulation: ModalityModulation
+) -> _Side:
     return _Side(
         path="video",
         heads=config.num_attention_heads,
@@ -127,11 +110,13 @@ def _video_side(config: TransformerConfig, block: nn.Module, run: Pass, rows: St
         outgoing=block.video_to_audio_attn,
         rope=run.tables.video,
         cross_rope=run.tables.cross_video,
-        rows=rows,
+        modulation=modulation,
     )
 
 
-def _audio_side(config: TransformerConfig, block: nn.Module, run: Pass, rows: StreamRows) -> _Side:
+def _audio_side(
+    config: TransformerConfig, block: nn.Module, run: Pass, modulation: ModalityModulation
+) -> _Side:
     return _Side(
         path="audio",
         heads=config.audio_num_attention_heads,
@@ -145,7 +130,7 @@ def _audio_side(config: TransformerConfig, block: nn.Module, run: Pass, rows: St
         outgoing=block.audio_to_video_attn,
         rope=run.tables.audio,
         cross_rope=run.tables.cross_audio,
-        rows=rows,
+        modulation=modulation,
     )
 
 
@@ -165,8 +150,13 @@ def _until_meeting(
     model: nn.Module, index: int, x: Tensor, side: _Side, run: Pass, both: bool
 ) -> _Meeting:
     """Own attention and text attention, then query and keys for the other stream."""
-    rows, kernels, store, eps = side.rows, run.kernels, run.stores[index], model.config.norm_eps
-    hidden = kernels.modulate(x, rows.own_factor, rows.own_shift, eps)
+    mod, kernels, store, eps = (
+        side.modulation,
+        run.kernels,
+        run.stores[index],
+        model.config.norm_eps,
+    )
+    hidden = kernels.modulate(x, mod.attn_scale, mod.attn_shift, eps)
     own = attend(
         side.own,
         hidden,
@@ -177,13 +167,13 @@ def _until_meeting(
         mask=getattr(run.masks, side.path),
         rotate=kernels.rotate,
     )
-    x, hidden = kernels.add_norm(x, rows.own_gate, own, eps)
+    x, hidden = kernels.add_norm(x, mod.attn_gate, own, eps)
     text = getattr(run.text, side.path)[index]
     from_text = attend(side.text, hidden, side.heads, model.kernel, key_values=text)
     if not both:
         return _Meeting(x + from_text)
     x, query, shown = kernels.add_modulate_twice(
-        x, from_text, rows.query_factor, rows.query_shift, rows.key_factor, rows.key_shift, eps
+        x, from_text, mod.query_scale, mod.query_shift, mod.key_scale, mod.key_shift, eps
     )
     keys = keys_values(side.outgoing, shown, side.cross_heads)
     return _Meeting(x, query, store.extend(side.outgoing_path, *keys, side.cross_rope))
@@ -197,10 +187,10 @@ def _after_meeting(
     run: Pass,
 ) -> Tensor:
     """Attention to the other stream's keys and values (`seen`), then the feed-forward."""
-    rows, kernels, eps = side.rows, run.kernels, model.config.norm_eps
+    mod, kernels, eps = side.modulation, run.kernels, model.config.norm_eps
     if seen is None:
         x = meeting.x
-        hidden = kernels.modulate(x, rows.ff_factor, rows.ff_shift, eps)
+        hidden = kernels.modulate(x, mod.ff_scale, mod.ff_shift, eps)
     else:
         other = attend(
             side.incoming,
@@ -213,10 +203,10 @@ def _after_meeting(
             rotate=kernels.rotate,
         )
         x, hidden = kernels.add_modulate(
-            meeting.x, rows.cross_gate, other, rows.ff_factor, rows.ff_shift, eps
+            meeting.x, mod.cross_gate, other, mod.ff_scale, mod.ff_shift, eps
         )
     net = side.feed_forward.net
-    return torch.addcmul(x, rows.ff_gate, net[2](F.gelu(net[0].proj(hidden), approximate="tanh")))
+    return torch.addcmul(x, mod.ff_gate, net[2](F.gelu(net[0].proj(hidden), approximate="tanh")))
 
 
 def run_layer(
@@ -233,16 +223,20 @@ def run_layer(
     `keys_only` stops when all keys and values are in the store: nothing after it would be looked
     at.
     """
-    block, rows, lanes = model.transformer_blocks[index], run.layer_rows(model, index), run.lanes
+    block, lanes, modulation = (
+        model.transformer_blocks[index],
+        run.lanes,
+        run.modulation.layer(index),
+    )
     both = video is not None and audio is not None
     video_side = video_keys = audio_side = audio_keys = None
     if audio is not None:
-        audio_side = _audio_side(model.config, block, run, rows.audio)
+        audio_side = _audio_side(model.config, block, run, modulation.audio)
         with lanes.audio():
             hearing = _until_meeting(model, index, audio, audio_side, run, both)
         audio, audio_keys = hearing.x, hearing.keys
     if video is not None:
-        video_side = _video_side(model.config, block, run, rows.video)
+        video_side = _video_side(model.config, block, run, modulation.video)
         seeing = _until_meeting(model, index, video, video_side, run, both)
         video, video_keys = seeing.x, seeing.keys
     if keys_only:

@@ -1,145 +1,197 @@
-"""Noise level and mode to scale, shift and gate (AdaLN-single), computed once per sigma.
+"""Adaptive layer norm: what every layer scales, shifts and gates its tokens with.
 
-b batch, g groups of tokens that share one sigma, k rows of a table, c channels.
-Six embedders feed the two streams and the cross-modal attentions (docs/omniforcing.md, section 1).
-Mutual Forcing's mode enters here: the step size d (0 = multi-step mode, > 0 = few-step mode) has an
-embedding whose last layer starts at zero, added in every one of the six (docs/mutual_forcing.md,
-section 3.2).
+b batch, n tokens of one modality, g groups of tokens with one sigma, k vectors of a table,
+c channels.
+A layer's modulation is its own tables plus the noise level's embedding. In training it is made
+layer by layer and spread over tokens (`TokenModulation`). While a block is denoised all tokens
+share one sigma and a schedule has few of them, so it is made once per sigma for all layers
+(`SharedModulation`), in one flat tensor that a captured graph can take as its input.
+Order of the tables' vectors: docs/omniforcing.md, section 1.
 """
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
-from .config import TransformerConfig
-
-if TYPE_CHECKING:
-    from .rows import PackedRows
-
-SINUSOID_DIM = 256
+from .timestep import ModalityEmbedding, TimestepEmbedding
 
 
-def sinusoid(t: Tensor) -> Tensor:
-    """Features [cos, sin] of times (...,), (..., 256) float32."""
-    half = SINUSOID_DIM // 2
-    frequencies = torch.exp(
-        -math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half
-    )
-    angles = t.float()[..., None] * frequencies
-    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+class ModalityModulation(NamedTuple):
+    """One modality in one layer; each (b, n or 1, c). Scales have their 1 added already.
 
-
-class TimestepEmbedder(nn.Module):
-    """Sinusoid -> Linear -> SiLU -> Linear."""
-
-    def __init__(self, dim: int, operations: object, dtype: object, device: object) -> None:
-        super().__init__()
-        self.linear_1 = operations.Linear(SINUSOID_DIM, dim, dtype=dtype, device=device)
-        self.linear_2 = operations.Linear(dim, dim, dtype=dtype, device=device)
-
-
-class AdaLNSingle(nn.Module):
-    """One embedder: a time gives `rows` vectors of width `dim`."""
-
-    def __init__(
-        self,
-        dim: int,
-        rows: int,
-        step_size: bool,
-        operations: object,
-        dtype: object,
-        device: object,
-    ) -> None:
-        super().__init__()
-        self.emb = nn.Module()
-        self.emb.timestep_embedder = TimestepEmbedder(dim, operations, dtype, device)
-        if step_size:
-            self.emb.step_size_embedder = TimestepEmbedder(dim, operations, dtype, device)
-        self.linear = operations.Linear(dim, rows * dim, dtype=dtype, device=device)
-
-
-def adaln(
-    module: nn.Module, time: Tensor, step: Tensor | None, rows: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Coefficients (b, g, rows, c) and embedding (b, g, c) of times and step sizes (b, g)."""
-
-    def embed(embedder: nn.Module, t: Tensor) -> Tensor:
-        return embedder.linear_2(F.silu(embedder.linear_1(sinusoid(t).to(dtype))))
-
-    embedded = embed(module.emb.timestep_embedder, time)
-    if step is not None and hasattr(module.emb, "step_size_embedder"):
-        embedded = embedded + embed(module.emb.step_size_embedder, step)
-    return rearrange(module.linear(F.silu(embedded)), "b g (k c) -> b g k c", k=rows), embedded
-
-
-class StreamModulation(NamedTuple):
-    """What one stream's tokens are modulated with, before the blocks' own tables are added."""
-
-    own: Tensor  # (b, g, 6, c): shift, scale, gate of attention, then of the feed-forward
-    cross: Tensor  # (b, g, 4, c): scale, shift of A2V, then of V2A
-    gate: Tensor  # (b, g, 1, c): gate of what the other stream adds to this one
-    embedded: Tensor  # (b, g, c): for the output head
-
-
-class Modulation(NamedTuple):
-    """Both streams' modulation for one pass; either may be None when its stream is not run.
-
-    `packed`, where given, holds what every layer makes of the two, so that no layer needs to.
+    Self-attention and feed-forward are the modality's own; towards the other one it is the query
+    once (and gates what comes in) and the key once. The cross-modal ones are None where a modality
+    runs alone.
     """
 
-    video: StreamModulation | None
-    audio: StreamModulation | None
-    packed: PackedRows | None = None
+    attn_scale: Tensor
+    attn_shift: Tensor
+    attn_gate: Tensor
+    ff_scale: Tensor
+    ff_shift: Tensor
+    ff_gate: Tensor
+    query_scale: Tensor | None = None
+    query_shift: Tensor | None = None
+    key_scale: Tensor | None = None
+    key_shift: Tensor | None = None
+    cross_gate: Tensor | None = None
 
 
-def modulation(
-    model: nn.Module,
-    config: TransformerConfig,
-    video_sigma: Tensor | None,
-    audio_sigma: Tensor | None,
-    step_size: Tensor | None,
-    dtype: torch.dtype,
-) -> Modulation:
-    """Modulation of noise levels (b, g) per modality, with step sizes (b, g) or None (0).
+class LayerModulation(NamedTuple):
+    """Both modalities in one layer; None for one that is not run."""
 
-    Each gate of the cross-modal attentions is fed by the sigma of the stream that it adds to.
+    video: ModalityModulation | None
+    audio: ModalityModulation | None
+
+
+class HeadModulation(NamedTuple):
+    """(scale, shift) of each modality's head; None for one that is not run."""
+
+    video: tuple[Tensor, Tensor] | None
+    audio: tuple[Tensor, Tensor] | None
+
+
+class Modulation(Protocol):
+    """The modulation of a whole pass."""
+
+    def layer(self, index: int) -> LayerModulation:
+        """Of one layer."""
+        ...
+
+    @property
+    def head(self) -> HeadModulation:
+        """Of both heads."""
+        ...
+
+
+@dataclass(frozen=True)
+class TokenModulation:
+    """Tokens of several noise levels: made for a layer when it is its turn, and not kept.
+
+    `video_groups` / `audio_groups` (n,) name each token's group in the embedding; None = all are of
+    group 0.
     """
-    scale = config.timestep_scale_multiplier
-    gate_scale = scale * config.av_ca_timestep_scale_multiplier / 1000.0
 
-    def stream(
-        sigma: Tensor, own: nn.Module, cross: nn.Module, gate: nn.Module
-    ) -> StreamModulation:
-        step = None
-        if config.step_size_embedding:
-            step = torch.zeros_like(sigma) if step_size is None else step_size.expand_as(sigma)
-            step = step * scale
-        coefficients, embedded = adaln(own, sigma * scale, step, 6, dtype)
-        crossed, _ = adaln(cross, sigma * scale, step, 4, dtype)
-        gated, _ = adaln(gate, sigma * gate_scale, step, 1, dtype)
-        return StreamModulation(coefficients, crossed, gated, embedded)
+    model: nn.Module
+    embedding: TimestepEmbedding
+    video_groups: Tensor | None = None
+    audio_groups: Tensor | None = None
 
-    return Modulation(
-        None
-        if video_sigma is None
-        else stream(
-            video_sigma,
-            model.adaln_single,
-            model.av_ca_video_scale_shift_adaln_single,
-            model.av_ca_a2v_gate_adaln_single,
-        ),
-        None
-        if audio_sigma is None
-        else stream(
-            audio_sigma,
-            model.audio_adaln_single,
-            model.av_ca_audio_scale_shift_adaln_single,
-            model.av_ca_v2a_gate_adaln_single,
-        ),
-    )
+    def layer(self, index: int) -> LayerModulation:
+        """Of one layer."""
+        video, audio = self.embedding
+        block = self.model.transformer_blocks[index]
+        both = video is not None and audio is not None
+        video_cross = block.scale_shift_table_a2v_ca_video if both else None
+        audio_cross = block.scale_shift_table_a2v_ca_audio if both else None
+        tables = block.scale_shift_table, block.audio_scale_shift_table
+        return LayerModulation(
+            None
+            if video is None
+            else _modality(tables[0], video_cross, video, self.video_groups, True),
+            None
+            if audio is None
+            else _modality(tables[1], audio_cross, audio, self.audio_groups, False),
+        )
+
+    @property
+    def head(self) -> HeadModulation:
+        """Of both heads."""
+
+        def one(
+            table: Tensor, embedding: ModalityEmbedding | None, groups: Tensor | None
+        ) -> tuple[Tensor, Tensor] | None:
+            if embedding is None:
+                return None
+            shift, scale = _spread(table, embedding.head[:, :, None], groups)
+            return 1 + scale, shift
+
+        return HeadModulation(
+            one(self.model.scale_shift_table, self.embedding.video, self.video_groups),
+            one(self.model.audio_scale_shift_table, self.embedding.audio, self.audio_groups),
+        )
+
+
+def _spread(table: Tensor, values: Tensor, groups: Tensor | None) -> tuple[Tensor, ...]:
+    """A table (k, c) plus values (b, g, k, c), spread over tokens: k tensors (b, n or 1, c)."""
+    vectors = table.to(values) + values
+    if groups is not None:
+        # A product with a one-hot matrix: the same vectors, but its backward is one product as
+        # well, where that of an index is a slow scatter.
+        chosen = F.one_hot(groups, vectors.shape[1]).to(vectors)
+        return torch.einsum("ng,bgkc->kbnc", chosen, vectors).unbind(dim=0)
+    return vectors.unbind(dim=2)
+
+
+def _modality(
+    own: Tensor,
+    cross: Tensor | None,
+    embedding: ModalityEmbedding,
+    groups: Tensor | None,
+    is_video: bool,
+) -> ModalityModulation:
+    """From a modality's own table (6, c) and, where both are run, its cross-modal one (5, c)."""
+    shift, scale, gate, ff_shift, ff_scale, ff_gate = _spread(own, embedding.own, groups)
+    alone = ModalityModulation(1 + scale, shift, gate, 1 + ff_scale, ff_shift, ff_gate)
+    if cross is None:
+        return alone
+    a2v_scale, a2v_shift, v2a_scale, v2a_shift = _spread(cross[:4], embedding.cross, groups)
+    (cross_gate,) = _spread(cross[4:], embedding.gate, groups)
+    to_video, to_audio = (1 + a2v_scale, a2v_shift), (1 + v2a_scale, v2a_shift)
+    query, key = (to_video, to_audio) if is_video else (to_audio, to_video)
+    return ModalityModulation(*alone[:6], *query, *key, cross_gate)
+
+
+class SharedModulation(NamedTuple):
+    """One noise level that all tokens of both modalities share.
+
+    Attributes:
+        flat: (b, all of it) one after the other; the rest are views of it.
+    """
+
+    flat: Tensor
+    layers: tuple[LayerModulation, ...]
+    head: HeadModulation
+
+    def layer(self, index: int) -> LayerModulation:
+        """Of one layer."""
+        return self.layers[index]
+
+    def at(self, flat: Tensor) -> SharedModulation:
+        """The same with the numbers of another flat tensor."""
+        return self if flat is self.flat else _views(flat, self.layers, self.head)
+
+
+def shared_modulation(model: nn.Module, embedding: TimestepEmbedding) -> SharedModulation:
+    """Every layer's modulation at an embedding of one group; both modalities must be in it."""
+    apart = TokenModulation(model, embedding)
+    layers = tuple(apart.layer(index) for index in range(len(model.transformer_blocks)))
+    flat = torch.cat([vector[:, 0] for vector in _vectors(layers, apart.head)], dim=1)
+    return _views(flat, layers, apart.head)
+
+
+def _vectors(layers: tuple[LayerModulation, ...], head: HeadModulation) -> Iterator[Tensor]:
+    for modalities in (*layers, head):
+        for modality in modalities:
+            yield from modality
+
+
+def _views(
+    flat: Tensor, layers: tuple[LayerModulation, ...], head: HeadModulation
+) -> SharedModulation:
+    """Vectors of the widths of these, cut from a flat tensor."""
+    widths = [vector.shape[-1] for vector in _vectors(layers, head)]
+    cuts = iter(flat[:, None].split(widths, dim=-1))
+
+    def modality() -> ModalityModulation:
+        return ModalityModulation(*(next(cuts) for _ in ModalityModulation._fields))
+
+    cut_layers = tuple(LayerModulation(modality(), modality()) for _ in layers)
+    cut_head = HeadModulation((next(cuts), next(cuts)), (next(cuts), next(cuts)))
+    return SharedModulation(flat, cut_layers, cut_head)

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from .attention import Attention, AttentionKernel, keys_values, sdpa
 from .config import TransformerConfig
 from .layer import Pass, TextKeys, run_layer
-from .modulation import AdaLNSingle
+from .timestep import AdaLNSingle
 
 
 class TextProjection(nn.Module):
@@ -120,8 +120,8 @@ class CausalAVTransformer(nn.Module):
         self.patchify_proj = operations.Linear(config.in_channels, video, **kwargs)
         self.audio_patchify_proj = operations.Linear(config.audio_in_channels, audio, **kwargs)
 
-        def embedder(dim: int, rows: int) -> AdaLNSingle:
-            return AdaLNSingle(dim, rows, config.step_size_embedding, operations, dtype, device)
+        def embedder(dim: int, count: int) -> AdaLNSingle:
+            return AdaLNSingle(dim, count, config.step_size_embedding, operations, dtype, device)
 
         self.adaln_single = embedder(video, 6)
         self.audio_adaln_single = embedder(audio, 6)
@@ -169,10 +169,10 @@ def text_keys(model: nn.Module, video_context: Tensor, audio_context: Tensor) ->
     )
 
 
-def _head(projection: nn.Module, rows: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
+def _head(projection: nn.Module, modulation: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
     """Tokens (b, n, c) to velocity (b, n, channels)."""
-    factor, shift = rows
-    return projection(torch.addcmul(shift, F.layer_norm(x, (x.shape[-1],), eps=1e-6), factor))
+    scale, shift = modulation
+    return projection(torch.addcmul(shift, F.layer_norm(x, (x.shape[-1],), eps=1e-6), scale))
 
 
 def run_layers(
@@ -195,12 +195,12 @@ def run_layers(
     run.lanes.fork(audio)
     for index in range(len(model.transformer_blocks)):
         video, audio = layer(model, index, video, audio, run)
-    rows = run.head_rows(model)
+    modulation = run.modulation.head
     if audio is not None:
         with run.lanes.audio():
-            audio = _head(model.audio_proj_out, rows.audio, audio)
+            audio = _head(model.audio_proj_out, modulation.audio, audio)
     if video is not None:
-        video = _head(model.proj_out, rows.video, video)
+        video = _head(model.proj_out, modulation.video, video)
     run.lanes.join(audio)
     return video, audio
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from ..networks.execution import EAGER, Execution, Workspace, sent
 from ..networks.kv_cache import OpenBlock, RollingCache
 from ..networks.layer import TextKeys
-from ..networks.modulation import Modulation, modulation
-from ..networks.rows import packed_rows
+from ..networks.modulation import Modulation, TokenModulation, shared_modulation
+from ..networks.timestep import TimestepEmbedding, timestep_embedding
 from .model import StreamModel
 from .noise import NoiseSource, noise_of
 from .sigmas import few_step_sigmas, ltx2_sigmas
@@ -133,24 +133,31 @@ def new_stream(model: StreamModel, settings: StreamSettings) -> StreamState:
 
 
 class SigmaConstants:
-    """Modulations, computed once per sigma and step size."""
+    """What the network makes of a noise level and step size, computed once for each."""
 
     def __init__(self, model: nn.Module, like: Tensor) -> None:
         self.model, self.like = model, like
-        self.known: dict[tuple[float, float], Modulation] = {}
+        self._embeddings: dict[tuple[float, float], TimestepEmbedding] = {}
+        self._modulations: dict[tuple[float, float], Modulation] = {}
 
-    def at(self, sigma: float, step_size: float = 0.0) -> Modulation:
-        """The modulation of one noise level for all tokens; step size 0 is multi-step mode."""
-        if (sigma, step_size) not in self.known:
+    def embedding(self, sigma: float, step_size: float = 0.0) -> TimestepEmbedding:
+        """The embedding of one noise level, of one group; step size 0 is multi-step mode."""
+        if (sigma, step_size) not in self._embeddings:
             level = torch.full((1, 1), sigma, device=self.like.device, dtype=torch.float32)
             step = torch.full_like(level, step_size)
-            made = modulation(self.model, self.model.config, level, level, step, self.like.dtype)
-            # Not where gradients flow: each layer's rows would send back one as large as all
-            # together.
-            if not torch.is_grad_enabled():
-                made = made._replace(packed=packed_rows(self.model, made))
-            self.known[sigma, step_size] = made
-        return self.known[sigma, step_size]
+            self._embeddings[sigma, step_size] = timestep_embedding(
+                self.model, level, level, step, self.like.dtype
+            )
+        return self._embeddings[sigma, step_size]
+
+    def at(self, sigma: float, step_size: float = 0.0) -> Modulation:
+        """The modulation of all tokens at one noise level."""
+        if (sigma, step_size) not in self._modulations:
+            # Shared, every layer's gradient would be as large as all layers' modulation together.
+            make = TokenModulation if torch.is_grad_enabled() else shared_modulation
+            embedding = self.embedding(sigma, step_size)
+            self._modulations[sigma, step_size] = make(self.model, embedding)
+        return self._modulations[sigma, step_size]
 
 
 class _Branch:
@@ -323,7 +330,7 @@ def _denoised(
     on_step: Callable[[Step], None] | None,
     start: Start | None,
 ) -> BlockLatents:
-    """The next block from noise; branch 1 is the prompt's, branch 2 the empty prompt's."""
+    """The next block from noise; the first branch is the prompt's, a second the empty prompt's."""
     index, batch = state.next_block, len(state.settings.seeds)
     opened, _ = branches[0]
     like = opened.like
@@ -335,13 +342,16 @@ def _denoised(
         )
 
     video, audio = draw(0)
-    groups = None if start is None else start.groups(video)
     for step, (sigma, next_sigma) in enumerate(pairwise(sampler.sigmas)):
-        mode = constants.at(sigma, sigma - next_sigma if sampler.mode == "few" else 0.0)
-        if start is not None:
-            video, mode = start.placed(video), start.modulation(constants.at(0.0), mode)
+        level = sigma, sigma - next_sigma if sampler.mode == "few" else 0.0
+        if start is None:
+            modulation = constants.at(*level)
+        else:
+            video = start.placed(video)
+            embeddings = constants.embedding(0.0), constants.embedding(*level)
+            modulation = start.modulation(constants.model, *embeddings, video)
         velocities = [
-            branch.velocity(video.to(like.dtype), audio.to(like.dtype), text, mode, groups)
+            branch.velocity(video.to(like.dtype), audio.to(like.dtype), text, modulation)
             for branch, text in branches
         ]
         (video_v, audio_v), *rest = [tuple(v.float() for v in pair) for pair in velocities]

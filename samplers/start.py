@@ -1,8 +1,8 @@
-"""A stream that begins with a given picture: block 0's first video latents are clean.
+"""A stream that begins with a given picture: the first video latents of block 0 are never noisy.
 
-b batch, c channels, f h w video latent grid, g given latents, n tokens.
+b batch, c channels, f h w video latent grid, g given latents.
 As LTX-2 does for image to video, the given latents keep sigma 0 while everything else in the block,
-the sound included, comes down from noise; so their tokens have a row of their own in the
+the sound included, comes down from noise; so their tokens are a group of their own in the
 modulation. In the paper's block layout the prefix is that one latent. OmniForcing's released layout
 has three more behind it; it was not trained for a given one, so how well it takes a picture is the
 checkpoint's business and not promised here.
@@ -13,9 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..networks.modulation import Modulation, StreamModulation
+from ..networks.modulation import TokenModulation
+from ..networks.timestep import ModalityEmbedding, TimestepEmbedding
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,15 @@ class Start:
         rest = video[:, :, given.shape[2] :]
         return torch.cat((given.to(video).expand(video.shape[0], -1, -1, -1, -1), rest), dim=2)
 
-    def modulation(self, clean: Modulation, noisy: Modulation) -> Modulation:
-        """Rows of both noise levels for the pictures, 0 clean, 1 noisy; the sound's are noisy."""
-        rows = zip(clean.video, noisy.video, strict=True)
-        video = StreamModulation(*(torch.cat(pair, dim=1) for pair in rows))
-        return Modulation(video, noisy.audio)
-
-    def groups(self, video: Tensor) -> Tensor:
-        """(n,) which of the two rows each video token of (b, c, f, h, w) has."""
+    def modulation(
+        self, model: nn.Module, clean: TimestepEmbedding, noisy: TimestepEmbedding, video: Tensor
+    ) -> TokenModulation:
+        """Of a block with video latents (b, c, f, h, w): all but the given ones noisy."""
+        levels = zip(clean.video, noisy.video, strict=True)
+        both = ModalityEmbedding(*(torch.cat(level, dim=1) for level in levels))
         frames = torch.arange(video.shape[2], device=video.device) >= self.latents.shape[2]
-        return frames.long().repeat_interleave(video.shape[3] * video.shape[4])
+        groups = frames.long().repeat_interleave(video.shape[3] * video.shape[4])
+        return TokenModulation(model, TimestepEmbedding(both, noisy.audio), groups)
 
 
 def start_of(samples: Tensor, noise_mask: Tensor | None) -> Start:

@@ -20,8 +20,7 @@ from torch import Tensor
 from ...model_loaders.bundle import Bundle, load_bundle, shipped_model_path
 from ...networks.full_sequence import causal_forward, history_forward
 from ...networks.kv_cache import OpenBlock, RollingCache
-from ...networks.modulation import modulation
-from ...samplers.rollout import rollout, sampler_settings
+from ...samplers.rollout import SigmaConstants, rollout, sampler_settings
 
 SIGMA, BLOCKS = 0.6, 6
 PROMPT = "a red ball bounces fast on a blue background with a high sound"
@@ -52,17 +51,17 @@ def masked_against_cached(bundle: Bundle) -> float:
     text = bundle.prompt(PROMPT).text
     levels = torch.full((1, 1, BLOCKS), SIGMA)
     whole = history_forward(model, clean, (noisy[0][:, None], noisy[1][:, None]), levels, text)
-    one = torch.ones(1, 1)
-    current = modulation(model, config, one * SIGMA, one * SIGMA, None, torch.float32)
-    refresh = modulation(model, config, one * 0, one * 0, None, torch.float32)
+    constants = SigmaConstants(model, bundle.like)
     cache, worst = RollingCache(window=BLOCKS), 0.0
     for block in range(BLOCKS):
         (v0, v1), (a0, a1) = config.layout.video_span(block), config.layout.audio_span(block)
         opened = OpenBlock(model, cache, bundle.stream.height, bundle.stream.width, clean[0])
-        video, audio = opened.velocity(noisy[0][:, :, v0:v1], noisy[1][:, a0:a1], text, current)
+        video, audio = opened.velocity(
+            noisy[0][:, :, v0:v1], noisy[1][:, a0:a1], text, constants.at(SIGMA)
+        )
         worst = max(worst, difference(video, whole[0][:, 0, :, v0:v1]))
         worst = max(worst, difference(audio, whole[1][:, 0, a0:a1]))
-        cache = opened.commit(clean[0][:, :, v0:v1], clean[1][:, a0:a1], text, refresh)
+        cache = opened.commit(clean[0][:, :, v0:v1], clean[1][:, a0:a1], text, constants.at(0.0))
     return worst
 
 

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...model_loaders.ltx2 import load_transformer
-from ...networks.modulation import AdaLNSingle, TimestepEmbedder
+from ...networks.timestep import AdaLNSingle, TimestepEmbedder
 from ...networks.transformer import CausalAVTransformer
 from ...samplers.tensor_file import write_tensors
 

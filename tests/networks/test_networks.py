@@ -7,8 +7,8 @@ import torch
 from mutual_forcing.networks.config import TransformerConfig
 from mutual_forcing.networks.full_sequence import causal_forward, history_forward
 from mutual_forcing.networks.kv_cache import OpenBlock, RollingCache
-from mutual_forcing.networks.modulation import modulation
 from mutual_forcing.networks.transformer import CausalAVTransformer, text_keys
+from mutual_forcing.samplers.rollout import SigmaConstants
 
 LAYOUTS = {"paper": (1, 1), "released": (4, 26)}
 
@@ -72,9 +72,8 @@ def test_masked_whole_sequence_equals_cached_block_by_block(layout: str, sinks: 
         text,
         step_size=levels * 0.5,
     )
-    one = torch.full((1, 1), sigma)
-    noisy = modulation(model, config, one, one, one * 0.5, torch.float32)
-    refresh = modulation(model, config, one * 0, one * 0, None, torch.float32)
+    constants = SigmaConstants(model, clean_v)
+    noisy, refresh = constants.at(sigma, sigma * 0.5), constants.at(0.0)
     cache = RollingCache(window=blocks)
     for block in range(blocks):
         vs, as_ = slice(*config.layout.video_span(block)), slice(*config.layout.audio_span(block))
@@ -111,9 +110,8 @@ def test_a_rolled_window_sees_what_a_young_stream_of_the_same_blocks_sees() -> N
     model = random_model(config)
     video, audio, context = inputs(config, 2)
     text = text_keys(model, context, context)
-    one = torch.ones(1, 1)
-    refresh = modulation(model, config, one * 0, one * 0, None, torch.float32)
-    noisy = modulation(model, config, one * 0.5, one * 0.5, None, torch.float32)
+    constants = SigmaConstants(model, video)
+    noisy, refresh = constants.at(0.5), constants.at(0.0)
 
     def fill(cache: RollingCache, blocks: list[int]) -> RollingCache:
         for block in blocks:

@@ -16,9 +16,9 @@ from mutual_forcing.networks.full_sequence import causal_forward
 from mutual_forcing.networks.kernels import PLAIN
 from mutual_forcing.networks.kv_cache import OpenBlock, RollingCache
 from mutual_forcing.networks.lanes import OneLane
-from mutual_forcing.networks.modulation import modulation
+from mutual_forcing.networks.modulation import TokenModulation, shared_modulation
 from mutual_forcing.networks.rope import stream_tables
-from mutual_forcing.networks.rows import head_rows, layer_rows, packed_rows
+from mutual_forcing.networks.timestep import timestep_embedding
 from mutual_forcing.samplers.rollout import (
     SamplerSettings,
     SigmaConstants,
@@ -221,17 +221,17 @@ def test_the_host_never_waits_inside_a_block(bundle: Bundle) -> None:
         torch.ones(1).item()
 
 
-def test_rows_made_once_are_the_rows_of_each_layer(bundle: Bundle) -> None:
+def test_modulation_made_once_is_that_of_each_layer(bundle: Bundle) -> None:
     model, level = bundle.transformer, torch.full((1, 1), 0.4)
-    made = modulation(model, model.config, level, level, level, torch.float32)
-    packed = packed_rows(model, made)
-    moved = packed.at(packed.flat.clone())
-    for rows in (packed, moved):
-        for block, layer in zip(model.transformer_blocks, rows.layers, strict=True):
-            for found, expected in zip(layer, layer_rows(block, made), strict=True):
-                assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-        for found, expected in zip(rows.head, head_rows(model, made), strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    embedding = timestep_embedding(model, level, level, level, torch.float32)
+    expected, once = TokenModulation(model, embedding), shared_modulation(model, embedding)
+    for shared in (once, once.at(once.flat.clone())):
+        for index in range(len(model.transformer_blocks)):
+            for ours, theirs in zip(shared.layer(index), expected.layer(index), strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        for ours, theirs in zip(shared.head, expected.head, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        assert shared.head.video[0].untyped_storage().data_ptr() == shared.flat.data_ptr()
 
 
 def test_a_refresh_writes_the_keys_of_a_whole_pass_and_does_not_go_on(bundle: Bundle) -> None:

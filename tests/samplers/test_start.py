@@ -78,8 +78,7 @@ def test_its_pass_is_the_whole_sequence_with_sigma_zero_at_the_given_latent(bund
         placed,
         audio,
         text,
-        start.modulation(constants.at(0.0), constants.at(sigma)),
-        start.groups(video),
+        start.modulation(model, constants.embedding(0.0), constants.embedding(sigma), placed),
     )
     levels = torch.tensor([[0.0, sigma, sigma, sigma]])
     expected = causal_forward(model, placed, audio, levels, torch.full((1, 26), sigma), text)

@@ -1,0 +1,140 @@
+"""Noise level and mode as embeddings (AdaLN-single), to which each layer adds its tables.
+
+b batch, g groups of tokens that share one sigma, k vectors of one embedder, c channels.
+Six embedders feed the two modalities and the cross-modal attentions (docs/omniforcing.md,
+section 1). Mutual Forcing's mode enters here: the step size d (0 = multi-step mode, > 0 =
+few-step mode) has an embedding whose last layer starts at zero, added in every one of the six
+(docs/mutual_forcing.md, section 3.2).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from .config import TransformerConfig
+
+SINUSOID_DIM = 256
+
+
+def sinusoid(t: Tensor) -> Tensor:
+    """Features [cos, sin] of times (...,), (..., 256) float32."""
+    half = SINUSOID_DIM // 2
+    frequencies = torch.exp(
+        -math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half
+    )
+    angles = t.float()[..., None] * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoid -> Linear -> SiLU -> Linear."""
+
+    def __init__(self, dim: int, operations: object, dtype: object, device: object) -> None:
+        super().__init__()
+        self.linear_1 = operations.Linear(SINUSOID_DIM, dim, dtype=dtype, device=device)
+        self.linear_2 = operations.Linear(dim, dim, dtype=dtype, device=device)
+
+
+class AdaLNSingle(nn.Module):
+    """One embedder: a time gives `count` vectors of width `dim`."""
+
+    def __init__(
+        self,
+        dim: int,
+        count: int,
+        step_size: bool,
+        operations: object,
+        dtype: object,
+        device: object,
+    ) -> None:
+        super().__init__()
+        self.emb = nn.Module()
+        self.emb.timestep_embedder = TimestepEmbedder(dim, operations, dtype, device)
+        if step_size:
+            self.emb.step_size_embedder = TimestepEmbedder(dim, operations, dtype, device)
+        self.linear = operations.Linear(dim, count * dim, dtype=dtype, device=device)
+
+
+def adaln(
+    module: nn.Module, time: Tensor, step: Tensor | None, count: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Vectors (b, g, count, c) of times (b, g) and step sizes (b, g) or None, and the embedding
+    (b, g, c) behind them."""
+
+    def embed(embedder: nn.Module, t: Tensor) -> Tensor:
+        return embedder.linear_2(F.silu(embedder.linear_1(sinusoid(t).to(dtype))))
+
+    embedded = embed(module.emb.timestep_embedder, time)
+    if step is not None and hasattr(module.emb, "step_size_embedder"):
+        embedded = embedded + embed(module.emb.step_size_embedder, step)
+    return rearrange(module.linear(F.silu(embedded)), "b g (k c) -> b g k c", k=count), embedded
+
+
+class ModalityEmbedding(NamedTuple):
+    """One modality's noise level as every layer and the head get it."""
+
+    own: Tensor  # (b, g, 6, c): shift, scale, gate of attention, then of the feed-forward
+    cross: Tensor  # (b, g, 4, c): scale, shift of A2V, then of V2A
+    gate: Tensor  # (b, g, 1, c): gate of what the other modality adds to this one
+    head: Tensor  # (b, g, c): for the output head
+
+
+class TimestepEmbedding(NamedTuple):
+    """Both modalities' noise levels; None for one that is not run."""
+
+    video: ModalityEmbedding | None
+    audio: ModalityEmbedding | None
+
+
+def timestep_embedding(
+    model: nn.Module,
+    video_sigma: Tensor | None,
+    audio_sigma: Tensor | None,
+    step_size: Tensor | None,
+    dtype: torch.dtype,
+) -> TimestepEmbedding:
+    """Embeddings of noise levels (b, g) per modality.
+
+    Step sizes (b, g) are in units of sigma; None is d = 0, multi-step mode. Each gate of the
+    cross-modal attentions is fed by the sigma of the modality that it adds to.
+    """
+    config: TransformerConfig = model.config
+    scale = config.timestep_scale_multiplier
+    gate_scale = scale * config.av_ca_timestep_scale_multiplier / 1000.0
+
+    def embed(
+        sigma: Tensor, own: nn.Module, cross: nn.Module, gate: nn.Module
+    ) -> ModalityEmbedding:
+        step = None
+        if config.step_size_embedding:
+            step = torch.zeros_like(sigma) if step_size is None else step_size.expand_as(sigma)
+            step = step * scale
+        for_layers, for_head = adaln(own, sigma * scale, step, 6, dtype)
+        for_cross, _ = adaln(cross, sigma * scale, step, 4, dtype)
+        for_gate, _ = adaln(gate, sigma * gate_scale, step, 1, dtype)
+        return ModalityEmbedding(for_layers, for_cross, for_gate, for_head)
+
+    return TimestepEmbedding(
+        None
+        if video_sigma is None
+        else embed(
+            video_sigma,
+            model.adaln_single,
+            model.av_ca_video_scale_shift_adaln_single,
+            model.av_ca_a2v_gate_adaln_single,
+        ),
+        None
+        if audio_sigma is None
+        else embed(
+            audio_sigma,
+            model.audio_adaln_single,
+            model.av_ca_audio_scale_shift_adaln_single,
+            model.av_ca_v2a_gate_adaln_single,
+        ),
+    )
