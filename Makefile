@@ -14,7 +14,7 @@ PROMPTS ?= 64
 SEEDS ?= 3
 JOBS ?= 2
 
-.PHONY: demo test lint parity ltx2 evaluate clean
+.PHONY: demo test lint golden parity ltx2 evaluate clean
 
 $(VENV)/.run: requirements-standalone.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,10 @@ lint: $(VENV)/.dev
 
 test: lint
 	$(PY) -m pytest -c tests/pytest.ini tests -q --durations=10
+
+# What the shipped model makes of one prompt, in numbers that a test holds it to; again with each new model.
+golden: $(VENV)/.run
+	@$(PY) launch.py tests.golden
 
 parity: $(VENV)/.run
 	@$(PY) launch.py model_loaders.parity $(GOLDEN)
