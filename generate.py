@@ -152,7 +152,7 @@ def starting_state(arguments: argparse.Namespace, bundle: Bundle) -> StreamState
     if arguments.state_in is None:
         return bundle.begin((arguments.seed or 0,), arguments.window)
     state = load_state(arguments.state_in)
-    check_state(state, bundle.model_id, bundle.transformer.config.layout)
+    check_state(state, bundle)
     if arguments.window not in (None, state.settings.window):
         raise ValueError(
             f"--window is {arguments.window} but the saved stream has {state.settings.window}, "

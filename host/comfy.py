@@ -27,13 +27,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..model_loaders.bundle import Bundle, StreamDefaults, load_bundle, shipped_model_path
-from ..model_loaders.catalog import is_stream, list_models
+from ..model_loaders.catalog import list_models, list_streams
 from ..networks.attention import AttentionKernel, sdpa
 from ..networks.layout import BlockLayout
 from ..samplers.clock import Clock
 from ..samplers.decode import DecodedBlock
 from ..samplers.rollout import Mode, Prompt, SamplerSettings, Step, sampler_settings
 from ..samplers.state import BlockLatents
+from ..samplers.tensor_file import is_regular
 from .conditioning import Conditioning, prompt_of
 
 logger = logging.getLogger("mutualforcing")
@@ -96,6 +97,11 @@ class HostModel:
         return self.bundle.model_id
 
     @property
+    def title(self) -> str:
+        """What its makers call it."""
+        return self.bundle.title
+
+    @property
     def clock(self) -> Clock:
         """Blocks, latents, frames and samples."""
         return self.bundle.clock
@@ -156,9 +162,10 @@ def files_in_model_folders(folders: Iterable[str] = _MODEL_FOLDERS) -> Iterator[
         if folder not in folder_paths.folder_names_and_paths:
             continue
         for name in folder_paths.get_filename_list(folder):
-            path = folder_paths.get_full_path(folder, name)
-            if path is not None:
-                yield name, Path(path)
+            # extra_model_paths.yaml may name several places, which may have files of one name.
+            for place in folder_paths.get_folder_paths(folder):
+                if is_regular(path := Path(place) / name):
+                    yield name, path
 
 
 def load_model(path: Path, precision: Precision, attention: AttentionChoice) -> HostModel:
@@ -321,11 +328,12 @@ def temporary_file(extension: str) -> Path:
 
 
 def saved_streams() -> dict[str, Path]:
-    """Saved streams below output/mutual_forcing and in the input folder, newest first."""
+    """Saved streams below output/mutual_forcing and, as `name [input]`, input; newest first."""
     output = Path(folder_paths.get_output_directory()) / FOLDER
-    found = [(path.relative_to(output).as_posix(), path) for path in output.rglob("*.safetensors")]
-    found += [
-        (path.name, path) for path in Path(folder_paths.get_input_directory()).glob("*.safetensors")
-    ]
-    known = [(name, path, path.stat().st_mtime) for name, path in found if is_stream(path)]
-    return {name: path for name, path, _ in sorted(known, key=lambda entry: entry[2])[::-1]}
+    return list_streams({"": output, "input": Path(folder_paths.get_input_directory())})
+
+
+def saved_stream(name: str) -> Path | None:
+    """The saved stream of this name; older graphs name those of the input folder without it."""
+    streams = saved_streams()
+    return streams.get(name, streams.get(f"{name} [input]"))

@@ -26,9 +26,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..model_loaders.catalog import list_bases, list_ltx2
-from ..model_loaders.containers import REMEDY, Checkpoint, some
+from ..model_loaders.containers import REMEDY, Checkpoint
 from ..model_loaders.generator import CONNECTORS, QUANTISED, STEP_SIZE, Generator, assemble
 from ..model_loaders.ltx2 import SINKS, Preset
+from ..networks.checked import some
 from ..networks.config import TransformerConfig
 from ..networks.timestep import TimestepEmbedder
 from ..samplers.tensor_file import TensorFileError
@@ -55,12 +56,13 @@ class _Causal:
 
     config: TransformerConfig
     model_id: str
+    title: str = ""
 
 
 def generator_files() -> dict[str, Path]:
     """Names and places of LTX-2 checkpoints in ComfyUI's model folders."""
-    own = Path(folder_paths.get_folder_paths(FOLDER)[0])
-    return list_ltx2(files_in_model_folders(), own_folder=own)
+    own = map(Path, folder_paths.get_folder_paths(FOLDER))
+    return list_ltx2(files_in_model_folders(), own_folders=own)
 
 
 def base_files() -> dict[str, Path]:
@@ -96,7 +98,7 @@ def load_generator(
     module = patcher.model.diffusion_model
     _check_connectors(path, module, generator)
     _finish(module, generator, patcher.model.get_dtype_inference())
-    patcher.set_attachments(ATTACHMENT, _Causal(generator.config, generator.model_id))
+    patcher.set_attachments(ATTACHMENT, _Causal(generator.config, generator.model_id, path.stem))
     return patcher
 
 
@@ -216,4 +218,5 @@ def stream_model(wire: object) -> StreamModel:
         attention_kernel("automatic", device, options),
         load,
         None if previewer is None else picture,
+        title=known.title,
     )

@@ -49,6 +49,7 @@ class LTX2Model:
         kernel: softmax attention.
         load: brings the weights to where they compute.
         picture: a small picture of one video latent (1, c, 1, h, w); None where previews are off.
+        title: its file's name, where this pack loaded it.
     """
 
     module: nn.Module = field(repr=False)
@@ -60,6 +61,7 @@ class LTX2Model:
     picture: Callable[[Tensor], Image.Image] | None = None
     audio_bins: int = AUDIO_BINS
     text_tokens: int = TEXT_TOKENS
+    title: str = ""
 
     @property
     def transformer(self) -> HostedTransformer:

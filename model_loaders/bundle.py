@@ -17,19 +17,21 @@ from fractions import Fraction
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from ..networks.audio_codec import AudioCodec, AudioCodecConfig
+from ..networks.audio_codec import LATENT_FRAMES, AudioCodec, AudioCodecConfig
+from ..networks.checked import quoted, reason_of
 from ..networks.config import TransformerConfig
 from ..networks.text_encoder import TextEncoder, TextEncoderConfig
 from ..networks.transformer import CausalAVTransformer, text_keys
-from ..networks.video_codec import SPACE_STRIDE, VideoCodec, VideoCodecConfig
+from ..networks.video_codec import SPACE_STRIDE, TIME_STRIDE, VideoCodec, VideoCodecConfig
 from ..samplers.clock import Clock
 from ..samplers.decode import StreamDecoder
 from ..samplers.rollout import Mode, Prompt, new_stream
-from ..samplers.state import StreamSettings, StreamState
+from ..samplers.state import LARGEST_GRID, MOST_WINDOW, StreamSettings, StreamState
 from ..samplers.tensor_file import TensorFileError, read_tensors, write_tensors
+from .blank import BlankWeights
 from .keymap import check_shapes, split_layout
 
 FORMAT = "mutual-forcing"
@@ -50,11 +52,11 @@ class StreamDefaults(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    window: int = Field(default=3, ge=1)
-    height: int = Field(default=2, ge=1)
-    width: int = Field(default=2, ge=1)
-    fps: int = Field(default=24, ge=1)
-    sample_rate: int = Field(default=16000, ge=1)
+    window: int = Field(default=3, ge=1, le=MOST_WINDOW)
+    height: int = Field(default=2, ge=1, le=LARGEST_GRID)
+    width: int = Field(default=2, ge=1, le=LARGEST_GRID)
+    fps: int = Field(default=24, ge=1, le=1000)
+    sample_rate: int = Field(default=16000, ge=1, le=384000)
     default_mode: Mode = "multi"
 
 
@@ -77,6 +79,7 @@ class Bundle:
         clock: blocks, latents, frames and samples of its streams.
         stream: sizes and mode of a stream unless told otherwise.
         model_id: fingerprint of the file, whatever dtype it is loaded in.
+        title: what its makers call it.
     """
 
     transformer: CausalAVTransformer
@@ -88,6 +91,7 @@ class Bundle:
     model_id: str
     device: torch.device
     dtype: torch.dtype
+    title: str = ""
 
     @property
     def like(self) -> Tensor:
@@ -128,7 +132,8 @@ class Bundle:
         words = re.findall(r"[a-z]+", text.lower())
         if not any(word in self.text_encoder.ids for word in words):
             raise ValueError(
-                f"the prompt {text!r} has no word that this model knows; it knows words such as: "
+                f"the prompt {quoted(text)} has no word that this model knows; it knows words "
+                "such as: "
                 f"{known}"
             )
 
@@ -180,10 +185,8 @@ def load_bundle(
             VideoCodecConfig.from_dict(header.video_codec),
             AudioCodecConfig.from_dict(header.audio_codec),
         )
-        _check_together(*configs)
-        # New modules draw random weights that are replaced at once; nobody's random numbers should
-        # change.
-        with torch.random.fork_rng(devices=[]):
+        _check_together(*configs, header.stream)
+        with BlankWeights():
             transformer = CausalAVTransformer(configs[0], operations=operations, device="meta")
             text_encoder, video_codec, audio_codec = (
                 TextEncoder(configs[1]),
@@ -192,7 +195,7 @@ def load_bundle(
             )
     except (ValueError, TypeError) as error:
         raise TensorFileError(
-            f"the model file {path} has a config that does not work: {error}"
+            f"the model file {path} has a config that does not work ({reason_of(error)}); {REMEDY}"
         ) from error
     parts = {TRANSFORMER: transformer, TEXT: text_encoder, VIDEO: video_codec, AUDIO: audio_codec}
     _check_keys(path, parts, tensors)
@@ -218,6 +221,7 @@ def load_bundle(
         _fingerprint(header, tensors),
         device,
         dtype,
+        metadata.get("title", ""),
     )
 
 
@@ -246,7 +250,9 @@ def save_bundle(
         OSError: it cannot be written.
         ValueError: the parts do not fit together, or a weight is not finite.
     """
-    _check_together(transformer.config, text_encoder.config, video_codec.config, audio_codec.config)
+    _check_together(
+        transformer.config, text_encoder.config, video_codec.config, audio_codec.config, stream
+    )
     parts = {TRANSFORMER: transformer, TEXT: text_encoder, VIDEO: video_codec, AUDIO: audio_codec}
     tensors = {}
     for prefix, module in parts.items():
@@ -295,12 +301,9 @@ def _header(path: Path, metadata: Mapping[str, str]) -> _Header:
         )
     try:
         return _Header.model_validate_json(metadata["config"])
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "config"
+    except ValueError as error:
         raise TensorFileError(
-            f"the model file {path} has a config that does not work ({place}: {first['msg']}); "
-            f"{REMEDY}"
+            f"the model file {path} has a config that does not work ({reason_of(error)}); {REMEDY}"
         ) from error
 
 
@@ -309,6 +312,7 @@ def _check_together(
     text: TextEncoderConfig,
     video: VideoCodecConfig,
     audio: AudioCodecConfig,
+    stream: StreamDefaults,
 ) -> None:
     pairs = (
         ("in_channels", transformer.in_channels, "the video codec's", video.channels),
@@ -326,6 +330,24 @@ def _check_together(
             transformer.audio_in_channels,
         ),
         ("caption_channels", transformer.caption_channels, "the text encoder's dim", text.dim),
+        # The codecs' strides are fixed, and the clock counts by them.
+        ("video_time_stride", transformer.video_time_stride, "the video codec's", TIME_STRIDE),
+        ("video_space_stride", transformer.video_space_stride, "the video codec's", SPACE_STRIDE),
+        ("audio_time_stride", transformer.audio_time_stride, "the audio codec's", LATENT_FRAMES),
+        ("audio_hop_length", transformer.audio_hop_length, "the audio codec's hop", audio.hop),
+        (
+            "audio_sampling_rate",
+            transformer.audio_sampling_rate,
+            "the audio codec's",
+            audio.sample_rate,
+        ),
+        (
+            "audio_sampling_rate",
+            transformer.audio_sampling_rate,
+            "the stream's",
+            stream.sample_rate,
+        ),
+        ("fps", transformer.fps, "the stream's", stream.fps),
     )
     for name, found, other, expected in pairs:
         if found != expected:

@@ -1,30 +1,33 @@
 """Which files are models, LTX-2 files or saved streams: told from their headers alone.
 
-A folder of checkpoints may hold hundreds of gigabytes that belong to other packs. The first bytes
-of each file say what it is; nothing else of it is read, and the answer is remembered until the file
-changes.
+A folder of checkpoints may hold hundreds of gigabytes that belong to other packs, and anything else
+beside them. The first bytes of each regular file say what it is; nothing else of it is read, and
+the answer is remembered until the file changes. What cannot be read is left out; it never stops the
+rest.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 from ..samplers.state_file import FORMAT as STREAM_FORMAT
+from ..samplers.tensor_file import is_regular, read_header
 from .bundle import FORMAT as MODEL_FORMAT
 
 MODEL_VARIABLE = "MUTUAL_FORCING_MODEL"
-_LONGEST_HEADER = 64 * 1024 * 1024
 # Every shard of a transformer of LTX-2 has the one (a LoRA has not), what prepares its prompts the
 # other.
 _LTX2_KEY, _CONNECTOR_KEY = ".audio_to_video_attn.to_q.bias", "_embeddings_connector."
 _SHARD = re.compile(r"(.*)-\d+-of-\d+\.safetensors$")
 _PICKLED = (".pt", ".pth")
+
+Entry = tuple[str, Path]
+"""The name of a file in the folder that is listed (`sub/x.safetensors`), and the file."""
 
 
 class Traits(NamedTuple):
@@ -35,17 +38,15 @@ class Traits(NamedTuple):
     connectors: bool
 
 
+_NOTHING = Traits(None, False, False)
+
+
 def header_of(path: Path) -> dict[str, object]:
     """The header of a safetensors file; empty for anything that is not one."""
     try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            if not 2 <= size <= _LONGEST_HEADER:
-                return {}
-            found = json.loads(file.read(size))
+        return read_header(path)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def metadata_of(path: Path) -> dict[str, str]:
@@ -66,65 +67,111 @@ def is_stream(path: Path) -> bool:
 
 def traits_of(path: Path) -> Traits:
     """What a file is; nothing at all for one that cannot be read."""
+    changed = changed_at(path)
+    return _NOTHING if changed is None else _traits(path, *changed)
+
+
+def changed_at(path: Path) -> tuple[int, int] | None:
+    """When a regular file was written (nanoseconds) and its bytes; None for anything else."""
     try:
         status = path.stat()
-    except OSError:
-        return Traits(None, False, False)
-    return _traits(path, status.st_mtime_ns, status.st_size)
+    except (OSError, ValueError):
+        return None
+    return (status.st_mtime_ns, status.st_size) if is_regular(path) else None
 
 
 @lru_cache(maxsize=4096)
 def _traits(path: Path, _changed: int, _size: int) -> Traits:
     header = header_of(path)
     metadata = header.pop("__metadata__", {})
+    named = metadata.get("format") if isinstance(metadata, dict) else None
     return Traits(
-        metadata.get("format") if isinstance(metadata, dict) else None,
+        named if isinstance(named, str) else None,
         any(_LTX2_KEY in key for key in header),
         any(_CONNECTOR_KEY in key for key in header),
     )
 
 
-def list_models(shipped: Path, folders: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+def told_apart(entries: Iterable[Entry]) -> dict[str, Path]:
+    """Every file under a name of its own; where it is taken, with the file's folder."""
+    found: dict[str, Path] = {}
+    for name, path in entries:
+        # The folder that was listed is what stands before the name.
+        folder = path.parents[min(len(Path(name).parts), len(path.parents)) - 1]
+        choices = (name, f"{name} [{folder.name}]", f"{name} [{folder}]")
+        for choice in choices:
+            if found.setdefault(choice, path) == path:
+                break
+    return found
+
+
+def list_models(shipped: Path, entries: Iterable[Entry]) -> dict[str, Path]:
     """Names to show and the files behind them: the shipped model first, then those found.
 
     Args:
         shipped: the model that comes with the pack; left out while it is missing. The environment
-            variable MUTUAL_FORCING_MODEL may name another file to stand in its place.
-        folders: pairs (name relative to its folder, file), in the order in which they should win.
+        variable
+            MUTUAL_FORCING_MODEL may name another file to stand in its place.
     """
-    shipped_file = Path(os.environ.get(MODEL_VARIABLE) or shipped)
-    found = {shipped.name: shipped_file} if shipped_file.is_file() else {}
-    for name, path in folders:
-        if path.suffix == ".safetensors" and name not in found and is_model(path):
-            found[name] = path
-    return found
+
+    def models() -> Iterator[Entry]:
+        own = Path(os.environ.get(MODEL_VARIABLE) or shipped)
+        if is_regular(own):
+            yield shipped.name, own
+        for name, path in entries:
+            if path.suffix == ".safetensors" and is_model(path):
+                yield name, path
+
+    return told_apart(models())
 
 
-def list_ltx2(files: Iterable[tuple[str, Path]], *, own_folder: Path) -> dict[str, Path]:
+def list_ltx2(entries: Iterable[Entry], *, own_folders: Iterable[Path]) -> dict[str, Path]:
     """Checkpoints of LTX-2's transformer: files, folders of shards, indices of loose shards.
 
     Args:
-        files: pairs (name relative to its folder, file).
-        own_folder: where every .pt is taken for one; elsewhere those belong to others.
+        own_folders: where every .pt is taken for one; elsewhere those belong to others.
     """
-    found: dict[str, Path] = {}
-    for name, path in files:
-        shard = _SHARD.match(path.name)
-        if path.suffix in _PICKLED and path.is_relative_to(own_folder):
-            found.setdefault(name, path)
-        elif path.suffix != ".safetensors" or not traits_of(path).ltx2 or is_model(path):
-            continue
-        elif shard is None:
-            found.setdefault(name, path)
-        elif Path(name).parent != Path():
-            found.setdefault(Path(name).parent.as_posix(), path.parent)
-        else:
-            index = path.with_name(f"{shard[1]}.safetensors.index.json")
-            if index.is_file():
-                found.setdefault(index.name, index)
-    return found
+    own = tuple(own_folders)
+
+    def checkpoints() -> Iterator[Entry]:
+        for name, path in entries:
+            shard = _SHARD.match(path.name)
+            if path.suffix in _PICKLED and any(map(path.is_relative_to, own)):
+                if is_regular(path):
+                    yield name, path
+            elif path.suffix != ".safetensors" or not traits_of(path).ltx2 or is_model(path):
+                continue
+            elif shard is None:
+                yield name, path
+            elif Path(name).parent != Path():
+                yield Path(name).parent.as_posix(), path.parent
+            else:
+                index = path.with_name(f"{shard[1]}.safetensors.index.json")
+                if is_regular(index):
+                    yield index.name, index
+
+    return told_apart(checkpoints())
 
 
-def list_bases(files: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+def list_bases(entries: Iterable[Entry]) -> dict[str, Path]:
     """Files that hold LTX-2's connectors."""
-    return {name: path for name, path in files if traits_of(path).connectors}
+    return told_apart((name, path) for name, path in entries if traits_of(path).connectors)
+
+
+def list_streams(folders: Mapping[str, Path]) -> dict[str, Path]:
+    """Saved streams, newest first.
+
+    Args:
+        folders: where to look, with what lies below; what to add to the names from each, in
+        brackets
+            (ComfyUI's own way of writing `x.safetensors [input]`), or "" for plain names.
+    """
+    found = []
+    for label, folder in folders.items():
+        for place, _, names in os.walk(folder):
+            for path in (Path(place, name) for name in names if name.endswith(".safetensors")):
+                changed = changed_at(path)
+                if changed is not None and is_stream(path):
+                    name = path.relative_to(folder).as_posix()
+                    found.append((changed, f"{name} [{label}]" if label else name, path))
+    return {name: path for _, name, path in sorted(found, reverse=True)}

@@ -11,19 +11,28 @@ and refuses whatever needs more. Containers: docs/omniforcing.md, section 2.
 
 from __future__ import annotations
 
-import json
 import math
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
-from ..samplers.tensor_file import TensorFileError, open_tensors
+from ..networks.checked import quoted, reason_of, some
+from ..samplers.tensor_file import (
+    LONGEST_HEADER,
+    TensorFileError,
+    explained,
+    is_regular,
+    look_at,
+    open_tensors,
+)
 
 Container = Literal["folder", "index", "safetensors", "pickle"]
 
@@ -53,6 +62,12 @@ Described = tuple[tuple[int, ...], torch.dtype]
 Reader = Callable[[str], Tensor]
 
 
+class _Index(BaseModel):
+    """What lies beside shards: which tensor is in which of them."""
+
+    weight_map: dict[str, str]
+
+
 class Checkpoint:
     """Named tensors of one checkpoint.
 
@@ -80,7 +95,10 @@ class Checkpoint:
         self._ema = ema
         self.part: str | None = None
         self.metadata: dict[str, str] = {}
-        self.container, files, promised = _files(self.path)
+        what = "the checkpoint"
+        is_folder = look_at(self.path, what, REMEDY) == "folder"
+        with explained(self.path, what, REMEDY):
+            self.container, files, promised = _files(self.path, is_folder)
         if ema and self.container != "pickle":
             raise TensorFileError(
                 f"the checkpoint {self.path} has no averaged weights of its own: only a .pt can "
@@ -98,8 +116,8 @@ class Checkpoint:
             for key, (shape, dtype) in described.items():
                 if key in self._place:
                     raise TensorFileError(
-                        f"the checkpoint {self.path} has {key} twice, in {self._place[key].name} "
-                        "and in "
+                        f"the checkpoint {self.path} has {some([key])} twice, in "
+                        f"{self._place[key].name} and in "
                         f"{file.name}; leave one model in the folder, or choose its file"
                     )
                 self._place[key], self.shapes[key], self.dtypes[key] = file, shape, dtype
@@ -141,27 +159,25 @@ class Checkpoint:
             for key, piece in slices.items()
         }
         self.metadata = (handle.metadata() or {}) | self.metadata
-        return described, handle.get_tensor
+
+        def read(key: str) -> Tensor:
+            with explained(file, "the checkpoint", REMEDY):
+                return handle.get_tensor(key)
+
+        return described, read
 
 
-def _files(path: Path) -> tuple[Container, list[Path], Mapping[str, str]]:
+def _files(path: Path, is_folder: bool) -> tuple[Container, list[Path], Mapping[str, str]]:
     """What lies at a path, the files with its tensors, and which tensor an index puts where."""
-    if not path.exists():
-        raise TensorFileError(f"the checkpoint {path} is not there; {REMEDY}")
-    if path.is_dir():
+    if is_folder:
         indices = sorted(path.glob(f"*{INDEX_SUFFIX}"))
         if indices:
             return "folder", *_indexed(indices[0])
         return "folder", _shards(path), {}
     if path.suffix == ".json":
         return "index", *_indexed(path)
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-    except OSError as error:
-        raise TensorFileError(
-            f"the checkpoint {path} cannot be read ({error.strerror}); {REMEDY}"
-        ) from error
+    with path.open("rb") as file:
+        start = file.read(9)
     # Eight bytes of length and then JSON: a length may well begin with a byte that a pickle has
     # too.
     if start[8:] != b"{" and start.startswith(_ZIP):
@@ -184,21 +200,22 @@ def _files(path: Path) -> tuple[Container, list[Path], Mapping[str, str]]:
 
 def _indexed(index: Path) -> tuple[list[Path], Mapping[str, str]]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted({str(name) for name in weight_map.values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not is_regular(index) or index.stat().st_size > LONGEST_HEADER:
+            raise ValueError(f"not a file, or larger than {LONGEST_HEADER} bytes")
+        weight_map = _Index.model_validate_json(index.read_bytes()).weight_map
+    except (OSError, ValueError) as error:
         raise TensorFileError(
-            f"the index {index} cannot be read ({type(error).__name__}: {error}), expected JSON "
-            "with a "
+            f"the index {index} cannot be read ({reason_of(error)}), expected JSON with a "
             f"'weight_map' from tensor to file; {REMEDY}"
         ) from error
+    names = sorted(set(weight_map.values()))
     for name in names:
         inside = PurePosixPath(name)
         if inside.is_absolute() or ".." in inside.parts or "\\" in name or ":" in name:
             raise TensorFileError(
-                f"the index {index} names {name!r}, expected a file beside it; {REMEDY}"
+                f"the index {index} names {quoted(name)}, expected a file beside it; {REMEDY}"
             )
-    missing = [name for name in names if not (index.parent / name).is_file()]
+    missing = [name for name in names if not is_regular(index.parent / name)]
     if missing:
         raise TensorFileError(
             f"the index {index} names {some(missing)}, not found beside it; download every file "
@@ -221,15 +238,16 @@ def _shards(folder: Path) -> list[Path]:
     present = {file.name for file in found}
     for shard in filter(None, (_SHARD.match(file.name) for file in found)):
         stem, number, count = shard.groups()
-        wanted = [
+        wanted = (
             f"{stem}-{i:0{len(number)}d}-of-{count}.safetensors" for i in range(1, int(count) + 1)
-        ]
-        missing = [name for name in wanted if name not in present]
+        )
+        # Lazily: the count is a number that anybody may have written into a name.
+        missing = list(islice((name for name in wanted if name not in present), 4))
         if missing:
             raise TensorFileError(
-                f"the folder {folder} lacks {some(missing)} of {int(count)} files; download every "
-                "one of "
-                "them into it"
+                f"the folder {folder} lacks {some(missing[:3])}{' and more' * (len(missing) > 3)} "
+                "of "
+                f"{int(count)} files; download every one of them into it"
             )
     return found
 
@@ -270,12 +288,13 @@ def _unpickle(path: Path) -> object:
                 f"{WEIGHTS_ONLY}"
             ) from error
         raise TensorFileError(
-            f"the checkpoint {path} was cut short or is not a PyTorch file ({_first_line(error)}); "
+            f"the checkpoint {path} was cut short or is not a PyTorch file ({reason_of(error)}); "
             f"{REMEDY}"
         ) from error
-    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+    # PyTorch's reader runs the pickle's own instructions, which can go wrong in any way.
+    except Exception as error:
         raise TensorFileError(
-            f"the checkpoint {path} is damaged ({type(error).__name__}: {_first_line(error)}); "
+            f"the checkpoint {path} is damaged ({type(error).__name__}: {reason_of(error)}); "
             f"{REMEDY}"
         ) from error
 
@@ -297,7 +316,7 @@ def _choose(path: Path, content: object, ema: bool) -> tuple[str | None, dict[st
     order = (EMA, *PARTS) if ema else PARTS
     part = next((name for name in order if isinstance(content.get(name), Mapping)), None)
     weights = content if part is None else content[part]
-    strange = [str(key) for key, value in weights.items() if not isinstance(value, Tensor)]
+    strange = [str(key) for key, value in weights.items() if not _is_stored(value)]
     if strange or not weights:
         raise TensorFileError(
             f"the checkpoint {path} has no weights where they are looked for"
@@ -308,12 +327,8 @@ def _choose(path: Path, content: object, ema: bool) -> tuple[str | None, dict[st
     return part, {str(key): value.detach() for key, value in weights.items()}
 
 
-def some(names: Iterable[str]) -> str:
-    """The first three names and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return "; ".join(names[:3]) + more
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else "no reason given"
+def _is_stored(value: object) -> bool:
+    """Whether each number has its place: a pickle can spread one over any shape."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()

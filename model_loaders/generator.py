@@ -18,10 +18,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..networks.checked import some
 from ..networks.config import TransformerConfig
 from ..networks.transformer import CausalAVTransformer
 from ..samplers.tensor_file import TensorFileError
-from .containers import REMEDY, Checkpoint, some
+from .blank import BlankWeights
+from .containers import REMEDY, Checkpoint
 from .keymap import check_shapes, map_keys
 from .ltx2 import PRESETS, SINKS, Preset, describe, transformer_header
 
@@ -104,7 +106,8 @@ def assemble(
     described = describe(checkpoint, preset=preset, header=base_header)
     config = described.config
     tensors = _network(checkpoint, normalise)
-    expected = CausalAVTransformer(config, device="meta").state_dict()
+    with BlankWeights():
+        expected = CausalAVTransformer(config, device="meta").state_dict()
     missing = {name for name in expected if not _is_addition(name)} - tensors.keys()
     layers = {_layer(name) for name in missing}
     spare = {} if base_file is None else _network(base_file, normalise, layers)

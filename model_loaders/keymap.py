@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..networks.checked import some
 from ..networks.config import TransformerConfig
 from ..networks.rope import interleaved_to_split
 from ..samplers.tensor_file import TensorFileError
-from .containers import some
 
 # Where LTX-2's files, ComfyUI's and OmniForcing's keep the transformer; the longer ones come first.
 PREFIXES = ("model.diffusion_model.", "model.velocity_model.", "diffusion_model.", "model.", "")
@@ -70,7 +70,7 @@ def map_keys(keys: Iterable[str], what: str, remedy: str) -> KeyMap:
     counts = {p: sum(name.startswith(p + _BLOCKS) for name in bare.values()) for p in PREFIXES}
     prefix = max(PREFIXES, key=counts.__getitem__)
     if not counts[prefix]:
-        example = next(iter(bare), "no key at all")
+        example = some([next(iter(bare), "no key at all")])
         raise TensorFileError(
             f"{what} holds no LTX-2 transformer: no key {_BLOCKS}* under any known prefix (found "
             f"{example}, for instance); {remedy}"
@@ -87,7 +87,8 @@ def map_keys(keys: Iterable[str], what: str, remedy: str) -> KeyMap:
         elif not ours:
             unknown.append(key)
         elif own in names:
-            raise TensorFileError(f"{what} has {own} twice, as {names[own]} and as {key}; {remedy}")
+            twice = " and as ".join(some([same]) for same in (names[own], key))
+            raise TensorFileError(f"{what} has one tensor twice, as {twice}; {remedy}")
         else:
             names[own] = key
     return KeyMap(prefix, names, dict(left_out), unknown)

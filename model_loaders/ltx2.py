@@ -8,8 +8,8 @@ it can be overridden.
 
 from __future__ import annotations
 
-import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
+from ..networks.checked import quoted, reason_of, some
 from ..networks.config import TransformerConfig
 from ..networks.layout import PAPER_LAYOUT, RELEASED_LAYOUT, BlockLayout
 from ..networks.transformer import CausalAVTransformer
 from ..samplers.tensor_file import TensorFileError
-from .containers import REMEDY, Checkpoint, Container, some
+from .blank import BlankWeights
+from .containers import REMEDY, Checkpoint, Container
 from .keymap import KeyMap, check_shapes, is_rotated, map_keys, to_split
 
 logger = logging.getLogger("mutualforcing")
@@ -44,8 +47,15 @@ PRESETS: dict[Preset, dict[str, object]] = {
 SINKS, SINK_COUNT = "audio_sink_tokens", "num_audio_sink_tokens"
 _LAYOUT_KEYS = ("video_first_block", "audio_first_block", "video_next_block", "audio_next_block")
 _TELL = f"{REMEDY}, or say what is right in the overrides"
+_LAYER = re.compile(r"transformer_blocks\.([0-9]{1,3})\.")
 # What quantised files keep beside their weights.
 _SCALES = ("_scale", ".scale_weight", ".scale_input", ".comfy_quant", "_scale_2")
+
+
+class _Header(BaseModel):
+    """LTX-2's metadata key `config`; what is inside is checked by `TransformerConfig`."""
+
+    transformer: dict[str, object] = {}
 
 
 @dataclass(frozen=True)
@@ -163,7 +173,7 @@ def load_transformer(
     keys, config = described.keys, described.config
     dtype = dtype or _main_dtype(checkpoint, keys)
     device = torch.device(device)
-    with torch.random.fork_rng(devices=[]):
+    with BlankWeights():
         transformer = CausalAVTransformer(config, operations=operations, dtype=dtype, device="meta")
     wanted = transformer.state_dict()
     _check(checkpoint, keys, wanted, what)
@@ -203,17 +213,12 @@ def transformer_header(checkpoint: Checkpoint) -> dict[str, object]:
     if "config" not in checkpoint.metadata:
         return {}
     try:
-        header = json.loads(checkpoint.metadata["config"])
+        return _Header.model_validate_json(checkpoint.metadata["config"]).transformer
     except ValueError as error:
         raise TensorFileError(
-            f"{what} has a 'config' in its metadata that is not JSON ({error}); {REMEDY}"
+            f"{what} has a 'config' in its metadata that is not JSON with an object 'transformer' "
+            f"({reason_of(error)}); {REMEDY}"
         ) from error
-    transformer = header.get("transformer", {}) if isinstance(header, dict) else None
-    if not isinstance(transformer, dict):
-        raise TensorFileError(
-            f"{what} has a 'config' in its metadata without an object 'transformer'; {REMEDY}"
-        )
-    return transformer
 
 
 def _config(
@@ -247,7 +252,7 @@ def _config(
     except TensorFileError:
         raise
     except (ValueError, TypeError) as error:
-        raise TensorFileError(f"{what} cannot be built ({error}); {_TELL}") from error
+        raise TensorFileError(f"{what} cannot be built ({reason_of(error)}); {_TELL}") from error
 
 
 def _layout_values(layout: BlockLayout) -> dict[str, object]:
@@ -273,12 +278,9 @@ def _sizes(
     shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, object], what: str
 ) -> dict[str, object]:
     """Every size that the shapes tell; the number of heads is not one of them."""
-    numbers = {
-        int(key.split(".")[1])
-        for key in shapes
-        if key.startswith("transformer_blocks.") and key.split(".")[1].isdigit()
-    }
-    layers = 1 + max(numbers, default=-1)
+    # Of few digits: a layer's number is only a name until its tensors are found.
+    numbers = (_LAYER.match(key) for key in shapes)
+    layers = 1 + max((int(number[1]) for number in numbers if number), default=-1)
 
     def usual(axis: int, names: Iterable[str]) -> int:
         """The most common length of an axis, so that one broken tensor is not believed."""
@@ -307,8 +309,8 @@ def _sizes(
         heads = given.get(heads_key, getattr(TransformerConfig, heads_key))
         if not isinstance(heads, int) or heads < 1 or width % heads:
             raise TensorFileError(
-                f"{what} has an attention width of {width}, which {heads_key} = {heads!r} does not "
-                "divide; "
+                f"{what} has an attention width of {width}, which {heads_key} = {quoted(heads)} "
+                "does not divide; "
                 f"{_TELL} ({heads_key})"
             )
         sizes[head_dim_key] = width // heads

@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from pydantic import Field
 from torch import Tensor, nn
 
+from .checked import Positive, Width, build
 from .vocoder import (
     Controls,
     HarmonicNoiseVocoder,
@@ -32,7 +34,11 @@ from .vocoder import (
     mel_to_hz,
 )
 
-_STRIDE = 4
+LATENT_FRAMES = 4
+Dilations = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(max_length=64)]
+Blocks = Annotated[int, Field(ge=0, le=64)]
+Samples = Annotated[int, Field(ge=2, le=8192)]
+Bands = Annotated[int, Field(ge=2, le=1024)]
 _AMPLITUDE_SLOPE = 2.3
 
 
@@ -42,38 +48,39 @@ class AudioCodecConfig:
     latent.
     """
 
-    latent_channels: int = 32
-    channels: int = 128
-    encoder_dilations: tuple[int, ...] = (1, 2, 4)
-    encoder_latent_blocks: int = 1
-    decoder_latent_blocks: int = 2
-    decoder_dilations: tuple[int, ...] = (1, 2)
-    sample_rate: int = 16000
-    hop: int = 160
-    window: int = 640
-    pitch_features: int = 147
-    short_bands: int = 24
-    f0_bins: int = 128
-    f0_min: float = 50.0
-    f0_max: float = 1200.0
-    harmonic_bands: int = 64
-    noise_bands: int = 16
+    latent_channels: Width = 32
+    channels: Width = 128
+    encoder_dilations: Dilations = (1, 2, 4)
+    encoder_latent_blocks: Blocks = 1
+    decoder_latent_blocks: Blocks = 2
+    decoder_dilations: Dilations = (1, 2)
+    sample_rate: Annotated[int, Field(ge=1000, le=384000)] = 16000
+    hop: Samples = 160
+    window: Samples = 640
+    pitch_features: Bands = 147
+    short_bands: Bands = 24
+    f0_bins: Bands = 128
+    f0_min: Positive = 50.0
+    f0_max: Positive = 1200.0
+    harmonic_bands: Bands = 64
+    noise_bands: Annotated[int, Field(ge=1, le=128)] = 16
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> AudioCodecConfig:
-        """Build from a checkpoint's metadata; raises ValueError for a field that this version does
-        not know.
-        """
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
+        """Build from a checkpoint's metadata; raises ValueError for what does not belong there."""
+        config = build(cls, values, "audio codec config")
+        if not config.f0_min < config.f0_max < config.sample_rate / 2:
             raise ValueError(
-                f"audio codec config: found unknown fields {unknown}, expected some of "
-                f"{sorted(known)}; the file was made by another version of this pack: update "
-                "the pack or the file."
+                f"audio codec config: pitch goes from {config.f0_min} to {config.f0_max} Hz, "
+                "expected it "
+                f"to rise, and below half of the sample rate {config.sample_rate}"
             )
-        tuples = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        return cls(**tuples)  # type: ignore[arg-type]
+        if config.window < config.hop:
+            raise ValueError(
+                f"audio codec config: window is {config.window}, expected at least a hop of "
+                f"{config.hop}"
+            )
+        return config
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
@@ -210,7 +217,7 @@ class AudioCodec(nn.Module):
         self.features = SoundFeatures(config)
         self.encoder_in = nn.Conv1d(self.features.size, c, 1)
         self.encoder_blocks = nn.ModuleList(ResidualBlock(c, d) for d in config.encoder_dilations)
-        self.down = nn.Conv1d(c, c, _STRIDE, stride=_STRIDE)
+        self.down = nn.Conv1d(c, c, LATENT_FRAMES, stride=LATENT_FRAMES)
         self.encoder_latent = nn.ModuleList(
             ResidualBlock(c) for _ in range(config.encoder_latent_blocks)
         )
@@ -221,7 +228,7 @@ class AudioCodec(nn.Module):
         self.decoder_latent = nn.ModuleList(
             ResidualBlock(c) for _ in range(config.decoder_latent_blocks)
         )
-        self.up = nn.Conv1d(c, _STRIDE * c, 1)
+        self.up = nn.Conv1d(c, LATENT_FRAMES * c, 1)
         self.decoder_blocks = nn.ModuleList(ResidualBlock(c, d) for d in config.decoder_dilations)
         self.decoder_norm = ChannelNorm(c)
         heads = config.f0_bins + config.harmonic_bands + config.noise_bands
@@ -254,10 +261,11 @@ class AudioCodec(nn.Module):
         training).
         """
         hop = self.config.hop
-        if wave.ndim != 2 or wave.shape[1] % hop or (wave.shape[1] // hop) % _STRIDE != 1:
+        if wave.ndim != 2 or wave.shape[1] % hop or (wave.shape[1] // hop) % LATENT_FRAMES != 1:
             raise ValueError(
                 f"audio encode: found wave of shape {tuple(wave.shape)}, expected (batch, samples) "
-                f"with samples = {hop} * (1 + {_STRIDE} k); pad or cut the sound (blocks of a "
+                f"with samples = {hop} * (1 + {LATENT_FRAMES} k); pad or cut the sound (blocks of "
+                "a "
                 "second: 160 + 16000 K)."
             )
         caches = _Caches(None)
@@ -265,7 +273,7 @@ class AudioCodec(nn.Module):
         for block in self.encoder_blocks:
             x = block(x, caches)
         # Latent 0 ends with frame 0, so three frames of silence stand before it.
-        x = self.down(F.pad(x, (_STRIDE - 1, 0)))
+        x = self.down(F.pad(x, (LATENT_FRAMES - 1, 0)))
         for block in self.encoder_latent:
             x = block(x, caches)
         mean, log_std = self.encoder_out(self.encoder_norm(x)).chunk(2, dim=1)
@@ -307,9 +315,9 @@ class AudioCodec(nn.Module):
         x = self.decoder_in(x, memory)
         for block in self.decoder_latent:
             x = block(x, memory)
-        x = rearrange(self.up(x), "b (r c) s -> b c (s r)", r=_STRIDE)
+        x = rearrange(self.up(x), "b (r c) s -> b c (s r)", r=LATENT_FRAMES)
         if caches is None:
-            x = x[..., _STRIDE - 1 :]
+            x = x[..., LATENT_FRAMES - 1 :]
         for block in self.decoder_blocks:
             x = block(x, memory)
         out = rearrange(self.heads(self.decoder_norm(x)), "b c f -> b f c").float()

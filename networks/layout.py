@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .checked import quoted
+
 VIDEO_PER_BLOCK = 3
 AUDIO_PER_BLOCK = 25
 
@@ -25,10 +27,10 @@ class BlockLayout:
 
     def __post_init__(self) -> None:
         for name in ("video_first", "audio_first", "video_next", "audio_next"):
-            if getattr(self, name) < 1:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
                 raise ValueError(
-                    f"block layout: {name} is {getattr(self, name)}, expected at least 1 latent "
-                    "per block"
+                    f"block layout: {name} is {quoted(value)}, expected at least 1 latent per block"
                 )
 
     @classmethod

@@ -12,11 +12,15 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from pydantic import Field
 from torch import Tensor, nn
+
+from .checked import Count, Width, build
 
 logger = logging.getLogger("mutualforcing")
 
@@ -28,11 +32,11 @@ _WORD = re.compile(r"[a-z]+")
 class TextEncoderConfig:
     """Sizes, and the words that it knows in the order of their ids (from 1; 0 is empty)."""
 
-    vocabulary: tuple[str, ...]
-    dim: int = 128
-    layers: int = 2
-    heads: int = 4
-    length: int = 32
+    vocabulary: Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Field(max_length=65536)]
+    dim: Width = 128
+    layers: Count = 2
+    heads: Count = 4
+    length: Annotated[int, Field(ge=1, le=4096)] = 32
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON values."""
@@ -43,11 +47,13 @@ class TextEncoderConfig:
         """Build from JSON.
 
         Raises:
-            ValueError: no vocabulary, or heads that do not divide the width.
+            ValueError: no vocabulary, a value of the wrong type or out of range, or heads that do
+            not
+                divide the width.
         """
         if not values.get("vocabulary"):
             raise ValueError("text encoder config: vocabulary is empty, expected a list of words")
-        config = cls(**(values | {"vocabulary": tuple(values["vocabulary"])}))
+        config = build(cls, values, "text encoder config")
         if config.dim % config.heads:
             raise ValueError(
                 f"text encoder config: dim {config.dim} is not a multiple of heads {config.heads}"
@@ -86,7 +92,8 @@ class TextEncoder(nn.Module):
         self.config = config
         self.ids = {word: index + 1 for index, word in enumerate(config.vocabulary)}
         self.word = nn.Embedding(len(config.vocabulary) + 1, config.dim)
-        self.place = nn.Parameter(torch.randn(config.length, config.dim) * 0.5)
+        self.place = nn.Parameter(torch.empty(config.length, config.dim))
+        nn.init.normal_(self.place, std=0.5)
         self.layers = nn.ModuleList(_Layer(config.dim, config.heads) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.dim)
 

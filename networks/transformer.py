@@ -146,8 +146,9 @@ class CausalAVTransformer(nn.Module):
             # Initialised as OmniForcing's first release did: N(0, 0.02^2), after the patch
             # projection.
             self.audio_sink_tokens = nn.Parameter(
-                torch.randn(1, config.num_audio_sink_tokens, audio, **kwargs) * 0.02
+                torch.empty(1, config.num_audio_sink_tokens, audio, **kwargs)
             )
+            nn.init.normal_(self.audio_sink_tokens, std=0.02)
 
 
 def text_keys(model: nn.Module, video_context: Tensor, audio_context: Tensor) -> TextKeys:

@@ -13,7 +13,7 @@ time on a CPU.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from math import ceil
 
@@ -32,6 +32,7 @@ from .causal_conv import (
     TemporalDown,
     TemporalUp,
 )
+from .checked import Width, build, check
 
 SPACE_STRIDE = 32
 TIME_STRIDE = 8
@@ -48,18 +49,13 @@ VideoDecoderState = StreamState
 class VideoCodecConfig:
     """Sizes of the codec: channels before folding, and at 1/4, 1/8 and 1/16 of the pixel size."""
 
-    latent_channels: int = 32
-    fine_width: int = 64
-    middle_width: int = 80
-    coarse_width: int = 96
+    latent_channels: Width = 32
+    fine_width: Width = 64
+    middle_width: Width = 80
+    coarse_width: Width = 96
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"VideoCodecConfig.{field.name} is {value!r}, expected a positive integer"
-                )
+        check(self, "video codec config")
 
     @property
     def channels(self) -> int:
@@ -68,14 +64,8 @@ class VideoCodecConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> VideoCodecConfig:
-        """Build from a checkpoint's JSON; raises ValueError for names it does not know."""
-        unknown = set(values) - {field.name for field in fields(cls)}
-        if unknown:
-            raise ValueError(
-                f"the video codec config has unknown entries {sorted(unknown)}; the checkpoint "
-                "may be of a newer version of this pack, update it"
-            )
-        return cls(**values)  # type: ignore[arg-type] - checked in __post_init__
+        """Build from a checkpoint's JSON; raises ValueError for what does not belong there."""
+        return build(cls, values, "video codec config")
 
     def to_dict(self) -> dict[str, int]:
         """Return the JSON form that `from_dict` reads."""

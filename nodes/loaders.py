@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..host import comfy as compat
 from ..host.conditioning import StreamClip
+from ..model_loaders.catalog import changed_at
 from .types import ModelWire
 
 NO_MODEL = "no model found"
@@ -80,7 +81,7 @@ class LoadModel(io.ComfyNode):
     def fingerprint_inputs(cls, file: str, **_others: object) -> str:
         """A file that was replaced is loaded again."""
         path = compat.model_files().get(file)
-        return "" if path is None else f"{path} {path.stat().st_mtime_ns}"
+        return "" if path is None else f"{path} {changed_at(path)}"
 
     @classmethod
     def execute(

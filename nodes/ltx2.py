@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from ..host import ltx2 as compat_ltx2
 from ..host.ltx2 import Weights
 from ..host.ltx2_model import AUDIO_BINS, stream_clock
+from ..model_loaders.catalog import changed_at
 from ..model_loaders.ltx2 import Preset
 from ..samplers.chunk import chunk_origin, chunk_state, chunk_tensors
 from ..samplers.overlap import OVERLAP, decode_pictures, decode_sound, piece_of
@@ -113,7 +114,7 @@ class LoadLTX2(io.ComfyNode):
     def fingerprint_inputs(cls, file: str, base: str, **_others: object) -> str:
         """Files that were replaced are loaded again."""
         places = compat_ltx2.generator_files().get(file), compat_ltx2.base_files().get(base)
-        return " ".join(f"{path} {path.stat().st_mtime_ns}" for path in places if path is not None)
+        return " ".join(f"{path} {changed_at(path)}" for path in places if path is not None)
 
     @classmethod
     def execute(

@@ -163,7 +163,7 @@ def read(
                 "from has "
                 f"{float(model.clock.fps):g}: give both the same in LTXVConditioning"
             )
-    check_state(state, model.model_id, model.clock.layout)
+    check_state(state, model)
     if variation:
         state = state.reseeded(tuple(varied_seed(seed, variation) for seed in state.settings.seeds))
     sampler, settings = _sampler(model, mode), state.settings

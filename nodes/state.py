@@ -7,6 +7,7 @@ import logging
 from comfy_api.latest import io
 
 from ..host import comfy as compat
+from ..model_loaders.catalog import changed_at
 from ..samplers.state import StreamState
 from ..samplers.state_file import load_state, save_state
 from .types import StateWire
@@ -94,7 +95,7 @@ class LoadState(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file: str) -> bool | str:
         """Say what to do when the file is not there."""
-        if file in compat.saved_streams():
+        if compat.saved_stream(file) is not None:
             return True
         if file == NO_STREAM:
             return "there is no saved stream yet: make one with Save Stream, then press R"
@@ -103,10 +104,10 @@ class LoadState(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:
         """A file that was replaced is loaded again."""
-        path = compat.saved_streams().get(file)
-        return "" if path is None else f"{path} {path.stat().st_mtime_ns}"
+        path = compat.saved_stream(file)
+        return "" if path is None else f"{path} {changed_at(path)}"
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         """Read it."""
-        return io.NodeOutput(load_state(compat.saved_streams()[file]))
+        return io.NodeOutput(load_state(compat.saved_stream(file)))

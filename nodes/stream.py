@@ -245,7 +245,7 @@ class DecodeChunk(io.ComfyNode):
         """Decode both."""
         bundle = model.bundle
         origin = origin_of(video, audio)
-        check_state(origin.state, bundle.model_id, bundle.transformer.config.layout)
+        check_state(origin.state, bundle)
         model.make_ready()
         state = chunk_state(origin, video["samples"], audio["samples"])
         first = origin.first_block if part == CHUNK else 0

@@ -15,11 +15,13 @@ class StreamModel(Protocol):
     Attributes:
         transformer: for the functions of `networks`; its `config` has the block layout.
         model_id: fingerprint; a stream goes on only with the model that made it.
+        title: what its makers call it; empty where it has no name.
         like: empty tensor with the device and dtype to compute in.
     """
 
     transformer: nn.Module
     model_id: str
+    title: str
     like: Tensor
 
 
@@ -30,3 +32,4 @@ class BareModel:
     transformer: nn.Module
     model_id: str
     like: Tensor = field(default_factory=lambda: torch.empty(0))
+    title: str = ""

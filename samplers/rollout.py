@@ -129,7 +129,8 @@ class NonFiniteBlockError(RuntimeError):
 def new_stream(model: StreamModel, settings: StreamSettings) -> StreamState:
     """The state before the first block."""
     layout = model.transformer.config.layout
-    return StreamState(settings, model.model_id, layout, (), RollingCache(settings.window))
+    cache = RollingCache(settings.window)
+    return StreamState(settings, model.model_id, layout, (), cache, model_title=model.title)
 
 
 class SigmaConstants:
@@ -241,7 +242,7 @@ def rollout(
         NonFiniteBlockError: while iterating, if a block has NaN; names the block.
     """
     network, like = model.transformer, model.like
-    check_state(state, model.model_id, network.config.layout)
+    check_state(state, model)
     if blocks < 1:
         raise ValueError(f"blocks is {blocks}, expected at least 1")
     is_guided = sampler.guidance != 1.0

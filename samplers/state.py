@@ -9,15 +9,21 @@ what is missing of them is made from the latents when the stream goes on: always
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from torch import Tensor
 
-from ..networks.kv_cache import RollingCache
+from ..networks.checked import quoted
+from ..networks.config import TransformerConfig
+from ..networks.kv_cache import PATHS, RollingCache
 from ..networks.layout import BlockLayout
+from .model import StreamModel
 
 STATE_VERSION = 2
+# More than any picture has of latents a side (32 pixels each), and than any window has of seconds.
+LARGEST_GRID, MOST_WINDOW = 256, 3600
 
 
 class BlockLatents(NamedTuple):
@@ -43,13 +49,14 @@ class StreamSettings:
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
-        if self.height < 1 or self.width < 1:
+        if not (1 <= self.height <= LARGEST_GRID and 1 <= self.width <= LARGEST_GRID):
             raise ValueError(
-                f"stream settings: latent grid is {self.height}x{self.width}, expected at least 1x1"
+                f"stream settings: latent grid is {self.height}x{self.width}, expected 1 to "
+                f"{LARGEST_GRID} a side"
             )
-        if self.window < 1:
+        if not 1 <= self.window <= MOST_WINDOW:
             raise ValueError(
-                f"stream settings: window is {self.window} blocks, expected at least 1"
+                f"stream settings: window is {self.window} blocks, expected 1 to {MOST_WINDOW}"
             )
         if not self.seeds:
             raise ValueError("stream settings: no seed, expected one per clip of the batch")
@@ -76,6 +83,8 @@ class StreamState:
     latents: tuple[BlockLatents, ...] = field(default=(), repr=False)
     cache: RollingCache | None = field(default=None, repr=False)
     unguided: RollingCache | None = field(default=None, repr=False)
+    # What the network's makers call it, for a reader who is told that it is another.
+    model_title: str = ""
     version: int = STATE_VERSION
 
     @property
@@ -101,7 +110,7 @@ class StreamState:
         return replace(self, settings=replace(self.settings, seeds=seeds))
 
 
-def check_state(state: StreamState, model_id: str, layout: BlockLayout) -> None:
+def check_state(state: StreamState, model: StreamModel) -> None:
     """Refuse a state that this network cannot go on from.
 
     Raises:
@@ -112,15 +121,21 @@ def check_state(state: StreamState, model_id: str, layout: BlockLayout) -> None:
             f"stream state has version {state.version}, expected {STATE_VERSION}: it was made by "
             "another version of this pack; make the stream again, or open it with that version"
         )
-    if state.layout != layout:
+    config = model.transformer.config
+    if state.layout != config.layout:
         raise ValueError(
-            f"stream state has blocks of {state.layout}, expected {layout}: it belongs to another "
-            "model"
+            f"stream state has blocks of {state.layout}, expected {config.layout}: it belongs to "
+            "another model"
         )
-    if state.model_id != model_id:
+    if state.model_id != model.model_id:
+        made_by, loaded = (
+            _named(state.model_title, state.model_id),
+            _named(model.title, model.model_id),
+        )
         raise ValueError(
-            f"stream state was made by model {state.model_id}, expected {model_id}: load the "
-            "model that made it, or start a new stream"
+            f"stream state was made by model {made_by}, expected {loaded}: load the model that "
+            "made "
+            "it, or start a new stream"
         )
     for cache in (state.cache, state.unguided):
         if cache is not None and (
@@ -131,3 +146,81 @@ def check_state(state: StreamState, model_id: str, layout: BlockLayout) -> None:
                 f"{cache.window}, expected at most {state.next_block} and {state.settings.window}: "
                 "go on from state.without_keys(), which makes them again"
             )
+    # All others have the shapes of these; looking at each would take longer the older a stream is.
+    check_shapes(state, sizes_of(config), {0, state.next_block - 1})
+
+
+def _named(title: str, model_id: str) -> str:
+    return f"{quoted(title)} ({quoted(model_id)})" if title else quoted(model_id)
+
+
+def sizes_of(config: TransformerConfig) -> dict[str, int]:
+    """What a network says about its streams' tensors, by the names of `check_shapes`."""
+    video, audio = config.num_attention_heads, config.audio_num_attention_heads
+    video_dim, audio_dim = config.attention_head_dim, config.audio_attention_head_dim
+    heads = {"video": (video, video_dim)} | {path: (audio, audio_dim) for path in PATHS[1:]}
+    sizes = {
+        "video channels": config.in_channels,
+        "audio channels": config.audio_in_channels,
+        "layers": config.num_layers,
+        "sounds of block 0": config.audio_first_block + config.num_audio_sink_tokens,
+    }
+    for path, (count, dim) in heads.items():
+        sizes |= {f"{path} heads": count, f"{path} head size": dim}
+    return sizes
+
+
+def check_shapes(
+    state: StreamState, known: Mapping[str, int], blocks: Set[int] | None = None
+) -> None:
+    """Refuse a state with a tensor that does not have the shape that it must have.
+
+    Args:
+        known: sizes by name (`sizes_of`); what is not among them must only be the same in all
+        tensors.
+        blocks: whose latents to look at; None = all.
+
+    Raises:
+        ValueError: naming the tensor, what was found and what was expected.
+    """
+    layout, settings = state.layout, state.settings
+    batch, grid = len(settings.seeds), settings.height * settings.width
+    sizes = dict(known)
+
+    def check(name: str, tensor: Tensor, *expected: int | str) -> None:
+        found = tuple(tensor.shape)
+        # A size that nobody knows yet is what the first tensor says, if it says anything.
+        wanted = tuple(
+            sizes.setdefault(size, max(1, length)) if isinstance(size, str) else size
+            for size, length in zip(expected, found, strict=False)
+        )
+        if len(found) != len(expected) or found != wanted:
+            raise ValueError(
+                f"the stream's {name} is {found}, expected "
+                f"({', '.join(str(sizes.get(size, size)) for size in expected)}); load the model "
+                "that "
+                "made it, or start a new stream"
+            )
+
+    for index in range(state.next_block) if blocks is None else sorted(blocks):
+        if not 0 <= index < state.next_block:
+            continue
+        video, audio = state.latents[index]
+        frames, sounds = (stop - start for start, stop in _spans(layout, index))
+        size = settings.height, settings.width
+        check(f"video of block {index}", video, batch, "video channels", frames, *size)
+        check(f"audio of block {index}", audio, batch, sounds, "audio channels")
+    for branch, cache in (("cache", state.cache), ("unguided", state.unguided)):
+        for index, block in () if cache is None else zip(cache.indices, cache.blocks, strict=True):
+            frames, sounds = (stop - start for start, stop in _spans(layout, index))
+            # Sink tokens stand before block 0; their number is the network's.
+            heard = sounds if index else "sounds of block 0"
+            tokens = dict(zip(PATHS, (frames * grid, heard, heard, frames * grid), strict=True))
+            for path, pair in zip(PATHS, block, strict=True):
+                shape = "layers", batch, f"{path} heads", tokens[path], f"{path} head size"
+                for letter, tensor in zip("kv", pair, strict=True):
+                    check(f"{branch}.{index}.{path}.{letter}", tensor, *shape)
+
+
+def _spans(layout: BlockLayout, block: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    return layout.video_span(block), layout.audio_span(block)

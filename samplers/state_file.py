@@ -10,37 +10,60 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from ..networks.checked import reason_of, some
+from ..networks.config import Latents
 from ..networks.kv_cache import PATHS, BlockKeys, RollingCache
 from ..networks.layout import BlockLayout
-from .state import STATE_VERSION, BlockLatents, StreamSettings, StreamState
+from .state import STATE_VERSION, BlockLatents, StreamSettings, StreamState, check_shapes
 from .tensor_file import TensorFileError, read_tensors, write_tensors
 
 FORMAT = "mutual-forcing-state"
 _REMEDY = "choose a file that was saved as a stream state"
-_BRANCHES: tuple[Literal["cache", "unguided"], ...] = ("cache", "unguided")
+Branch = Literal["cache", "unguided"]
+_BRANCHES: tuple[Branch, ...] = get_args(Branch)
+# Noise goes by the digits of a seed; ComfyUI's have 64 bits.
+Seed = Annotated[int, Field(ge=-(2**64), lt=2**64)]
+_LATENTS = (torch.float32,)
+_KEYS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class _Version(BaseModel):
+    """The one entry that the header has in every version."""
+
+    version: int
 
 
 class _Header(BaseModel):
-    """The metadata of a state file."""
+    """The metadata of a state file; its numbers are held against the tensors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     version: int
-    model_id: str
-    layout: tuple[int, int, int, int]
-    height: int = Field(ge=1)
-    width: int = Field(ge=1)
-    window: int = Field(ge=1)
-    seeds: tuple[int, ...] = Field(min_length=1)
+    model_id: Annotated[str, Field(max_length=64)]
+    model_title: str = ""
+    layout: tuple[Latents, Latents, Latents, Latents]
+    height: int
+    width: int
+    window: int
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=256)]
     blocks: int = Field(ge=0)
-    keys: dict[str, int] = {}
+    keys: dict[Branch, Annotated[int, Field(ge=0)]] = {}
     """Blocks, counted from the first, up to which each branch's keys were saved."""
+
+    @model_validator(mode="after")
+    def _keys_are_of_blocks(self) -> _Header:
+        for branch, end in self.keys.items():
+            if end > self.blocks:
+                raise ValueError(
+                    f"{branch} has keys of {end} blocks, expected at most {self.blocks}"
+                )
+        return self
 
 
 def save_state(path: Path, state: StreamState, *, keys: bool = True) -> None:
@@ -67,6 +90,7 @@ def save_state(path: Path, state: StreamState, *, keys: bool = True) -> None:
     header = _Header(
         version=state.version,
         model_id=state.model_id,
+        model_title=state.model_title,
         layout=(layout.video_first, layout.audio_first, layout.video_next, layout.audio_next),
         height=settings.height,
         width=settings.width,
@@ -90,29 +114,46 @@ def load_state(path: Path) -> StreamState:
     if metadata.get("format") != FORMAT or "header" not in metadata:
         raise TensorFileError(f"{path} is a safetensors file but not a stream state; {_REMEDY}")
     try:
+        version = _Version.model_validate_json(metadata["header"]).version
+        if version != STATE_VERSION:
+            raise TensorFileError(
+                f"the stream state {path} has version {version}, expected {STATE_VERSION}: it was "
+                "saved by another version of this pack; open it with that version, or make the "
+                "stream again"
+            )
         header = _Header.model_validate_json(metadata["header"])
         layout = BlockLayout(*header.layout)
+        settings = StreamSettings(header.height, header.width, header.window, header.seeds)
+    except TensorFileError:
+        raise
     except ValueError as error:
-        raise TensorFileError(f"the stream state {path} has a damaged header: {error}") from error
-    if header.version != STATE_VERSION:
         raise TensorFileError(
-            f"the stream state {path} has version {header.version}, expected {STATE_VERSION}: it "
-            "was saved by another version of this pack; open it with that version, or make the "
-            "stream again"
-        )
-    settings = StreamSettings(header.height, header.width, header.window, header.seeds)
+            f"the stream state {path} has a damaged header ({reason_of(error)}); {_REMEDY}"
+        ) from error
+    left = dict(tensors)
     try:
-        latents = tuple(_blocks(tensors, header, layout))
+        latents = tuple(_blocks(left, header, layout))
         caches = {
-            branch: _cache(branch, tensors, header.window, header.keys[branch])
-            for branch in _BRANCHES
-            if branch in header.keys
+            branch: _cache(branch, left, header.window, end) for branch, end in header.keys.items()
         }
+        if left:
+            raise ValueError(f"it has {some(left)}, which no stream state has")
+        state = StreamState(
+            settings, header.model_id, layout, latents, **caches, model_title=header.model_title
+        )
+        check_shapes(state, {})
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"{some([name])} has NaN or infinite values")
     except KeyError as error:
         raise TensorFileError(
             f"the stream state {path} lacks the tensor {error}; save the state again"
         ) from error
-    return StreamState(settings, header.model_id, layout, latents, **caches)
+    except ValueError as error:
+        raise TensorFileError(
+            f"the stream state {path} cannot be used: {reason_of(error)}; {_REMEDY}"
+        ) from error
+    return state
 
 
 def _key_tensors(branch: str, cache: RollingCache) -> Iterator[tuple[str, Tensor]]:
@@ -122,12 +163,22 @@ def _key_tensors(branch: str, cache: RollingCache) -> Iterator[tuple[str, Tensor
             yield f"{branch}.{index}.{path}.v", v.detach().cpu()
 
 
-def _cache(branch: str, tensors: dict[str, Tensor], window: int, end: int) -> RollingCache:
-    kept = tuple(index for index in range(end) if index == 0 or index >= end - window)
+def _taken(tensors: dict[str, Tensor], name: str, dtypes: tuple[torch.dtype, ...]) -> Tensor:
+    """One of the tensors, which is no longer among them then, in memory of its own."""
+    tensor = tensors.pop(name)
+    if tensor.dtype not in dtypes:
+        expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        found = str(tensor.dtype).removeprefix("torch.")
+        raise ValueError(f"{name} is {found}, expected {expected}")
+    return tensor.clone()
+
+
+def _cache(branch: Branch, tensors: dict[str, Tensor], window: int, end: int) -> RollingCache:
+    kept = (*range(min(end, 1)), *range(max(1, end - window), end))
 
     def pair(index: int, path: str) -> tuple[Tensor, Tensor]:
         name = f"{branch}.{index}.{path}"
-        return tensors[f"{name}.k"], tensors[f"{name}.v"]
+        return _taken(tensors, f"{name}.k", _KEYS), _taken(tensors, f"{name}.v", _KEYS)
 
     blocks = tuple(BlockKeys(*(pair(index, path) for path in PATHS)) for index in kept)
     return RollingCache(window, kept, blocks)
@@ -138,19 +189,16 @@ def _blocks(
 ) -> Iterator[BlockLatents]:
     if not header.blocks:
         return
-    video, audio = tensors["video"], tensors["audio"]
-    batch = len(header.seeds)
-    grid = (layout.video_latents(header.blocks), header.height, header.width)
-    length = layout.audio_latents(header.blocks)
-    whole = video.ndim == 5 and audio.ndim == 3
-    if not whole or (*video.shape[:1], *video.shape[2:], *audio.shape[:2]) != (
-        (batch, *grid, batch, length)
-    ):
-        raise TensorFileError(
-            f"the stream state's latents are video {tuple(video.shape)} and audio "
-            f"{tuple(audio.shape)}, expected ({batch}, c, {', '.join(map(str, grid))}) and "
-            f"({batch}, {length}, c) for its {header.blocks} blocks; save it again"
+    video, audio = (_taken(tensors, name, _LATENTS) for name in ("video", "audio"))
+    lengths = layout.video_latents(header.blocks), layout.audio_latents(header.blocks)
+    if video.ndim != 5 or audio.ndim != 3 or (video.shape[2], audio.shape[1]) != lengths:
+        raise ValueError(
+            f"its latents are video {tuple(video.shape)} and audio {tuple(audio.shape)}, expected "
+            f"{lengths[0]} and {lengths[1]} of them for its {header.blocks} blocks"
         )
+    if not video.numel() or not audio.numel():
+        # No size of theirs is worth anything then, the number of blocks included.
+        raise ValueError("its latents hold no number")
     for block in range(header.blocks):
         frames, samples = slice(*layout.video_span(block)), slice(*layout.audio_span(block))
         yield BlockLatents(video[:, :, frames].contiguous(), audio[:, samples].contiguous())

@@ -1,13 +1,14 @@
 """A safetensors file read and written with care: nothing unpickled, nothing left half-written.
 
 Used for stream states and for the pack's own models, so that both fail with the same clear
-sentences.
+sentences. Whatever lies at a path, only a regular file is ever opened: a pipe would wait for ever.
 """
 
 from __future__ import annotations
 
 import errno
-import os
+import json
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..networks.checked import one_line, reason_of
+from .atomic_file import write_whole
+
+# A header of LTX-2's 5,000 tensors is 1 MB; the same again in Python's objects is twenty times
+# that.
+LONGEST_HEADER = 16 * 1024 * 1024
 _PICKLED = (b"PK\x03\x04", b"\x80")
 # The second is a user's quota; Windows may not name it.
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
@@ -23,11 +30,47 @@ _CUT_SHORT = ("incomplete", "IncompleteBuffer", "invalid header length", "Invali
 
 
 class TensorFileError(ValueError):
-    """A file is not what it should be; the message says what was found and what to do."""
+    """A file is not what it should be; one line says what was found and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def is_regular(path: Path) -> bool:
+    """Whether a file lies there that may be opened; no for whatever else, or nothing, does."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def read_header(path: Path) -> dict[str, object]:
+    """The JSON header of a safetensors file, nothing else of it read.
+
+    Raises:
+        ValueError: not a regular file, no safetensors, or a header that is no object or too long.
+        OSError: it cannot be read.
+    """
+    if not is_regular(path):
+        raise ValueError("not a regular file")
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if not 2 <= size <= LONGEST_HEADER:
+            raise ValueError(f"a header of {size} bytes")
+        try:
+            found = json.loads(file.read(size))
+        except (RecursionError, MemoryError) as error:
+            raise ValueError(f"a header that nests too deep ({type(error).__name__})") from error
+    if not isinstance(found, dict):
+        raise ValueError("a header that is no object")
+    return found
 
 
 def read_tensors(path: Path, what: str, remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors (on the CPU) and the metadata of a safetensors file.
+
+    The tensors are views of the mapped file. Whoever keeps them makes copies: should somebody cut
+    the file while it is mapped, the whole process dies of the next look at it.
 
     Args:
         what: what the file should be, for messages: "the model file".
@@ -37,17 +80,15 @@ def read_tensors(path: Path, what: str, remedy: str) -> tuple[dict[str, Tensor],
         TensorFileError: no such file, cut short, or not safetensors.
     """
     file = open_tensors(path, what, remedy)
-    with _explained(path, what, remedy):
+    with explained(path, what, remedy):
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
 
 
 def open_tensors(path: Path, what: str, remedy: str) -> safe_open:
-    """The mapped file behind `read_tensors`, only its header read; errors likewise."""
-    if not path.exists():
-        raise TensorFileError(f"{what} {path} is not there; {remedy}")
-    if not path.is_file():
+    """The mapped file behind `read_tensors`, its header read; arguments and errors likewise."""
+    if look_at(path, what, remedy) == "folder":
         raise TensorFileError(f"{what} {path} is a folder, expected a .safetensors file; {remedy}")
-    with _explained(path, what, remedy):
+    with explained(path, what, remedy):
         with path.open("rb") as file:
             start = file.read(9)
         # Eight bytes of length and then JSON: a length may well begin with a byte that a pickle has
@@ -59,23 +100,58 @@ def open_tensors(path: Path, what: str, remedy: str) -> safe_open:
             )
         if len(start) < 9:
             raise TensorFileError(f"{what} {path} is empty or was cut short; {remedy}")
+        size = int.from_bytes(start[:8], "little")
+        if start[8:] == b"{" and LONGEST_HEADER < size < path.stat().st_size:
+            raise TensorFileError(
+                f"{what} {path} has a header of {size} bytes, expected at most {LONGEST_HEADER}; "
+                f"{remedy}"
+            )
         return safe_open(path, framework="pt")
 
 
+def look_at(path: Path, what: str, remedy: str) -> str:
+    """Whether there is a "file" or a "folder" at a path; arguments as for `read_tensors`.
+
+    Raises:
+        TensorFileError: neither, or it cannot be reached.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise TensorFileError(f"{what} {path} is not there; {remedy}") from error
+    except (OSError, ValueError) as error:
+        reason = reason_of(error)
+        raise TensorFileError(f"{what} {path} cannot be read ({reason}); {remedy}") from error
+    if stat.S_ISDIR(mode):
+        return "folder"
+    if not stat.S_ISREG(mode):
+        raise TensorFileError(
+            f"{what} {path} is a device, a pipe or a socket, expected a file; {remedy}"
+        )
+    return "file"
+
+
 @contextmanager
-def _explained(path: Path, what: str, remedy: str) -> Iterator[None]:
+def explained(path: Path, what: str, remedy: str) -> Iterator[None]:
+    """Make what goes wrong with a file inside one sentence; arguments as for `read_tensors`.
+
+    Raises:
+        TensorFileError: instead of what the libraries raise.
+    """
     try:
         yield
+    except TensorFileError:
+        raise
     except SafetensorError as error:
+        reason = reason_of(error)
         if any(text in str(error) for text in _CUT_SHORT):
-            raise TensorFileError(f"{what} {path} was cut short ({error}); {remedy}") from error
+            raise TensorFileError(f"{what} {path} was cut short ({reason}); {remedy}") from error
         raise TensorFileError(
-            f"{what} {path} is not a safetensors file ({error}); {remedy}"
+            f"{what} {path} is not a safetensors file ({reason}); {remedy}"
         ) from error
-    except OSError as error:
-        raise TensorFileError(
-            f"{what} {path} cannot be read ({error.strerror}); {remedy}"
-        ) from error
+    except (OSError, ValueError, MemoryError) as error:
+        reason = reason_of(error)
+        raise TensorFileError(f"{what} {path} cannot be read ({reason}); {remedy}") from error
 
 
 def write_tensors(
@@ -86,20 +162,13 @@ def write_tensors(
     Raises:
         OSError: it cannot be written, for instance because the disk is full; says so.
     """
-    partial = path.with_name(f".{path.name}.part")
     # One tensor may be a slice of another; the format wants each on its own.
     content = save(
         {key: value.contiguous().clone() for key, value in tensors.items()}, dict(metadata)
     )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_whole(path, content)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OSError(error.errno, writing_failed(error, what, len(content)), str(path)) from error
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from ...samplers.atomic_file import write_whole
 from ..metrics.record import record
 
 
@@ -24,7 +25,6 @@ def write(out: Path | None, summary: Mapping[str, object], text: str) -> None:
     sys.stdout.write(text)
     if out is None:
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
     values = {"record": record(), **summary}
-    Path(f"{out}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    Path(f"{out}.md").write_text(text, encoding="utf-8")
+    write_whole(f"{out}.json", json.dumps(values, indent=1) + "\n")
+    write_whole(f"{out}.md", text)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 from ...model_loaders.bundle import Bundle, load_bundle, shipped_model_path
+from ...samplers.atomic_file import write_whole
 from ...samplers.rollout import Mode, SamplerSettings, sampler_settings
 
 log = logging.getLogger("mutualforcing")
@@ -67,10 +68,7 @@ def write_json(path: Path, results: Mapping[str, object]) -> None:
         OSError: it cannot be written.
     """
     text = json.dumps(results, indent=1, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_whole(path, text)
 
 
 def write_report(
@@ -84,5 +82,5 @@ def write_report(
     """
     path, text = folder / f"{name}.json", "\n".join(lines)
     write_json(path, results)
-    path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    write_whole(path.with_suffix(".md"), text + "\n")
     log.info("%s\nwrote %s", text, path)

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ...networks.audio_codec import AudioCodec, AudioCodecConfig
 from ...networks.vocoder import Controls
+from ...samplers.atomic_file import replacing
 from .audio_losses import (
     band_loudness_loss,
     frame_loudness,
@@ -108,12 +109,8 @@ def set_latent_statistics(codec: AudioCodec, pool: AudioPool, clips: int = 256) 
 
 def save_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write safetensors beside `path` and rename, so that a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(
-        {k: v.detach().contiguous() for k, v in tensors.items()}, str(temporary), metadata=metadata
-    )
-    temporary.replace(path)
+    with replacing(path) as part:
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, part, metadata)
 
 
 def load_codec(path: Path) -> AudioCodec:

@@ -28,6 +28,7 @@ from torch import Tensor
 from ...networks.audio_codec import AudioCodec, AudioCodecConfig
 from ...networks.text_encoder import TextEncoder, TextEncoderConfig
 from ...networks.video_codec import VideoCodec, VideoCodecConfig
+from ...samplers.atomic_file import write_whole
 from ..world.scene import VOCABULARY
 from .sources import CaptionedClip, clips_from
 
@@ -101,7 +102,7 @@ def encode_set(
         if (index + 1) % 200 == 0 or index + 1 == count:
             for array in arrays:
                 array.flush()
-            record.write_text(json.dumps(about | {"done": index + 1}))
+            write_whole(record, json.dumps(about | {"done": index + 1}))
             logger.info("encoded %d of %d clips", index + 1, count)
 
 

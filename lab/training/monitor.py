@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...model_loaders.bundle import Bundle, StreamDefaults, clock_of
 from ...networks.config import TransformerConfig
+from ...samplers.atomic_file import write_whole
 from ...samplers.clip_writer import ClipWriter
 from ...samplers.decode import DecodedBlock
 from ...samplers.rollout import Method, Mode, NonFiniteBlockError, sampler_settings
@@ -51,7 +52,7 @@ class RunLog:
         if not processes.rank and path.exists():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if json.loads(line)["step"] <= step]
-            path.write_text("".join(kept), encoding="utf-8")
+            write_whole(path, "".join(kept))
 
     def add(self, logged: Mapping[str, Tensor], seconds: float) -> None:
         """Take in what a step logged, and how long it took."""

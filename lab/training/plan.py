@@ -31,6 +31,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ...networks.config import TransformerConfig
 from ...networks.transformer import CausalAVTransformer
+from ...samplers.atomic_file import write_whole
 from .adapters import AdapterSettings, adapt
 from .data import Batch
 from .draws import Draws
@@ -384,7 +385,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     said = ", ".join(f"{name} {size / 1e6:.2f}" for name, size in sizes.items())
     sys.stdout.write(f"MB on disk of the longest clip, with one caption: {said}\n")
     if arguments.out:
-        arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_whole(arguments.out, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

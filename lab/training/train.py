@@ -21,7 +21,6 @@ import argparse
 import json
 import logging
 import time
-from collections.abc import Callable
 from math import cos, pi
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from torch import Tensor
 from ...model_loaders.bundle import TEXT, TRANSFORMER, StreamDefaults
 from ...model_loaders.ltx2 import load_transformer
 from ...networks.config import TransformerConfig
+from ...samplers.atomic_file import replacing, write_whole
 from .adapters import AdapterSettings, adapt, load_trained
 from .data import Batch, LatentSet
 from .draws import Draws
@@ -74,12 +74,6 @@ def read_settings(config: Path, stage: str, method: str) -> dict[str, dict[str, 
 def learning_rate(step: int, warmup: int, progress: float) -> float:
     """Linear warm-up in steps, then a cosine to zero over the budget that was given."""
     return min(1.0, (step + 1) / warmup) * 0.5 * (1 + cos(pi * min(1.0, progress)))
-
-
-def _atomic(path: Path, write: Callable[[Path], None]) -> None:
-    part = path.with_name(path.name + ".part")
-    write(part)
-    part.replace(path)
 
 
 def starting_weights(path: Path) -> dict[str, Tensor]:
@@ -224,9 +218,11 @@ class Run:
         }
         if self.base is not None:
             record["adapters"] = self.settings["adapters"]
-        (out / "config.json").write_text(json.dumps(record))
-        _atomic(out / "resume.pt", lambda path: torch.save(state, path))
-        _atomic(out / "weights.safetensors", lambda path: save_file(average, path))
+        write_whole(out / "config.json", json.dumps(record))
+        with replacing(out / "resume.pt") as path:
+            torch.save(state, path)
+        with replacing(out / "weights.safetensors") as path:
+            save_file(average, path)
 
     @property
     def progress(self) -> float:

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...networks.video_codec import VideoCodec, VideoCodecConfig
+from ...samplers.atomic_file import replacing
 
 log = logging.getLogger("mutualforcing")
 
@@ -49,10 +50,8 @@ def build_pool(path: Path, clips: int, seed: int) -> np.ndarray:
         start = int(rng.integers(0, 8))
         frames.append(render(sample_scene(rng), POOL_SECONDS, start).video)
     pool = np.stack(frames)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part.npy")
-    np.save(part, pool)
-    part.replace(path)
+    with replacing(path) as part, part.open("wb") as file:
+        np.save(file, pool)
     return pool
 
 
@@ -133,12 +132,8 @@ def quality(codec: VideoCodec, frames: np.ndarray) -> dict[str, float]:
 
 def save_atomically(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
     """Write safetensors so that a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    save_file(
-        {k: v.detach().contiguous() for k, v in tensors.items()}, str(part), metadata=metadata
-    )
-    part.replace(path)
+    with replacing(path) as part:
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, part, metadata)
 
 
 def load_codec(path: Path) -> VideoCodec:

@@ -192,7 +192,7 @@ def test_the_lists_offer_what_can_be_loaded(tmp_path: Path, base: Path) -> None:
     files = [
         (path.relative_to(tmp_path).as_posix(), path) for path in sorted(tmp_path.rglob("*.*"))
     ]
-    assert list_ltx2(files, own_folder=own) == {
+    assert list_ltx2(files, own_folders=[own]) == {
         "base/ltx-2.safetensors": base,
         "model.safetensors.index.json": tmp_path / "model.safetensors.index.json",
         "mutual_forcing/stage3.pt": own / "stage3.pt",

@@ -114,7 +114,7 @@ def test_broken_state_files_say_what_is_wrong(bundle: Bundle, saved: Path, tmp_p
     check("was cut short")
     save_file(tensors, path)
     check("not a stream state")
-    save_file(tensors, path, metadata | {"header": '{"version": 1}'})
+    save_file(tensors, path, metadata | {"header": '{"version": 2}'})
     check("damaged header")
     save_file({k: v for k, v in tensors.items() if k != "audio"}, path, metadata)
     check("lacks the tensor 'audio'")
