@@ -88,7 +88,7 @@ def map_keys(keys: Iterable[str], what: str, remedy: str) -> KeyMap:
             unknown.append(key)
         elif own in names:
             twice = " and as ".join(some([same]) for same in (names[own], key))
-            raise TensorFileError(f"{what} has one tensor twice, as {twice}; {remedy}")
+            raise TensorFileError(f"{what} has {some([own])} twice, as {twice}; {remedy}")
         else:
             names[own] = key
     return KeyMap(prefix, names, dict(left_out), unknown)

@@ -22,7 +22,9 @@ _LONGEST_LINE = 1200
 
 def quoted(text: object, longest: int = _LONGEST_QUOTE) -> str:
     """Somebody else's text for one of our sentences: in quotes, short and printable."""
-    text = text if isinstance(text, str) else repr(text)
+    if not isinstance(text, str):
+        # A number needs no quotes.
+        return one_line(repr(text)[:longest])
     return repr(text if len(text) <= longest else f"{text[:longest]}…")
 
 
@@ -86,8 +88,7 @@ def check(config: object, what: str) -> None:
         first = error.errors(include_url=False, include_context=False)[0]
         name = ".".join(map(str, first["loc"]))
         problem = first["msg"].replace("Input should be", "expected").replace("Tuple", "list")
-        found = quoted(first["input"]) if isinstance(first["input"], str) else first["input"]
-        raise ValueError(f"{what}: {name} is {str(found)[:80]}, {problem}") from error
+        raise ValueError(f"{what}: {name} is {quoted(first['input'])}, {problem}") from error
 
 
 @cache

@@ -55,21 +55,6 @@ def write_whole(path: Path | str, content: str | bytes) -> None:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def check_writable(path: Path | str) -> None:
-    """Find out before the work whether `replacing` will be able to; makes the folders that lack.
-
-    Raises:
-        OSError: it will not: no right to, a name that is too long, a folder or a device of that
-        name.
-    """
-    path = Path(os.path.realpath(path))
-    _refuse_what_is_no_file(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    probe = path.with_name(f".{uuid.uuid4().hex}.part")
-    probe.open("xb").close()
-    probe.unlink()
-
-
 def _refuse_what_is_no_file(path: Path) -> None:
     try:
         mode = path.lstat().st_mode

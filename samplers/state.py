@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..networks.checked import quoted
+from ..networks.checked import one_line, quoted
 from ..networks.config import TransformerConfig
 from ..networks.kv_cache import PATHS, RollingCache
 from ..networks.layout import BlockLayout
@@ -151,7 +151,7 @@ def check_state(state: StreamState, model: StreamModel) -> None:
 
 
 def _named(title: str, model_id: str) -> str:
-    return f"{quoted(title)} ({quoted(model_id)})" if title else quoted(model_id)
+    return f"{quoted(title)} ({one_line(model_id)})" if title else one_line(model_id)
 
 
 def sizes_of(config: TransformerConfig) -> dict[str, int]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -105,6 +108,29 @@ def test_loading_leaves_the_global_random_numbers_as_found(file: Path) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_loading_draws_no_weights(file: Path) -> None:
+    """PyTorch imports its compiler, for seconds, to draw numbers that have no memory."""
+    code = (
+        "import launch, sys; launch.register(); from pathlib import Path\n"
+        "from mutual_forcing.model_loaders.bundle import load_bundle\n"
+        f"load_bundle(Path({str(file)!r}))\n"
+        "print([m for m in ('torch._dynamo', 'sympy') if m in sys.modules])"
+    )
+    root = Path(loading.__file__).parents[1]
+    told = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert told.stdout.strip() == "[]", told.stderr
+
+
+def test_no_number_in_a_config_makes_memory(file: Path, tmp_path: Path) -> None:
+    """The largest codec that a config can ask for is compared with the file before it is made."""
+    wide = config(video_codec__fine_width=65536, audio_codec__channels=65536)
+    path = rewritten(file, tmp_path / "wide.safetensors", wide)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(TensorFileError, match="weights of another shape"):
+        load_bundle(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
+
+
 def test_the_small_model_lies_in_the_pack() -> None:
     assert shipped_model_path().parts[-2:] == ("models", "mutual_forcing_small.safetensors")
     assert (shipped_model_path().parents[1] / "launch.py").is_file()
@@ -195,6 +221,17 @@ WRONG_CONTENTS: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, str]], ob
         lambda t, m: t.update({"model.diffusion_model.proj_out.weight": torch.zeros(16, 31)}),
         r"proj_out.weight is \(16, 31\), expected \(16, 32\)",
     ),
+    "layers without end": (config(transformer__num_layers=10**15), "num_layers is 10000"),
+    "half a layer": (config(transformer__num_layers=1.5), "num_layers is 1.5"),
+    "endless block": (config(transformer__audio_first_block=float("inf")), "config that does not"),
+    "rate": (config(stream={"sample_rate": 1}), "audio_sampling_rate is 16000, expected 1"),
+    "stride": (config(transformer__video_time_stride=0), "video_time_stride is 0"),
+    "other stride": (
+        config(transformer__video_time_stride=4),
+        "video_time_stride is 4, expected 8",
+    ),
+    "hop": (config(audio_codec__hop=320), "audio_hop_length is 160, expected 320"),
+    "codes": (config(transformer__rope_type="\x1b[31m" * 10**5), "rope_type is"),
     "more layers than weights": (config(transformer__num_layers=3), "lacks .*transformer_blocks.2"),
 }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,12 @@ from mutual_forcing.model_loaders.catalog import (
     MODEL_VARIABLE,
     is_model,
     is_stream,
+    list_bases,
+    list_ltx2,
     list_models,
+    list_streams,
     metadata_of,
+    told_apart,
 )
 from mutual_forcing.model_loaders.memory import WORKING_BYTES, stream_bytes
 from mutual_forcing.samplers.rollout import rollout, sampler_settings
@@ -64,6 +70,69 @@ def test_the_shipped_model_comes_first_and_wins(
     assert list_models(files / "missing.safetensors", []) == {}
     monkeypatch.setenv(MODEL_VARIABLE, str(shipped))
     assert list_models(files / "missing.safetensors", []) == {"missing.safetensors": shipped}
+
+
+def header(path: Path, text: bytes, size: int | None = None) -> None:
+    path.write_bytes((len(text) if size is None else size).to_bytes(8, "little") + text)
+
+
+@pytest.mark.timeout(60)
+def test_a_folder_may_hold_anything(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening a pipe would wait for ever, and nesting this deep ends Python's reader."""
+    os.mkfifo(files / "pipe.safetensors")
+    os.mkfifo(files / "pipe.pt")
+    listener = socket.socket(socket.AF_UNIX)
+    # A socket's path may have 108 letters, and this folder's alone is about as long.
+    monkeypatch.chdir(files)
+    listener.bind("socket.safetensors")
+    (files / "gone.safetensors").symlink_to(files / "nowhere")
+    (files / "loop.safetensors").symlink_to(files / "loop.safetensors")
+    (files / "device.safetensors").symlink_to("/dev/zero")
+    (files / "round").symlink_to(files)
+    header(files / "deep.safetensors", b"[" * 50_000)
+    header(files / "deeper.safetensors", b'{"a":' * 50_000 + b"1" + b"}" * 50_000)
+    header(files / "digits.safetensors", b'{"a": ' + b"9" * 10_000 + b"}")
+    header(files / "large.safetensors", b"{}", 1 << 62)
+    header(files / "latin.safetensors", b'{"\xe4": 1}')
+    header(files / "format.safetensors", b'{"__metadata__": {"format": ["mutual-forcing"]}}')
+    header(files / "meta.safetensors", b'{"__metadata__": 3}')
+    header(files / "x-00001-of-00002.safetensors", b'{"a.audio_to_video_attn.to_q.bias": 1}')
+    (files / "x.safetensors.index.json").symlink_to(files / ("n" * 255))
+    with listener:
+        found = [(path.name, path) for path in sorted(files.iterdir())]
+        found += [("n" * 300 + ".safetensors", files / ("n" * 300 + ".safetensors"))]
+        found += [("\0.safetensors", files / "\0.safetensors")]
+        assert list_models(files / ("n" * 300), found) == {
+            "ours.safetensors": files / "ours.safetensors"
+        }
+        assert list_ltx2(found, own_folders=[files]) == list_bases(found) == {}
+        assert list_streams({"": files}) == {"stream.safetensors": files / "stream.safetensors"}
+
+
+def test_one_name_in_several_folders_is_several_entries(tmp_path: Path) -> None:
+    places = [tmp_path / "a" / "loras", tmp_path / "b" / "loras", tmp_path / "c"]
+    paths = [place / "sub" / "x.safetensors" for place in places]
+    listed = told_apart([("sub/x.safetensors", path) for path in (*paths, paths[0])])
+    assert listed == {
+        "sub/x.safetensors": paths[0],
+        "sub/x.safetensors [loras]": paths[1],
+        "sub/x.safetensors [c]": paths[2],
+    }
+
+
+def test_streams_of_one_name_are_told_apart_and_the_newest_comes_first(
+    tmp_path: Path, bundle: Bundle
+) -> None:
+    output, given = tmp_path / "output", tmp_path / "input"
+    for age, path in enumerate((given / "s.safetensors", output / "a" / "s.safetensors")):
+        save_state(path, bundle.begin())
+        os.utime(path, (1000 + age, 1000 + age))
+    save_state(output / "s.safetensors", bundle.begin())
+    assert list(list_streams({"": output, "input": given}).items()) == [
+        ("s.safetensors", output / "s.safetensors"),
+        ("a/s.safetensors", output / "a" / "s.safetensors"),
+        ("s.safetensors [input]", given / "s.safetensors"),
+    ]
 
 
 def test_the_memory_that_is_asked_for_holds_the_cache(bundle: Bundle) -> None:

@@ -180,7 +180,7 @@ BROKEN = {
     ),
     "header with a word": (
         lambda f: with_header(f, norm_eps="small"),
-        "norm_eps is 'small', expected a number",
+        "norm_eps is 'small', expected a valid number",
     ),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,9 @@ def test_a_state_of_another_version_or_model_is_refused(
         load_state(path)
     path, tensors, metadata = damaged(saved, tmp_path / "m", model_id="abc")
     save_file(tensors, path, metadata)
-    with pytest.raises(ValueError, match=r"made by model abc.*load the model that made it"):
+    with pytest.raises(
+        ValueError, match=r"made by model 'tiny random model' \(abc\).*load the model"
+    ):
         go_on(bundle, load_state(path), 1)
 
 
@@ -124,6 +127,104 @@ def test_broken_state_files_say_what_is_wrong(bundle: Bundle, saved: Path, tmp_p
     check(r"latents are video \(1, \d+, 6, 2, 2\).*3 blocks")
     save_file(tensors | {"video": torch.zeros(2)}, path, metadata)
     check(r"latents are video \(2,\)")
+
+
+K = "cache.1.video.k"
+WRONG_TENSORS: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor], str]] = {
+    "64 video channels": ("video", lambda x: x.repeat(1, 4, 1, 1, 1), r"video of block 0.*16"),
+    "no video channel": ("video", lambda x: x[:, :0], "hold no number"),
+    "one audio channel": ("audio", lambda x: x[..., :1], r"audio of block 0.*\(1, 1, 4\)"),
+    "no audio channel": ("audio", lambda x: x[..., :0], "hold no number"),
+    "two clips": ("audio", lambda x: x.repeat(2, 1, 1), r"audio of block 0 is \(2,"),
+    "NaN": ("audio", lambda x: x.fill_(torch.nan), "audio has NaN or infinite values"),
+    "infinite keys": (K, lambda x: x.fill_(torch.inf), f"{K} has NaN or infinite values"),
+    "whole numbers": ("video", lambda x: x.long(), "video is int64, expected float32"),
+    "bytes": ("audio", lambda x: x.byte(), "audio is uint8, expected float32"),
+    "booleans": (K, lambda x: x.bool(), f"{K} is bool, expected float32 or bfloat16 or float16"),
+    "layers": (K, lambda x: x[:1], rf"{K} is \(1, .*expected \(2, "),
+    "heads": (K, lambda x: x[:, :, :1], rf"{K} is"),
+    "tokens": (K, lambda x: x[..., :5, :], rf"{K} is .*expected \(2, 1, 2, 12, 16\)"),
+    "rank": (K, lambda x: x[0], rf"{K} is"),
+    "sinks": ("cache.0.audio.k", lambda x: x[..., :1, :], "block 0|cache.0"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_TENSORS)
+def test_tensors_that_do_not_fit_are_refused(
+    bundle: Bundle, saved: Path, tmp_path: Path, name: str
+) -> None:
+    key, change, message = WRONG_TENSORS[name]
+    path, tensors, metadata = damaged(saved, tmp_path / "s")
+    save_file(tensors | {key: change(tensors[key]).contiguous()}, path, metadata)
+    # What only a model can know, how many channels there are, is refused when the two meet.
+    with pytest.raises(ValueError, match=message) as caught:
+        go_on(bundle, load_state(path), 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_tensor_reshaped_alike_is_refused_by_the_model(
+    bundle: Bundle, saved: Path, tmp_path: Path
+) -> None:
+    path, tensors, metadata = damaged(saved, tmp_path / "s")
+    fewer = {key: x[:, :, :1].contiguous() if ".video.k" in key or ".video.v" in key else x
+             for key, x in tensors.items()}  # fmt: skip
+    save_file(fewer, path, metadata)
+    with pytest.raises(ValueError, match=r"cache\.0\.video\.k is \(2, 1, 1, .*load the model"):
+        go_on(bundle, load_state(path), 1)
+
+
+WRONG_HEADERS: dict[str, tuple[dict[str, object], str]] = {
+    "keys": ({"keys": {"cache": 10**12}}, "cache has keys of 1000000000000 blocks"),
+    "blocks": ({"blocks": 10**12}, "for its 1000000000000 blocks"),
+    "no blocks": ({"blocks": 0, "keys": {}}, "it has .*which no stream state has"),
+    "grid": ({"height": 10**9}, "latent grid is 1000000000x2"),
+    "window": ({"window": 10**15}, "window is 1000000000000000 blocks"),
+    "layout": ({"layout": [1, 1, 3, 10**9]}, "layout.3"),
+    "seeds": ({"seeds": [0] * 1000}, "seeds"),
+    "seed": ({"seeds": [2**65]}, "seeds.0"),
+    "word": ({"window": "3"}, "window: .*valid integer"),
+    "name": ({"model_id": "\x1b[31m" * 10**5}, "model_id: String should have at most 64"),
+    "branch": ({"keys": {"other": 1}}, "keys.other"),
+    "more": ({"later": 1}, "later"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_HEADERS)
+def test_numbers_in_a_header_move_nothing(saved: Path, tmp_path: Path, name: str) -> None:
+    header, message = WRONG_HEADERS[name]
+    path, tensors, metadata = damaged(saved, tmp_path / "s", **header)
+    save_file(tensors, path, metadata)
+    with pytest.raises(TensorFileError, match=message) as caught:
+        load_state(path)
+    told = str(caught.value)
+    assert told.isprintable() and len(told) < 1300 and "pydantic" not in told
+
+
+def test_a_latent_without_numbers_bounds_no_loop(saved: Path, tmp_path: Path) -> None:
+    """With no channel a tensor may have any number of frames, and none of them on the disk."""
+    path, tensors, metadata = damaged(saved, tmp_path / "s", blocks=10**9, keys={})
+    frames, sounds = 1 + 3 * (10**9 - 1), 1 + 25 * (10**9 - 1)
+    tensors = {
+        "video": torch.zeros(1, 0, frames, 2, 2),
+        "audio": torch.zeros(1, sounds, 0),
+    }
+    save_file(tensors, path, metadata)
+    with pytest.raises(TensorFileError, match="hold no number"):
+        load_state(path)
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "pipe", "folder"])
+def test_only_files_are_opened(tmp_path: Path, place: str) -> None:
+    path = Path(place) if place[0] == "/" else tmp_path / place
+    if place == "pipe":
+        os.mkfifo(path)
+    elif place == "folder":
+        path.mkdir()
+    kind = "is a folder" if place == "folder" else "is a device, a pipe or a socket"
+    with pytest.raises(TensorFileError, match=kind):
+        load_state(path)
+    with pytest.raises(TensorFileError, match="cannot be read"):
+        load_state(tmp_path / ("n" * 300))
 
 
 def test_a_header_that_begins_like_a_pickle_is_no_pickle(saved: Path, tmp_path: Path) -> None:
