@@ -117,7 +117,7 @@ def test_config_survives_json() -> None:
     assert VideoCodecConfig.from_dict(CONFIG.to_dict()) == CONFIG
     with pytest.raises(ValueError, match="unknown"):
         VideoCodecConfig.from_dict({"depth": 3})
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match="fine_width is 0"):
         VideoCodecConfig(fine_width=0)
 
 
