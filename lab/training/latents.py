@@ -36,7 +36,7 @@ logger = logging.getLogger("mutualforcing")
 
 
 def load_codec(path: Path, kind: str) -> VideoCodec | AudioCodec:
-    """ "video_codec" or "audio_codec", from the file its training wrote or from a model file."""
+    """A codec (`kind`: "video_codec" or "audio_codec") from its training's or a model's file."""
     with safe_open(path, framework="pt") as file:
         config = json.loads(file.metadata()["config"])[kind]
         weights = {key: file.get_tensor(key) for key in file.keys()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import io
 import re
 import runpy
@@ -148,3 +149,17 @@ def test_commands_that_texts_show_are_understood(
     wrong = [f"{file}: {' '.join(words)}: {why}" for file, words, why in found if why]
     assert not wrong, "\n".join(wrong)
     assert len(commands) > 30
+
+
+def test_messages_that_readme_explains_are_ours() -> None:
+    told = re.findall(r'^\| "(.+?)(?: \.\.\.)?"', (ROOT / "README.md").read_text(), re.M)
+    strings = [
+        node.value
+        for path in SOURCES
+        if path.parts[len(ROOT.parts)] != "tests"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    assert len(told) > 2
+    for message in told:
+        assert any(message in string for string in strings), message
