@@ -13,6 +13,7 @@ LONG_ROWS ?= shipped:few:4
 PROMPTS ?= 64
 SEEDS ?= 3
 JOBS ?= 2
+TESTS ?= tests
 
 .PHONY: demo test lint golden parity ltx2 evaluate clean
 
@@ -36,7 +37,7 @@ lint: $(VENV)/.dev
 	$(PY) -m ruff check .
 
 test: lint
-	$(PY) -m pytest -c tests/pytest.ini tests -q --durations=10
+	$(PY) -m pytest -c tests/pytest.ini $(TESTS) -q --durations=10
 
 # What the shipped model makes of one prompt, in numbers that a test holds it to; again with each new model.
 golden: $(VENV)/.run
