@@ -134,7 +134,7 @@ def parser() -> shell.Parser:
         "--path",
         default="eager",
         help="how the work is carried out, the clip stays the same: eager, or some of "
-        f"{', '.join(WAYS)} joined by + (streams and graph are for a GPU, and untried there)",
+        f"{', '.join(WAYS)} joined by + (lanes and graph are for a GPU, and untried there)",
     )
     return made
 

@@ -31,7 +31,7 @@ OTHER_PARTS = (
 )
 _WRAPPER = "_fsdp_wrapped_module."
 _BLOCKS = "transformer_blocks."
-# Attentions whose queries and keys RoPE acts on; only the first has the video stream's heads.
+# Attentions whose queries and keys RoPE acts on; only the first has the video's heads.
 ROTATED = ("attn1", "audio_attn1", "audio_to_video_attn", "video_to_audio_attn")
 _ROTATED = re.compile(
     rf"transformer_blocks\.\d+\.({'|'.join(ROTATED)})\."

@@ -25,7 +25,7 @@ from ..networks.execution import EAGER, PATHS, Execution, Workspace
 from ..networks.full_sequence import causal_forward
 from ..networks.transformer import CausalAVTransformer, text_keys
 from ..samplers.model import BareModel
-from ..samplers.noise import Stream
+from ..samplers.noise import Modality
 from ..samplers.rollout import Prompt, SamplerSettings, new_stream, rollout
 from ..samplers.state import StreamSettings
 from .keymap import split_layout
@@ -110,9 +110,9 @@ def errors(
     out = causal_forward(model, video_in, audio_in, *flat, text, causal=False, kernels=kernels)
     yield from compare("bidirectional", *out, "velocity")
 
-    def noise(block: int, step: int, stream: Stream, shape: tuple[int, ...]) -> Tensor:
-        tensor = golden.tensors[f"rollout.noise.{stream}.{block}.{step}"].cpu()
-        return tensor.transpose(1, 2) if stream == "video" else tensor
+    def noise(block: int, step: int, modality: Modality, shape: tuple[int, ...]) -> Tensor:
+        tensor = golden.tensors[f"rollout.noise.{modality}.{block}.{step}"].cpu()
+        return tensor.transpose(1, 2) if modality == "video" else tensor
 
     sampler = SamplerSettings("multi", tuple(golden["rollout.sigmas"].tolist()), method="renoise")
     batch = video_in.shape[0]

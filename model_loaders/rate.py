@@ -1,8 +1,9 @@
 """Other frame rates than the trained one: positions are seconds, so any rate has some.
 
-What binds both streams together is the block: its video latents must last as long as a whole number
-of audio latents. LTX-2 has 25 audio latents a second and 8 frames in a video latent, so a block of
-3 video latents goes with 25 audio latents at 24 frames a second, with 24 at 25, with 20 at 30.
+What binds both modalities together is the block: its video latents must last as long as a whole
+number of audio latents. LTX-2 has 25 audio latents a second and 8 frames in a video latent, so a
+block of 3 video latents goes with 25 audio latents at 24 frames a second, with 24 at 25, with 20 at
+30.
 """
 
 from __future__ import annotations

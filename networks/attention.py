@@ -30,7 +30,7 @@ class AttentionKernel(Protocol):
 class KeyValueStore(Protocol):
     """Where attention finds the past: takes a block's keys and values, returns all of them."""
 
-    def extend(self, path: str, k: Tensor, v: Tensor, rope: RopeTable) -> tuple[Tensor, Tensor]:
+    def extend(self, name: str, k: Tensor, v: Tensor, rope: RopeTable) -> tuple[Tensor, Tensor]:
         """Keys (not rotated) and values (b, a, n, d) of this block -> rotated ones (b, a, m, d)."""
         ...
 

@@ -63,12 +63,12 @@ class TransformerConfig:
 
     @property
     def video_dim(self) -> int:
-        """Width of the video stream."""
+        """Width of the video tokens."""
         return self.num_attention_heads * self.attention_head_dim
 
     @property
     def audio_dim(self) -> int:
-        """Width of the audio stream; also the inner width of both cross-modal attentions."""
+        """Width of the audio tokens; also the inner width of both cross-modal attentions."""
         return self.audio_num_attention_heads * self.audio_attention_head_dim
 
     @property

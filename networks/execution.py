@@ -1,10 +1,10 @@
 """How a pass is carried out on a machine, and what the passes over one stream share.
 
-Every way gives the same numbers: `compiled` fuses the arithmetic between the products, `streams`
+Every way gives the same numbers: `compiled` fuses the arithmetic between the products, `lanes`
 runs audio beside video, `graph` records a pass once and replays it (its thousands of kernels are
 then started by the GPU itself). What repeats is the shape of a block once the window is full.
 
-Both that need CUDA, `streams` and `graph`, have only been tested on a CPU, with stand-ins that
+Both that need CUDA, `lanes` and `graph`, have only been tested on a CPU, with stand-ins that
 check what is waited for and that replay over the same memory; no GPU has run them yet.
 """
 
@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from .config import TransformerConfig
 from .kernels import PLAIN, Kernels, compiled_kernels
-from .lanes import ONE_LANE, Lanes, TwoStreams
-from .rope import RopeTable, StreamTables, stream_tables
+from .lanes import ONE_LANE, Lanes, TwoLanes
+from .rope import ModalityTables, RopeTable, modality_tables
 
 Tensors = tuple[Tensor, ...]
-WAYS = ("compiled", "streams", "graph")
+WAYS = ("compiled", "lanes", "graph")
+_OLD_NAMES = {"streams": "lanes"}
 PATHS = ("eager", *WAYS, "+".join(WAYS))
 """What users are offered; `Execution.named` takes every other mixture as well."""
 
@@ -43,25 +44,27 @@ class Execution:
 
     Attributes:
         compiled: fuse the arithmetic between matrix products with torch.compile.
-        streams: audio on a CUDA stream of its own; changes nothing on a CPU.
+        lanes: audio beside video, in a CUDA stream of its own; changes nothing on a CPU.
         graph: replay passes as CUDA graphs once the window is full.
         watch: entered with a stage's name ("open", "denoise", "refresh") around its work, to
             measure it.
     """
 
     compiled: bool = False
-    streams: bool = False
+    lanes: bool = False
     graph: bool = False
     watch: Callable[[str], AbstractContextManager[object]] = _unwatched
 
     @classmethod
     def named(cls, name: str) -> Execution:
-        """ "eager", "compiled", "streams", "graph", or several of the last three joined by "+".
+        """ "eager", "compiled", "lanes", "graph", or several of the last three joined by "+".
+
+        Lanes were called "streams" once, and may be still.
 
         Raises:
             ValueError: another name.
         """
-        ways = () if name == "eager" else tuple(name.split("+"))
+        ways = () if name == "eager" else [_OLD_NAMES.get(way, way) for way in name.split("+")]
         if not set(ways) <= set(WAYS):
             raise ValueError(
                 f"execution path is {name!r}, expected 'eager' or some of {', '.join(WAYS)}, "
@@ -124,7 +127,7 @@ def device_named(name: str) -> torch.device:
     return device
 
 
-def sent(x: Tensor, like: Tensor) -> Tensor:
+def to_device(x: Tensor, like: Tensor) -> Tensor:
     """On its way to the device of `like`, in its own dtype; the host does not wait for it."""
     if like.device.type == "cuda" and x.device.type == "cpu":
         x = x.pin_memory()
@@ -144,33 +147,35 @@ class Workspace:
         reason = execution.unavailable(device)
         if reason:
             raise ValueError(f"{reason}; choose another execution path, 'eager' runs everywhere")
-        two = execution.streams and device.type == "cuda"
+        two = execution.lanes and device.type == "cuda"
         self.kernels: Kernels = compiled_kernels() if execution.compiled else PLAIN
-        self.lanes: Lanes = TwoStreams(device) if two else ONE_LANE
+        self.lanes: Lanes = TwoLanes(device) if two else ONE_LANE
         self.watch = execution.watch
         self._records = execution.graph
         self._buffers: dict[str, tuple[Tensor, Tensor]] = {}
-        self._tables: tuple[int, StreamTables] | None = None
+        self._tables: tuple[int, ModalityTables] | None = None
         self._passes: dict[str, tuple[object, _Recorded | None]] = {}
 
-    def buffers(self, path: str, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
-        """Room for the keys and values of one attention path; the same room again while it fits."""
-        found = self._buffers.get(path)
-        if found is None or found[0].shape != shape:
+    def buffers(self, name: str, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
+        """Room for the keys and values of one attention; the same room again while it fits."""
+        held = self._buffers.get(name)
+        if held is None or held[0].shape != shape:
             # The old ones go first: there may not be room for both.
-            self._buffers.pop(path, None)
-            del found
-            self._buffers[path] = like.new_empty(shape), like.new_empty(shape)
-        return self._buffers[path]
+            self._buffers.pop(name, None)
+            del held
+            self._buffers[name] = like.new_empty(shape), like.new_empty(shape)
+        return self._buffers[name]
 
     def tables(
         self, config: TransformerConfig, blocks: int, height: int, width: int, like: Tensor
-    ) -> StreamTables:
+    ) -> ModalityTables:
         """RoPE tables of `blocks` blocks where they are needed; the last ones are kept."""
         if self._tables is None or self._tables[0] != blocks:
-            made = stream_tables(config, blocks, height, width)
-            placed = (RopeTable(*(sent(t.to(like.dtype), like) for t in table)) for table in made)
-            self._tables = blocks, StreamTables(*placed)
+            tables = (
+                RopeTable(*(to_device(t.to(like.dtype), like) for t in table))
+                for table in modality_tables(config, blocks, height, width)
+            )
+            self._tables = blocks, ModalityTables(*tables)
         return self._tables[1]
 
     def run(

@@ -23,7 +23,7 @@ from .config import TransformerConfig
 from .kernels import PLAIN, Kernels
 from .layer import FreshKeys, Masks, Pass, TextKeys
 from .modulation import TokenModulation
-from .rope import RopeTable, StreamTables, stream_tables
+from .rope import ModalityTables, RopeTable, modality_tables
 from .timestep import timestep_embedding
 from .transformer import patch_audio, patch_video, run_layers
 
@@ -79,7 +79,7 @@ class SequencePlan:
     audio_group: Tensor
     video_clean: int
     audio_clean: int
-    tables: StreamTables
+    tables: ModalityTables
     masks: Masks
 
 
@@ -147,8 +147,8 @@ def sequence_plan(
         noisy = torch.arange(sum(lengths)).repeat(copies)
         return table.index(torch.cat((torch.arange(clean_tokens(lengths)), noisy)))
 
-    once = stream_tables(config, blocks, height, width)
-    tables = StreamTables(
+    once = modality_tables(config, blocks, height, width)
+    tables = ModalityTables(
         repeated(once.video, video_sizes),
         repeated(once.audio, audio_sizes),
         repeated(once.cross_video, video_sizes),
@@ -182,7 +182,7 @@ def sequence_plan(
     )
 
 
-def _to(plan: SequencePlan, like: Tensor) -> tuple[StreamTables, Masks]:
+def _to(plan: SequencePlan, like: Tensor) -> tuple[ModalityTables, Masks]:
     def move(mask: Tensor | BlockPattern | None) -> Tensor | BlockPattern | None:
         if isinstance(mask, BlockPattern):
             return BlockPattern(
@@ -190,7 +190,7 @@ def _to(plan: SequencePlan, like: Tensor) -> tuple[StreamTables, Masks]:
             )
         return None if mask is None else mask.to(like.device)
 
-    return StreamTables(*(t.to(like) for t in plan.tables)), Masks(*(move(m) for m in plan.masks))
+    return ModalityTables(*(t.to(like) for t in plan.tables)), Masks(*(move(m) for m in plan.masks))
 
 
 def video_tokens(video: Tensor) -> Tensor:
@@ -264,11 +264,11 @@ def history_forward(
     Nobody sees the last block of the history, so it may hold anything.
 
     Args:
-        clean: history, video (b, c, f, h, w) and audio (b, s, c); either stream None to run the
+        clean: history, video (b, c, f, h, w) and audio (b, s, c); either modality None to run the
             other alone.
         noisy: the same blocks with noise, video (b, r, c, f, h, w) and audio (b, r, s, c) for r
             copies.
-        sigma: (b, r, k) noise level of each block in each copy, shared by both streams.
+        sigma: (b, r, k) noise level of each block in each copy, shared by both modalities.
         step_size: (b, r, k) d of each block, or None for 0. The history always has sigma 0 and d 0.
 
     Returns:

@@ -29,7 +29,7 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
 
 
 def add_norm(x: Tensor, gate: Tensor, out: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The stream x + gate * out, and the same normalised."""
+    """The residual x + gate * out, and the same normalised."""
     x = torch.addcmul(x, gate, out)
     return x, _norm(x, eps)
 
@@ -37,7 +37,7 @@ def add_norm(x: Tensor, gate: Tensor, out: Tensor, eps: float) -> tuple[Tensor, 
 def add_modulate(
     x: Tensor, gate: Tensor, out: Tensor, scale: Tensor, shift: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """The stream x + gate * out, and the same modulated."""
+    """The residual x + gate * out, and the same modulated."""
     x = torch.addcmul(x, gate, out)
     return x, modulate(x, scale, shift, eps)
 
@@ -51,7 +51,7 @@ def add_modulate_twice(
     other_shift: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The stream x + out, and the same modulated in two ways."""
+    """The residual x + out, and the same modulated in two ways."""
     x = x + out
     normed = _norm(x, eps)
     return (

@@ -6,7 +6,7 @@ A `RollingCache` is a value: appending a block gives a new one that shares the o
 tensors, so two futures can grow from one past. Keys are kept as they were before rotation and
 rotated when a block is opened, at positions re-based so that the kept blocks follow the prefix
 directly: a stream of any age stays in the range of positions that the network was trained on. Whole
-blocks are dropped, so both streams and all four attention paths lose the same second at the same
+blocks are dropped, so both modalities and all four attentions lose the same second at the same
 time (OmniForcing, arXiv 2603.11647, section 3.4: modality-independent rolling KV cache).
 """
 
@@ -25,20 +25,22 @@ from .kernels import Kernels
 from .lanes import ONE_LANE
 from .layer import Pass, TextKeys
 from .modulation import Modulation, SharedModulation
-from .rope import RopeTable, StreamTables
+from .rope import ModalityTables, RopeTable
 from .transformer import patch_audio, patch_video, run_layers, write_keys
 
-PATHS = ("video", "audio", "audio_to_video", "video_to_audio")
-Pair = tuple[Tensor, Tensor]
+KeysValues = tuple[Tensor, Tensor]
 
 
 class BlockKeys(NamedTuple):
-    """One block's keys (unrotated) and values in all layers: per path a pair of (l, b, a, n, d)."""
+    """One block's keys (unrotated) and values of all layers, each (l, b, a, n, d)."""
 
-    video: Pair
-    audio: Pair
-    audio_to_video: Pair
-    video_to_audio: Pair
+    video: KeysValues
+    audio: KeysValues
+    audio_to_video: KeysValues
+    video_to_audio: KeysValues
+
+
+ATTENTIONS = BlockKeys._fields
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,13 @@ class RollingCache:
         return sum(
             tensor.numel() * tensor.element_size()
             for block in self.blocks
-            for pair in block
-            for tensor in pair
+            for keys_values in block
+            for tensor in keys_values
         )
 
 
 class _Slot:
-    """One attention path of a layer of an open block: rotated past, then room for the block."""
+    """One attention of a layer of an open block: rotated past, then room for the block."""
 
     def __init__(self, k: Tensor, v: Tensor, past: int) -> None:
         self.k, self.v = k, v
@@ -102,13 +104,13 @@ class _LayerStore:
 
     def __init__(self, kernels: Kernels, slots: dict[str, _Slot]) -> None:
         self.kernels, self.slots = kernels, slots
-        self.record: dict[str, Pair] | None = None
+        self.record: dict[str, KeysValues] | None = None
 
-    def extend(self, path: str, k: Tensor, v: Tensor, rope: RopeTable) -> Pair:
+    def extend(self, name: str, k: Tensor, v: Tensor, rope: RopeTable) -> KeysValues:
         if self.record is not None:
-            for kept, new in zip(self.record[path], (k, v), strict=True):
+            for kept, new in zip(self.record[name], (k, v), strict=True):
                 kept.copy_(new)
-        slot = self.slots.get(path)
+        slot = self.slots.get(name)
         if slot is None:
             return self.kernels.rotate(k, rope), v
         if k.requires_grad or v.requires_grad:
@@ -163,7 +165,7 @@ class OpenBlock:
         # Room for a power of two of blocks, so that a growing window is not laid out anew for each.
         self.capacity = min(2 + cache.window, 1 << kept.bit_length())
         whole = self.workspace.tables(config, self.capacity, height, width, like)
-        self.tables = StreamTables(
+        self.tables = ModalityTables(
             video=whole.video.tokens(*video),
             audio=whole.audio.tokens(*audio),
             cross_video=whole.cross_video.tokens(*video),
@@ -176,45 +178,47 @@ class OpenBlock:
             "video_to_audio": whole.cross_video,
         }
         with self.workspace.watch("open"):
-            laid_out = {path: self._lay_out(path, tables[path]) for path in PATHS if cache.blocks}
+            laid_out = {
+                name: self._lay_out(name, tables[name]) for name in ATTENTIONS if cache.blocks
+            }
         self._stores = tuple(
             _LayerStore(
                 self.workspace.kernels,
                 {
-                    path: _Slot(k[layer], v[layer], self.spans[path][0])
-                    for path, (k, v) in laid_out.items()
+                    name: _Slot(k[layer], v[layer], self.spans[name][0])
+                    for name, (k, v) in laid_out.items()
                 },
             )
             for layer in range(config.num_layers)
         )
         self.stores: tuple[KeyValueStore, ...] = self._stores
 
-    def _heads(self, path: str) -> tuple[int, int]:
+    def _heads(self, name: str) -> tuple[int, int]:
         config = self.model.config
-        if path == "video":
+        if name == "video":
             return config.num_attention_heads, config.attention_head_dim
         return config.audio_num_attention_heads, config.audio_attention_head_dim
 
-    def _lay_out(self, path: str, table: RopeTable) -> Pair:
+    def _lay_out(self, name: str, table: RopeTable) -> KeysValues:
         """Rotated keys, and values, of the past in all layers: (l, b, a, m, d), then room."""
         layout, grid = self.model.config.layout, self.height * self.width
-        if path in ("video", "video_to_audio"):
+        if name in ("video", "video_to_audio"):
             room = layout.video_latents(self.capacity) * grid
         else:
             room = layout.audio_latents(self.capacity) + self.model.config.num_audio_sink_tokens
-        first, _ = getattr(self.cache.blocks[0], path)
+        first, _ = getattr(self.cache.blocks[0], name)
         layers, batch, heads, _, dim = first.shape
-        all_k, all_v = self.workspace.buffers(path, (layers, batch, heads, room, dim), self.like)
+        all_k, all_v = self.workspace.buffers(name, (layers, batch, heads, room, dim), self.like)
         start = 0
         for block in self.cache.blocks:
-            k, v = getattr(block, path)
+            k, v = getattr(block, name)
             stop = start + k.shape[3]
             self.workspace.kernels.rotate_into(
                 all_k[..., start:stop, :], k, *table.tokens(start, stop)
             )
             all_v[..., start:stop, :] = v
             start = stop
-        end = self.spans[path][1]
+        end = self.spans[name][1]
         return all_k[..., :end, :], all_v[..., :end, :]
 
     @property
@@ -269,22 +273,22 @@ class OpenBlock:
         """
 
         def refresh(video: Tensor, audio: Tensor, run: Pass) -> Tensors:
-            kept = {path: self._new_pair(path, video.shape[0]) for path in PATHS}
+            kept = {name: self._new_keys(name, video.shape[0]) for name in ATTENTIONS}
             for layer, store in enumerate(self._stores):
-                store.record = {path: (k[layer], v[layer]) for path, (k, v) in kept.items()}
+                store.record = {name: (k[layer], v[layer]) for name, (k, v) in kept.items()}
             write_keys(self.model, video, audio, run)
             for store in self._stores:
                 store.record = None
-            return tuple(tensor for path in PATHS for tensor in kept[path])
+            return tuple(tensor for name in ATTENTIONS for tensor in kept[name])
 
         with self.workspace.watch("refresh"):
             flat = self._run("refresh", refresh, video, audio, text, modulation)
-        pairs = zip(flat[::2], flat[1::2], strict=True)
-        return self.cache.append(BlockKeys(*pairs))
+        keys_values = zip(flat[::2], flat[1::2], strict=True)
+        return self.cache.append(BlockKeys(*keys_values))
 
-    def _new_pair(self, path: str, batch: int) -> Pair:
-        heads, dim = self._heads(path)
-        start, stop = self.spans[path]
+    def _new_keys(self, name: str, batch: int) -> KeysValues:
+        heads, dim = self._heads(name)
+        start, stop = self.spans[name]
         shape = self.model.config.num_layers, batch, heads, stop - start, dim
         return self.like.new_empty(shape), self.like.new_empty(shape)
 

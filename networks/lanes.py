@@ -1,10 +1,10 @@
 """Audio and video side by side: where the two branches of a pass are issued, and where they wait.
 
 A lane is an order of work. Audio's is small (25 tokens a second) and spends its time on starting
-kernels, so on a GPU it runs on a stream of its own beside the video's. Where one branch reads what
-the other has made, both wait (`exchange`); everything else is independent. On a CPU there is one
-lane and nothing to wait for. `TwoStreams` itself has not run on a GPU yet; a test watches on a CPU
-that no lane reads what it did not wait for.
+kernels, so on a GPU it runs in a CUDA stream of its own beside the video's. Where one branch reads
+what the other has made, both wait (`exchange`); everything else is independent. On a CPU there is
+one lane and nothing to wait for. `TwoLanes` itself has not run on a GPU yet; a test watches on a
+CPU that no lane reads what it did not wait for.
 """
 
 from __future__ import annotations
@@ -56,42 +56,42 @@ class OneLane:
 ONE_LANE = OneLane()
 
 
-class TwoStreams:
-    """Audio on a CUDA stream of its own; waits are events on the device, the host never waits."""
+class TwoLanes:
+    """Audio in a CUDA stream of its own; waits are events on the device, the host never waits."""
 
     def __init__(self, device: torch.device) -> None:
-        self.side = torch.cuda.Stream(device=device)
+        self.audio_lane = torch.cuda.Stream(device=device)
 
     def audio(self) -> AbstractContextManager[object]:
-        """Issue on the audio stream."""
-        return torch.cuda.stream(self.side)
+        """Issue on the audio lane."""
+        return torch.cuda.stream(self.audio_lane)
 
-    def _main(self) -> torch.cuda.Stream:
-        return torch.cuda.current_stream(self.side.device)
+    def _callers(self) -> torch.cuda.Stream:
+        return torch.cuda.current_stream(self.audio_lane.device)
 
     def fork(self, *inputs: Tensor | None) -> None:
-        """The audio stream waits for what was issued so far."""
-        self.side.wait_stream(self._main())
-        _in_use(self.side, inputs)
+        """The audio lane waits for what was issued so far."""
+        self.audio_lane.wait_stream(self._callers())
+        _in_use(self.audio_lane, inputs)
 
     def exchange(self, to_video: tuple[Tensor, ...], to_audio: tuple[Tensor, ...]) -> None:
-        """Each stream waits for what the other was given so far, and for nothing later."""
-        main = self._main()
-        made_video, made_audio = main.record_event(), self.side.record_event()
-        main.wait_event(made_audio)
-        self.side.wait_event(made_video)
-        _in_use(main, to_video)
-        _in_use(self.side, to_audio)
+        """Each lane waits for what the other was given so far, and for nothing later."""
+        video_lane = self._callers()
+        video_done, audio_done = video_lane.record_event(), self.audio_lane.record_event()
+        video_lane.wait_event(audio_done)
+        self.audio_lane.wait_event(video_done)
+        _in_use(video_lane, to_video)
+        _in_use(self.audio_lane, to_audio)
 
     def join(self, *outputs: Tensor | None) -> None:
-        """The caller's stream waits for the audio stream."""
-        main = self._main()
-        main.wait_stream(self.side)
-        _in_use(main, outputs)
+        """The caller's lane waits for the audio lane."""
+        callers = self._callers()
+        callers.wait_stream(self.audio_lane)
+        _in_use(callers, outputs)
 
 
-def _in_use(stream: torch.cuda.Stream, tensors: tuple[Tensor | None, ...]) -> None:
-    """Keep memory that another lane allocated from being reused while this one reads it."""
+def _in_use(lane: torch.cuda.Stream, tensors: tuple[Tensor | None, ...]) -> None:
+    """Keep memory of another lane from being handed out again while this one reads it."""
     for tensor in tensors:
         if tensor is not None:
-            tensor.record_stream(stream)
+            tensor.record_stream(lane)

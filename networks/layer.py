@@ -1,9 +1,9 @@
-"""One layer over both streams: which part acts on what, and where the streams meet.
+"""One layer over both modalities: which part acts on what, and where the modalities meet.
 
-b batch, n tokens of one stream, m text tokens, c channels, a heads, d head dim.
-A stream first looks at itself and at the text, then both look at each other as they were before
+b batch, n tokens of one modality, m text tokens, c channels, a heads, d head dim.
+A modality first looks at itself and at the text, then both look at each other as they were before
 either was changed, then each has its feed-forward (order of operations: docs/omniforcing.md,
-section 1). Until they meet, and after it, the streams are independent; `lanes.py` lets them run
+section 1). Until they meet, and after it, the modalities are independent; `lanes.py` lets them run
 side by side. Submodules are addressed by LTX-2's names, so this also runs over another module tree
 that has them.
 """
@@ -22,7 +22,7 @@ from .config import TransformerConfig
 from .kernels import PLAIN, Kernels
 from .lanes import ONE_LANE, Lanes
 from .modulation import ModalityModulation, Modulation
-from .rope import RopeTable, StreamTables, rotate
+from .rope import ModalityTables, RopeTable, rotate
 
 
 class TextKeys(NamedTuple):
@@ -31,17 +31,9 @@ class TextKeys(NamedTuple):
     video: tuple[tuple[Tensor, Tensor], ...]
     audio: tuple[tuple[Tensor, Tensor], ...]
 
-    def rows(self, start: int, stop: int) -> TextKeys:
-        """The keys of some entries of the batch."""
-
-        def cut(layers: tuple[tuple[Tensor, Tensor], ...]) -> tuple[tuple[Tensor, Tensor], ...]:
-            return tuple((k[start:stop], v[start:stop]) for k, v in layers)
-
-        return TextKeys(cut(self.video), cut(self.audio))
-
 
 class Masks(NamedTuple):
-    """Who sees whom on the four paths: (n, m), True = visible, or a block pattern; None = all."""
+    """Who sees whom per attention: (n, m), True = visible, or a block pattern; None = all."""
 
     video: Tensor | KeyPattern | None = None
     audio: Tensor | KeyPattern | None = None
@@ -55,7 +47,7 @@ NOTHING_HIDDEN = Masks()
 class FreshKeys:
     """The store without a past: keys are rotated and used as they are."""
 
-    def extend(self, path: str, k: Tensor, v: Tensor, rope: RopeTable) -> tuple[Tensor, Tensor]:
+    def extend(self, name: str, k: Tensor, v: Tensor, rope: RopeTable) -> tuple[Tensor, Tensor]:
         """Rotate k and return both."""
         return rotate(k, rope), v
 
@@ -69,7 +61,7 @@ class Pass:
 
     modulation: Modulation
     text: TextKeys
-    tables: StreamTables
+    tables: ModalityTables
     stores: tuple[KeyValueStore, ...]
     masks: Masks = NOTHING_HIDDEN
     kernels: Kernels = PLAIN
@@ -79,15 +71,15 @@ class Pass:
 class _Side(NamedTuple):
     """One modality's part of a layer: its modules, tables, masks and modulation."""
 
-    path: str
+    modality: str
     heads: int
     cross_heads: int
     own: nn.Module
     text: nn.Module
     feed_forward: nn.Module
-    incoming_path: str
+    incoming_name: str
     incoming: nn.Module
-    outgoing_path: str
+    outgoing_name: str
     outgoing: nn.Module
     rope: RopeTable
     cross_rope: RopeTable
@@ -98,15 +90,15 @@ def _video_side(
     config: TransformerConfig, block: nn.Module, run: Pass, modulation: ModalityModulation
 ) -> _Side:
     return _Side(
-        path="video",
+        modality="video",
         heads=config.num_attention_heads,
         cross_heads=config.audio_num_attention_heads,
         own=block.attn1,
         text=block.attn2,
         feed_forward=block.ff,
-        incoming_path="audio_to_video",
+        incoming_name="audio_to_video",
         incoming=block.audio_to_video_attn,
-        outgoing_path="video_to_audio",
+        outgoing_name="video_to_audio",
         outgoing=block.video_to_audio_attn,
         rope=run.tables.video,
         cross_rope=run.tables.cross_video,
@@ -118,15 +110,15 @@ def _audio_side(
     config: TransformerConfig, block: nn.Module, run: Pass, modulation: ModalityModulation
 ) -> _Side:
     return _Side(
-        path="audio",
+        modality="audio",
         heads=config.audio_num_attention_heads,
         cross_heads=config.audio_num_attention_heads,
         own=block.audio_attn1,
         text=block.audio_attn2,
         feed_forward=block.audio_ff,
-        incoming_path="video_to_audio",
+        incoming_name="video_to_audio",
         incoming=block.video_to_audio_attn,
-        outgoing_path="audio_to_video",
+        outgoing_name="audio_to_video",
         outgoing=block.audio_to_video_attn,
         rope=run.tables.audio,
         cross_rope=run.tables.cross_audio,
@@ -135,9 +127,9 @@ def _audio_side(
 
 
 class _Meeting(NamedTuple):
-    """A stream as it comes to the other: its tokens, its query, and what it shows the other one.
+    """A modality as it comes to the other: its tokens, its query, and what it shows the other one.
 
-    `keys` are the other's to attend over, with the past, (b, a, m, d); None where a stream runs
+    `keys` are the other's to attend over, with the past, (b, a, m, d); None where a modality runs
     alone.
     """
 
@@ -149,7 +141,7 @@ class _Meeting(NamedTuple):
 def _until_meeting(
     model: nn.Module, index: int, x: Tensor, side: _Side, run: Pass, both: bool
 ) -> _Meeting:
-    """Own attention and text attention, then query and keys for the other stream."""
+    """Own attention and text attention, then query and keys for the other modality."""
     mod, kernels, store, eps = (
         side.modulation,
         run.kernels,
@@ -162,13 +154,15 @@ def _until_meeting(
         hidden,
         side.heads,
         model.kernel,
-        key_values=store.extend(side.path, *keys_values(side.own, hidden, side.heads), side.rope),
+        key_values=store.extend(
+            side.modality, *keys_values(side.own, hidden, side.heads), side.rope
+        ),
         query_rope=side.rope,
-        mask=getattr(run.masks, side.path),
+        mask=getattr(run.masks, side.modality),
         rotate=kernels.rotate,
     )
     x, hidden = kernels.add_norm(x, mod.attn_gate, own, eps)
-    text = getattr(run.text, side.path)[index]
+    text = getattr(run.text, side.modality)[index]
     from_text = attend(side.text, hidden, side.heads, model.kernel, key_values=text)
     if not both:
         return _Meeting(x + from_text)
@@ -176,7 +170,7 @@ def _until_meeting(
         x, from_text, mod.query_scale, mod.query_shift, mod.key_scale, mod.key_shift, eps
     )
     keys = keys_values(side.outgoing, shown, side.cross_heads)
-    return _Meeting(x, query, store.extend(side.outgoing_path, *keys, side.cross_rope))
+    return _Meeting(x, query, store.extend(side.outgoing_name, *keys, side.cross_rope))
 
 
 def _after_meeting(
@@ -186,7 +180,7 @@ def _after_meeting(
     side: _Side,
     run: Pass,
 ) -> Tensor:
-    """Attention to the other stream's keys and values (`seen`), then the feed-forward."""
+    """Attention to the other modality's keys and values (`seen`), then the feed-forward."""
     mod, kernels, eps = side.modulation, run.kernels, model.config.norm_eps
     if seen is None:
         x = meeting.x
@@ -199,7 +193,7 @@ def _after_meeting(
             model.kernel,
             key_values=seen,
             query_rope=side.cross_rope,
-            mask=getattr(run.masks, side.incoming_path),
+            mask=getattr(run.masks, side.incoming_name),
             rotate=kernels.rotate,
         )
         x, hidden = kernels.add_modulate(

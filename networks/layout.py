@@ -1,9 +1,9 @@
 """Which latents belong to which one-second block: integers only, no torch.
 
-A block holds one second of both streams: 3 video latents and 25 audio latents (OmniForcing, arXiv
-2603.11647, section 3.2). Block 0 is the global prefix. In the paper it holds 1 + 1 latents (`1+3k /
-1+25k`), in the released code 4 + 26 (`4+3k / 26+25k`), because both codecs treat their first frame
-with stride 1.
+A block holds one second of both modalities: 3 video latents and 25 audio latents (OmniForcing,
+arXiv 2603.11647, section 3.2). Block 0 is the global prefix. In the paper it holds 1 + 1 latents
+(`1+3k / 1+25k`), in the released code 4 + 26 (`4+3k / 26+25k`), because both codecs treat their
+first frame with stride 1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ AUDIO_PER_BLOCK = 25
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """Latents per block of both streams; block 0 is the global prefix and may have its own size."""
+    """Latents per block of both modalities; block 0, the global prefix, may have its own size."""
 
     video_first: int = 1
     audio_first: int = 1
@@ -82,7 +82,7 @@ class BlockLayout:
             raise ValueError(
                 f"found {video_latents} video and {audio_latents} audio latents, expected "
                 f"{self.video_first}+{self.video_next}k and {self.audio_first}+{self.audio_next}k "
-                "with one k; cut both streams at the same block"
+                "with one k; cut both modalities at the same block"
             )
         return count + 1
 

@@ -45,7 +45,7 @@ class RopeTable(NamedTuple):
         )
 
 
-class StreamTables(NamedTuple):
+class ModalityTables(NamedTuple):
     """A run of blocks' four tables: self-attention per modality, the shared time axis across."""
 
     video: RopeTable
@@ -120,7 +120,9 @@ def _with_sinks(table: RopeTable, sinks: int) -> RopeTable:
 
 
 @lru_cache(maxsize=64)
-def stream_tables(config: TransformerConfig, blocks: int, height: int, width: int) -> StreamTables:
+def modality_tables(
+    config: TransformerConfig, blocks: int, height: int, width: int
+) -> ModalityTables:
     """Tables of blocks 0..blocks-1 in token order (sinks first in audio), float32 on the CPU.
 
     Args:
@@ -149,7 +151,7 @@ def stream_tables(config: TransformerConfig, blocks: int, height: int, width: in
     heads, head_dim = config.audio_num_attention_heads, config.audio_attention_head_dim
     frame_times = repeat(times, "f -> (f p) 1", p=height * width)
     sinks = config.num_audio_sink_tokens
-    return StreamTables(
+    return ModalityTables(
         video=_table(config, grid, config.num_attention_heads, config.attention_head_dim),
         audio=_with_sinks(_table(config, audio_fraction[:, None], heads, head_dim), sinks),
         cross_video=_table(config, frame_times / cross_max, heads, head_dim),

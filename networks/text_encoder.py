@@ -85,7 +85,7 @@ class _Layer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Captions to embeddings for both streams."""
+    """Captions to embeddings for both modalities."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()

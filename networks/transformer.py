@@ -1,6 +1,6 @@
 """The dual-stream causal transformer: LTX-2's block, its parameters under LTX-2's names.
 
-b batch, n tokens of one stream, m text tokens, c channels, g groups of tokens with one sigma.
+b batch, n tokens of one modality, m text tokens, c channels, g groups of tokens with one sigma.
 One class for every size (docs/architecture.md, decision 1). The functions address submodules by
 name, so they also run over another module tree with the same names. One layer is in `layer.py`. Two
 ways to run them all lie beside this file and agree: `full_sequence.py` (everything under masks, for
@@ -23,7 +23,7 @@ from .timestep import AdaLNSingle
 
 
 class TextProjection(nn.Module):
-    """Caption embedding to a stream's width: Linear, tanh-GELU, Linear."""
+    """Caption embedding to a modality's width: Linear, tanh-GELU, Linear."""
 
     def __init__(
         self, caption_dim: int, dim: int, operations: object, dtype: object, device: object
@@ -59,7 +59,7 @@ class FeedForward(nn.Module):
 
 
 class AVBlock(nn.Module):
-    """One layer of both streams; `run_layer` gives the order in which its parts act."""
+    """One layer of both modalities; `run_layer` gives the order in which its parts act."""
 
     def __init__(
         self, config: TransformerConfig, operations: object, dtype: object, device: object
@@ -92,7 +92,7 @@ class AVBlock(nn.Module):
 
 
 class CausalAVTransformer(nn.Module):
-    """Parameters of the whole network. Velocity of both streams comes out: v = noise - clean.
+    """Parameters of the whole network. Velocity of both modalities comes out: v = noise - clean.
 
     Args:
         config: sizes and causality of the checkpoint.
@@ -152,7 +152,7 @@ class CausalAVTransformer(nn.Module):
 
 
 def text_keys(model: nn.Module, video_context: Tensor, audio_context: Tensor) -> TextKeys:
-    """Keys and values of caption embeddings (b, m, caption_channels), one embedding per stream."""
+    """Keys and values of caption embeddings (b, m, caption_channels), one per modality."""
     config: TransformerConfig = model.config
 
     def project(module: nn.Module, context: Tensor) -> Tensor:

@@ -62,6 +62,11 @@ class GenerateClip(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, execution: str = request.PATHS[0]) -> bool | str:
+        """Whether there is such a path; a saved graph may have an old name of one."""
+        return request.check_path(execution)
+
+    @classmethod
     def execute(
         cls,
         model: HostModel,

@@ -119,13 +119,22 @@ def widgets() -> list[io.Input]:
             advanced=True,
             tooltip="How the work is carried out. The clip is the same up to rounding. compiled: "
             "small "
-            "operations are fused; the first seconds take longer. streams: sound beside the "
+            "operations are fused; the first seconds take longer. lanes: sound beside the "
             "picture, on a "
             "graphics card. graph: work is recorded and replayed, on a card that holds the whole "
             "model. "
-            "streams and graph have not been tried on a card yet.",
+            "lanes and graph have not been tried on a card yet.",
         ),
     ]
+
+
+def check_path(execution: str) -> bool | str:
+    """True, or why there is no such execution path."""
+    try:
+        Execution.named(execution)
+    except ValueError as error:
+        return str(error)
+    return True
 
 
 def read(

@@ -1,4 +1,4 @@
-"""Named noise: (seed, block, step, stream) gives the tensor, whatever was drawn before.
+"""Named noise: (seed, block, step, modality) gives the tensor, whatever was drawn before.
 
 So a clip does not depend on how it was cut into chunks, on what ran earlier or on the device
 (docs/architecture.md, decision 5). The global generators are left as they are.
@@ -13,13 +13,13 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-Stream = Literal["video", "audio"]
+Modality = Literal["video", "audio"]
 
 
 class NoiseSource(Protocol):
-    """Gives the noise of one block, step and stream."""
+    """Gives the noise of one block, step and modality."""
 
-    def __call__(self, block: int, step: int, stream: Stream, shape: tuple[int, ...]) -> Tensor:
+    def __call__(self, block: int, step: int, modality: Modality, shape: tuple[int, ...]) -> Tensor:
         """Noise of `shape`, float32 on the CPU."""
         ...
 
@@ -29,21 +29,23 @@ def _number(*names: object) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def named_noise(seed: int, block: int, step: int, stream: Stream, shape: tuple[int, ...]) -> Tensor:
+def named_noise(
+    seed: int, block: int, step: int, modality: Modality, shape: tuple[int, ...]
+) -> Tensor:
     """Standard normal noise of `shape`, float32 on the CPU, from a generator of its own."""
-    generator = torch.Generator(device="cpu").manual_seed(_number(seed, block, step, stream))
+    generator = torch.Generator(device="cpu").manual_seed(_number(seed, block, step, modality))
     return torch.randn(shape, generator=generator, dtype=torch.float32)
 
 
 def noise_of(seeds: Sequence[int]) -> NoiseSource:
     """The noise source of a batch: entry i of every tensor comes from seeds[i] alone."""
 
-    def source(block: int, step: int, stream: Stream, shape: tuple[int, ...]) -> Tensor:
+    def source(block: int, step: int, modality: Modality, shape: tuple[int, ...]) -> Tensor:
         if shape[0] != len(seeds):
             raise ValueError(
                 f"noise: found a batch of {shape[0]}, expected one entry per seed ({len(seeds)})"
             )
-        return torch.stack([named_noise(seed, block, step, stream, shape[1:]) for seed in seeds])
+        return torch.stack([named_noise(seed, block, step, modality, shape[1:]) for seed in seeds])
 
     return source
 

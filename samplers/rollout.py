@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from ..networks.execution import EAGER, Execution, Workspace, sent
+from ..networks.execution import EAGER, Execution, Workspace, to_device
 from ..networks.kv_cache import OpenBlock, RollingCache
 from ..networks.layer import TextKeys
 from ..networks.modulation import Modulation, TokenModulation, shared_modulation
@@ -118,10 +118,10 @@ class Step(NamedTuple):
 class NonFiniteBlockError(RuntimeError):
     """A block came out with NaN or infinity; the blocks before it are untouched."""
 
-    def __init__(self, block: int, stream: str) -> None:
+    def __init__(self, block: int, modality: str) -> None:
         super().__init__(
-            f"block {block} has NaN or infinite values in its {stream}; the {block} blocks before "
-            "it are kept. Try another seed or float32, or check the model file"
+            f"block {block} has NaN or infinite values in its {modality}; the {block} blocks "
+            "before it are kept. Try another seed or float32, or check the model file"
         )
         self.block = block
 
@@ -202,7 +202,7 @@ class _Branch:
         for index in range(cache.next_block, len(latents)):
             if on_rebuild is not None and rebuilding:
                 on_rebuild(index, len(latents))
-            video, audio = (sent(x, self.like).to(self.like.dtype) for x in latents[index])
+            video, audio = (to_device(x, self.like).to(self.like.dtype) for x in latents[index])
             cache = self.open(cache).commit(video, audio, self.text, clean)
         return cache
 
@@ -261,7 +261,7 @@ def rollout(
     if reason:
         raise ValueError(f"{reason}; choose another execution path")
     if start is not None:
-        start = Start(sent(start.latents, like))
+        start = Start(to_device(start.latents, like))
 
     texts = [text for text in prompt if text is not None]
     branches = [_Branch(network, text, state.settings, like, execution) for text in texts]
@@ -338,8 +338,8 @@ def _denoised(
 
     def draw(step: int) -> tuple[Tensor, Tensor]:
         return (
-            sent(noise(index, step, "video", (batch, *opened.video_shape)), like),
-            sent(noise(index, step, "audio", (batch, *opened.audio_shape)), like),
+            to_device(noise(index, step, "video", (batch, *opened.video_shape)), like),
+            to_device(noise(index, step, "audio", (batch, *opened.audio_shape)), like),
         )
 
     video, audio = draw(0)
@@ -372,7 +372,7 @@ def _denoised(
         video = start.placed(video)
     # The only place where the host waits for the device.
     latents = BlockLatents(video.float().cpu(), audio.float().cpu())
-    for stream, value in zip(BlockLatents._fields, latents, strict=True):
+    for modality, value in zip(BlockLatents._fields, latents, strict=True):
         if not torch.isfinite(value).all():
-            raise NonFiniteBlockError(index, stream)
+            raise NonFiniteBlockError(index, modality)
     return latents

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..networks.checked import one_line, quoted
 from ..networks.config import TransformerConfig
-from ..networks.kv_cache import PATHS, RollingCache
+from ..networks.kv_cache import ATTENTIONS, RollingCache
 from ..networks.layout import BlockLayout
 from .model import StreamModel
 
@@ -158,15 +158,15 @@ def sizes_of(config: TransformerConfig) -> dict[str, int]:
     """What a network says about its streams' tensors, by the names of `check_shapes`."""
     video, audio = config.num_attention_heads, config.audio_num_attention_heads
     video_dim, audio_dim = config.attention_head_dim, config.audio_attention_head_dim
-    heads = {"video": (video, video_dim)} | {path: (audio, audio_dim) for path in PATHS[1:]}
+    heads = {"video": (video, video_dim)} | {name: (audio, audio_dim) for name in ATTENTIONS[1:]}
     sizes = {
         "video channels": config.in_channels,
         "audio channels": config.audio_in_channels,
         "layers": config.num_layers,
         "sounds of block 0": config.audio_first_block + config.num_audio_sink_tokens,
     }
-    for path, (count, dim) in heads.items():
-        sizes |= {f"{path} heads": count, f"{path} head size": dim}
+    for name, (count, dim) in heads.items():
+        sizes |= {f"{name} heads": count, f"{name} head size": dim}
     return sizes
 
 
@@ -215,11 +215,11 @@ def check_shapes(
             frames, sounds = (stop - start for start, stop in _spans(layout, index))
             # Sink tokens stand before block 0; their number is the network's.
             heard = sounds if index else "sounds of block 0"
-            tokens = dict(zip(PATHS, (frames * grid, heard, heard, frames * grid), strict=True))
-            for path, pair in zip(PATHS, block, strict=True):
-                shape = "layers", batch, f"{path} heads", tokens[path], f"{path} head size"
+            tokens = frames * grid, heard, heard, frames * grid
+            for name, count, pair in zip(ATTENTIONS, tokens, block, strict=True):
+                shape = "layers", batch, f"{name} heads", count, f"{name} head size"
                 for letter, tensor in zip("kv", pair, strict=True):
-                    check(f"{branch}.{index}.{path}.{letter}", tensor, *shape)
+                    check(f"{branch}.{index}.{name}.{letter}", tensor, *shape)
 
 
 def _spans(layout: BlockLayout, block: int) -> tuple[tuple[int, int], tuple[int, int]]:

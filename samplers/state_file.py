@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..networks.checked import reason_of, some
 from ..networks.config import Latents
-from ..networks.kv_cache import PATHS, BlockKeys, RollingCache
+from ..networks.kv_cache import ATTENTIONS, BlockKeys, RollingCache
 from ..networks.layout import BlockLayout
 from .state import STATE_VERSION, BlockLatents, StreamSettings, StreamState, check_shapes
 from .tensor_file import TensorFileError, read_tensors, write_tensors
@@ -158,9 +158,9 @@ def load_state(path: Path) -> StreamState:
 
 def _key_tensors(branch: str, cache: RollingCache) -> Iterator[tuple[str, Tensor]]:
     for index, block in zip(cache.indices, cache.blocks, strict=True):
-        for path, (k, v) in zip(PATHS, block, strict=True):
-            yield f"{branch}.{index}.{path}.k", k.detach().cpu()
-            yield f"{branch}.{index}.{path}.v", v.detach().cpu()
+        for attention, (k, v) in zip(ATTENTIONS, block, strict=True):
+            yield f"{branch}.{index}.{attention}.k", k.detach().cpu()
+            yield f"{branch}.{index}.{attention}.v", v.detach().cpu()
 
 
 def _taken(tensors: dict[str, Tensor], name: str, dtypes: tuple[torch.dtype, ...]) -> Tensor:
@@ -176,11 +176,13 @@ def _taken(tensors: dict[str, Tensor], name: str, dtypes: tuple[torch.dtype, ...
 def _cache(branch: Branch, tensors: dict[str, Tensor], window: int, end: int) -> RollingCache:
     kept = (*range(min(end, 1)), *range(max(1, end - window), end))
 
-    def pair(index: int, path: str) -> tuple[Tensor, Tensor]:
-        name = f"{branch}.{index}.{path}"
+    def keys_values(index: int, attention: str) -> tuple[Tensor, Tensor]:
+        name = f"{branch}.{index}.{attention}"
         return _taken(tensors, f"{name}.k", _KEYS), _taken(tensors, f"{name}.v", _KEYS)
 
-    blocks = tuple(BlockKeys(*(pair(index, path) for path in PATHS)) for index in kept)
+    blocks = tuple(
+        BlockKeys(*(keys_values(index, attention) for attention in ATTENTIONS)) for index in kept
+    )
     return RollingCache(window, kept, blocks)
 
 

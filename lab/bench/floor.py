@@ -1,6 +1,6 @@
 """The least time a machine could take: FLOPs over its matmul rate, bytes over its copy rate.
 
-n tokens of a stream, m keys, c channels.
+n tokens of a modality, m keys, c channels.
 FLOPs are counted from the config alone (two per multiplication and addition), not from what our
 code happens to do; a test holds the two against each other. Only what no exact implementation can
 do without is counted: products of the tokens of one block, attention over the past, one reading of
@@ -51,7 +51,7 @@ NOTHING = Work(0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class _Stream:
-    """One stream of a block, as a pass sees it."""
+    """One modality of a block, as a pass sees it."""
 
     width: int
     channels: int
@@ -71,16 +71,16 @@ def pass_work(setup: Setup, block: int, element_size: int, *, refresh: bool = Fa
     inner = config.audio_dim
     first = ends = NOTHING
     for own, other in ((video, audio), (audio, video)):
-        # Own attention: q, k, v, out. Text: q, out. What the other stream sees: k, v.
+        # Own attention: q, k, v, out. Text: q, out. What the other modality sees: k, v.
         weights = 6 * own.width**2 + 2 * own.width * inner
         keys = own.past + own.tokens
         attention = 4 * own.tokens * own.width * (keys + setup.text_tokens)
-        # Read from before: its own past, what the other stream sees of it, and the text.
+        # Read from before: its own past, what the other modality sees of it, and the text.
         known = 2 * own.past * (own.width + inner) + 2 * setup.text_tokens * own.width
         first = first.plus(
             Work(2 * own.tokens * weights, attention, (weights + known) * element_size)
         )
-        # The other stream's attention: q, out. Feed-forward: four times as wide and back.
+        # The other modality's attention: q, out. Feed-forward: four times as wide and back.
         weights = 8 * own.width**2 + 2 * own.width * inner
         attention = 4 * own.tokens * inner * (other.past + other.tokens)
         ends = ends.plus(Work(2 * own.tokens * weights, attention, weights * element_size))

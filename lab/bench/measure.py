@@ -89,7 +89,7 @@ class Measured:
         first_chunk: seconds from the text embedding until blocks 0 and 1 are out; None for one
             block.
         peak_bytes: the most memory there ever was, on the device; None where nobody tells.
-        fp8: relative difference (L2) of block 0 in eight bits, per stream.
+        fp8: relative difference (L2) of block 0 in eight bits, per modality.
         stages: seconds of each stage in all blocks.
     """
 

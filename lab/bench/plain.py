@@ -55,8 +55,8 @@ def plain_block(
     )
     for sigma, following in pairwise(sampler.sigmas):
         whole = [
-            torch.cat((*(block[stream].to(context.device) for block in past), current), dim=dim)
-            for stream, current, dim in ((0, video, 2), (1, audio, 1))
+            torch.cat((*(block[modality].to(context.device) for block in past), current), dim=dim)
+            for modality, current, dim in ((0, video, 2), (1, audio, 1))
         ]
         levels = [torch.zeros(1, n, device=context.device) for n in (v1, a1)]
         levels[0][:, v0:], levels[1][:, a0:] = sigma, sigma

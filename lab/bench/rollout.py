@@ -3,7 +3,7 @@
     python launch.py lab.bench.rollout --config quarter --blocks 5 --out output/bench
     python launch.py lab.bench.rollout --config quarter --blocks 3 --plain
     python launch.py lab.bench.rollout --config 19b --blocks 60 --dtype bf16 --device cuda \
-        --path compiled+streams+graph --decode --overlap
+        --path compiled+lanes+graph --decode --overlap
     python launch.py lab.bench.rollout --config small --blocks 3 --against "python other.py"
 
 Weights are random: what a pass costs does not depend on them. Writes OUT.json and OUT.md.

@@ -6,7 +6,7 @@ Clips are encoded from pixels and samples, true and generated ones alike, so a d
 can be seen and heard, whatever latents it was decoded from. A video feature is one latent token (c
 channels, 32 x 32 pixels over 8 frames: motion included). An audio feature is SPAN latents in a row
 (0.2 s): with single latents, sounds in any order would be as good as true ones. The first latent of
-either stream holds a single frame and is left out.
+either modality holds a single frame and is left out.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def distances(found: Features, reference: Reference) -> tuple[float, float]:
 def save_reference(path: Path, reference: Reference) -> None:
     """Keep the moments, so that every row of a table is held against the same ones."""
     tensors = {
-        f"{stream}.{name}": torch.from_numpy(value)
-        for stream, pair in reference._asdict().items()
+        f"{modality}.{name}": torch.from_numpy(value)
+        for modality, pair in reference._asdict().items()
         for name, value in pair._asdict().items()
     }
     write_tensors(path, tensors, {}, "the moments of true clips")
@@ -107,7 +107,7 @@ def load_reference(path: Path) -> Reference:
     tensors, _ = read_tensors(path, "the moments of true clips", "delete it to have it made again")
     return Reference(
         *(
-            Moments(tensors[f"{stream}.mean"].numpy(), tensors[f"{stream}.covariance"].numpy())
-            for stream in Reference._fields
+            Moments(tensors[f"{modality}.mean"].numpy(), tensors[f"{modality}.covariance"].numpy())
+            for modality in Reference._fields
         )
     )

@@ -23,7 +23,7 @@ from .draws import Draws
 class Batch(NamedTuple):
     """Latents of paired clips and their captions: video (b, c, f, h, w), audio (b, s, c).
 
-    `ids` are token ids (b, m), or ready embeddings of both streams (b, m, 2, c).
+    `ids` are token ids (b, m), or ready embeddings of both modalities (b, m, 2, c).
     """
 
     video: Tensor

@@ -104,9 +104,9 @@ def few_step_sample(
 
 
 def matching_loss(sample: Pair, real: Pair, fake: Pair, layout: BlockLayout | None) -> Pair:
-    """DMD loss of each stream from the two scores' predictions of the clean sample.
+    """DMD loss of each modality from the two scores' predictions of the clean sample.
 
-    The gradient on the sample is (fake - real), normalised per clip and stream by mean |sample -
+    The gradient on the sample is (fake - real), normalised per clip and modality by mean |sample -
     real| (docs/omniforcing.md, section 6).
 
     Args:
@@ -124,4 +124,4 @@ def matching_loss(sample: Pair, real: Pair, fake: Pair, layout: BlockLayout | No
     losses = [
         [one(*values) for values in zip(*pairs, strict=True)] for pairs in zip(*parts, strict=True)
     ]
-    return Pair(*(torch.stack(stream).mean() for stream in zip(*losses, strict=True)))
+    return Pair(*(torch.stack(modality).mean() for modality in zip(*losses, strict=True)))

@@ -1,9 +1,9 @@
 """The multi-step objective: flow matching of every block given the clean blocks before it.
 
 b batch, k blocks.
-Mutual Forcing's two first stages (docs/mutual_forcing.md, section 2): each stream alone, then both
-together, on real histories. With the masks off the same loss makes the bidirectional teacher of the
-rival method.
+Mutual Forcing's two first stages (docs/mutual_forcing.md, section 2): each modality alone, then
+both together, on real histories. With the masks off the same loss makes the bidirectional teacher
+of the rival method.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def flow_matching(
     caption_dropout: float,
     history_noise: float,
 ) -> Pair:
-    """Losses of both streams; `coupled=False` runs each alone (Mutual Forcing's first stage).
+    """Losses of both modalities; `coupled=False` runs each alone (Mutual Forcing's first stage).
 
     Args:
         history_noise: the clean history gets noise of a level drawn from 0 to this, untold, so that

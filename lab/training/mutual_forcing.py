@@ -152,7 +152,7 @@ def prepare(
 
 
 def flow_loss(system: Parts, shown: Shown, recipe: MutualRecipe, draws: Draws) -> Tensor:
-    """Multi-step mode: the flow of the real block, d = 0; the sum over both streams."""
+    """Multi-step mode: the flow of the real block, d = 0; the sum over both modalities."""
     layout, clean = system.transformer.config.layout, shown.clean
     sigma = sample_sigma(block_count(clean, layout), recipe.sigma_mean, recipe.sigma_spread, draws)
     noise, text = clean.noise(draws), system.text(shown.ids)

@@ -1,4 +1,4 @@
-"""Both streams of a batch of clips, block by block, and the network's velocity of them.
+"""Both modalities of a batch of clips, block by block, and the network's velocity of them.
 
 b batch, k blocks, c channels, f h w video latent grid, s audio latents.
 x_sigma = (1 - sigma) x + sigma e; the velocity is e - x; one sigma per block, shared by both
@@ -21,7 +21,7 @@ from .draws import Draws
 
 
 class Pair(NamedTuple):
-    """Both streams: video (b, c, f, h, w) and audio (b, s, c); None where a stream is not run."""
+    """Both modalities: video (b, c, f, h, w) and audio (b, s, c); None for one that is not run."""
 
     video: Tensor | None
     audio: Tensor | None
@@ -31,12 +31,12 @@ class Pair(NamedTuple):
         return Pair(*(None if value is None else function(value) for value in self))
 
     def noise(self, draws: Draws) -> Pair:
-        """Standard normal noise shaped like both streams."""
+        """Standard normal noise shaped like both modalities."""
         return self.map(lambda value: draws.normal(*value.shape[1:]))
 
 
 def block_count(clip: Pair, layout: BlockLayout) -> int:
-    """How many blocks both streams have."""
+    """How many blocks both modalities have."""
     return layout.blocks(clip.video.shape[2], clip.audio.shape[1])
 
 
@@ -61,7 +61,7 @@ def joined(blocks: list[Pair]) -> Pair:
 
 
 def per_latent(levels: Tensor, layout: BlockLayout) -> tuple[Tensor, Tensor]:
-    """Levels per block (b, k) spread over the latents of both streams: (b, f) and (b, s)."""
+    """Levels per block (b, k) spread over the latents of both modalities: (b, f) and (b, s)."""
     following = levels.shape[1] - 1
 
     def spread(first: int, then: int) -> Tensor:
@@ -126,7 +126,7 @@ def velocity(
 
 
 def block_error(found: Pair, target: Pair, layout: BlockLayout) -> Pair:
-    """Mean squared error of each stream, every block counting the same.
+    """Mean squared error of each modality, every block counting the same.
 
     The prefix is a few per cent of a clip's latents, yet it alone decides what is seen, from the
     text alone; everything later can read that off the history. A mean over latents would hardly
@@ -134,4 +134,4 @@ def block_error(found: Pair, target: Pair, layout: BlockLayout) -> Pair:
     """
     difference = Pair(*(a - b for a, b in zip(found, target, strict=True)))
     errors = [block.map(lambda d: d.square().mean()) for block in by_block(difference, layout)]
-    return Pair(*(torch.stack(stream).mean() for stream in zip(*errors, strict=True)))
+    return Pair(*(torch.stack(modality).mean() for modality in zip(*errors, strict=True)))

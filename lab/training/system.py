@@ -30,7 +30,7 @@ class Parts(nn.Module):
 
 
 class System(Parts):
-    """The transformer and its text encoder; both streams read the same caption embedding."""
+    """The transformer and its text encoder; both modalities read the same caption embedding."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class EmbeddedSystem(Parts):
     """A transformer whose prompts come as ready embeddings, as LTX-2's do.
 
     Args:
-        empty: embedding of the empty prompt for both streams, (m, 2, c).
+        empty: embedding of the empty prompt for both modalities, (m, 2, c).
     """
 
     def __init__(self, transformer: CausalAVTransformer, empty: Tensor) -> None:
@@ -101,8 +101,8 @@ def placed(system: PartsType, recipe: Mapping[str, object], device: torch.device
 def initialise(system: System, seed: int) -> None:
     """Fresh weights: every modulation starts at zero, so gates are closed and heads give zero.
 
-    The closed gates of the cross-modal attentions let joint training couple the streams gradually.
-    The step size embedding's last layer is zero as well: both modes start as one
+    The closed gates of the cross-modal attentions let joint training couple the modalities
+    gradually. The step size embedding's last layer is zero as well: both modes start as one
     (docs/mutual_forcing.md, section 3.2).
     """
     torch.manual_seed(seed)

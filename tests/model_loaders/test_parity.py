@@ -23,7 +23,7 @@ def lines_of(capsys) -> list[list[str]]:
     return [line.split() for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.parametrize(("path", "suffix"), [("eager", ""), ("streams", "@streams")])
+@pytest.mark.parametrize(("path", "suffix"), [("eager", ""), ("lanes", "@lanes")])
 def test_every_quantity_is_within_the_limit(path: str, suffix: str, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["parity", str(FIXTURE), "--path", path])
     assert parity.main() == 0
@@ -33,13 +33,13 @@ def test_every_quantity_is_within_the_limit(path: str, suffix: str, monkeypatch,
 
 
 def test_without_a_path_all_that_can_run_follow_the_plain_lines(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(parity, "PATHS", ("eager", "streams", "graph"))
+    monkeypatch.setattr(parity, "PATHS", ("eager", "lanes", "graph"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["parity", str(FIXTURE)])
     assert parity.main() == 0
     out, err = capsys.readouterr()
     names = [line.split()[0] for line in out.splitlines()]
-    assert names == NAMES + [f"{name}@streams" for name in NAMES]
+    assert names == NAMES + [f"{name}@lanes" for name in NAMES]
     assert "graph left out: graphs are CUDA's" in err
 
 

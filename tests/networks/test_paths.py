@@ -17,7 +17,7 @@ from mutual_forcing.networks.kernels import PLAIN
 from mutual_forcing.networks.kv_cache import OpenBlock, RollingCache
 from mutual_forcing.networks.lanes import OneLane
 from mutual_forcing.networks.modulation import TokenModulation, shared_modulation
-from mutual_forcing.networks.rope import stream_tables
+from mutual_forcing.networks.rope import modality_tables
 from mutual_forcing.networks.timestep import timestep_embedding
 from mutual_forcing.samplers.rollout import (
     SamplerSettings,
@@ -102,7 +102,7 @@ def test_weights_that_may_move_are_not_recorded(
 
 
 def test_streams_are_eager_on_a_cpu(bundle: Bundle) -> None:
-    assert same(roll(bundle, Execution(streams=True), 3), roll(bundle, Execution(), 3))
+    assert same(roll(bundle, Execution(lanes=True), 3), roll(bundle, Execution(), 3))
 
 
 class WatchedLanes(OneLane, TorchDispatchMode):
@@ -268,7 +268,7 @@ def test_a_refresh_writes_the_keys_of_a_whole_pass_and_does_not_go_on(bundle: Bu
 def test_tables_of_more_blocks_begin_with_those_of_fewer(bundle: Bundle) -> None:
     config = bundle.transformer.config
     for few, many in zip(
-        stream_tables(config, 3, 2, 3), stream_tables(config, 8, 2, 3), strict=True
+        modality_tables(config, 3, 2, 3), modality_tables(config, 8, 2, 3), strict=True
     ):
         for a, b in zip(few, many, strict=True):
             assert torch.equal(a, b[:, : a.shape[1]])
@@ -315,7 +315,7 @@ def test_a_workspace_serves_streams_of_any_age(bundle: Bundle) -> None:
 
 def test_ways_that_cannot_be_had_say_so(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Execution.named("eager") == Execution()
-    assert Execution.named("streams+graph") == Execution(streams=True, graph=True)
+    assert Execution.named("streams+graph") == Execution(lanes=True, graph=True)
     with pytest.raises(ValueError, match="execution path is 'fast', expected 'eager' or some of"):
         Execution.named("fast")
     with pytest.raises(
