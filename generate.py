@@ -1,4 +1,4 @@
-"""A prompt becomes a clip with sound, without ComfyUI: `python generate.py "a prompt" -o clip.mp4`.
+"""A prompt becomes a clip with sound: `python generate.py "a red drum beats" -o clip.mp4`.
 
 The clip is made second by second and written while it is made, so Ctrl-C keeps everything up to
 there.

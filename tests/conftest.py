@@ -24,3 +24,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     from mutual_forcing.tests.tiny import tiny_bundle
 
     return tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which ComfyUI the tests met: without one, those of the nodes are skipped."""
+    from mutual_forcing.tests.comfyui_server import comfyui_path
+
+    found = comfyui_path()
+    none = "none at COMFYUI_PATH or ~/ComfyUI, so the tests that need one were skipped"
+    terminalreporter.write_line(f"ComfyUI: {found or none}")

@@ -124,7 +124,7 @@ def test_latents_are_normalised_on_the_way_in_and_out(codec: AudioCodec) -> None
 def test_config_survives_json_and_refuses_unknown_fields() -> None:
     values = TINY.to_dict() | {"encoder_dilations": [1, 2]}
     assert AudioCodecConfig.from_dict(values) == TINY
-    with pytest.raises(ValueError, match="colour.* is unknown"):
+    with pytest.raises(ValueError, match=r"colour.* is unknown"):
         AudioCodecConfig.from_dict({"colour": 1})
 
 

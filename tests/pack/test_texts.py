@@ -17,8 +17,10 @@ from typing import NoReturn
 import mutual_forcing.launch as launch
 import pytest
 import torch
+from mutual_forcing.lab.world.captions import words as words_of
+from mutual_forcing.lab.world.scene import VOCABULARY
 from mutual_forcing.tests.pack.archive import ROOT
-from mutual_forcing.tests.pack.commands import docstrings, in_docstrings, in_markdown
+from mutual_forcing.tests.pack.commands import docstrings, in_docstrings, in_help, in_markdown
 
 ROOMS = ("nodes", "host", "model_loaders", "samplers", "networks", "lab", "tests")
 SOURCES = sorted(chain(ROOT.glob("*.py"), *((ROOT / room).rglob("*.py") for room in ROOMS)))
@@ -85,6 +87,26 @@ def test_sources_that_comments_name_can_be_opened() -> None:
                 f"{name(path)}: which paper?"
             )
     assert cited > 20
+
+
+def test_files_and_tests_that_texts_name_exist() -> None:
+    functions = {name for path in SOURCES for name in re.findall(r"def (\w+)", path.read_text())}
+    places = "|".join([*ROOMS, "docs", "web", "workflows", "models"])
+    for path in TEXTS:
+        text = path.read_text()
+        for file in re.findall(rf"(?<![\w/])(?:{places})/[\w./]+\.\w+", text):
+            assert (ROOT / file).exists(), f"{name(path)}: {file}"
+        for test in re.findall(r"(?<![\w/])test_\w+(?![\w.])", text):
+            assert test in functions, f"{name(path)}: {test}"
+
+
+def test_examples_use_words_that_the_small_model_knows() -> None:
+    commands = [*in_help("generate.py"), *(words for _, words in shown())]
+    prompts = [words[2] for words in commands if words[1:2] == ["generate.py"]]
+    prompts += re.findall(r"^PROMPT \?= (.+)$", (ROOT / "Makefile").read_text(), re.M)
+    assert len(prompts) > 4
+    for prompt in prompts:
+        assert set(words_of(prompt)) <= set(VOCABULARY), prompt
 
 
 class Parsed(Exception):  # noqa: N818 - nothing went wrong
