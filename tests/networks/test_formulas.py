@@ -13,8 +13,8 @@ from mutual_forcing.networks.rope import (
     RopeTable,
     audio_seconds,
     interleaved_to_split,
+    modality_tables,
     rotate,
-    stream_tables,
     video_seconds,
 )
 from mutual_forcing.networks.timestep import sinusoid
@@ -230,7 +230,7 @@ def test_a_rotation_turns_pairs_half_a_head_apart() -> None:
 def test_angles_at_known_places() -> None:
     """Half way through the trained 20 s nothing is turned, at their begin by -pi/2 and more."""
     config = config_of(sinks=2)
-    tables = stream_tables(config, 11, HEIGHT, WIDTH)
+    tables = modality_tables(config, 11, HEIGHT, WIDTH)
     # Audio: 16 inner channels, 8 frequencies pi/2 * 10000^(k/7); angle = frequency * (2 t / 20 -
     # 1).
     frequencies = math.pi / 2 * 10000 ** (np.arange(8) / 7)
