@@ -33,9 +33,9 @@ from .keymap import split_layout
 LIMIT = 1e-4
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
+def relative_error(actual: Tensor, expected: Tensor) -> float:
     """max|a - b| / max|b|."""
-    return ((found - expected).abs().max() / expected.abs().max()).item()
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
 class Golden:
@@ -122,10 +122,10 @@ def errors(
     settings = StreamSettings(golden.height, golden.width, window, seeds=(0,) * batch)
     bare = BareModel(model, "golden", torch.empty(0, device=golden.device))
     state = new_stream(bare, settings)
-    made = rollout(
+    generated = rollout(
         bare, Prompt(text), state, golden.blocks, sampler, noise=noise, execution=execution
     )
-    latents = [block for block, _ in made]
+    latents = [block for block, _ in generated]
     video = torch.cat([block.video for block in latents], dim=2)
     audio = torch.cat([block.audio for block in latents], dim=1)
     yield from compare("rollout", video.to(golden.device), audio.to(golden.device), "latent")

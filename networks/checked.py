@@ -68,12 +68,11 @@ def build(config: type[Config], values: Mapping[str, object], what: str) -> Conf
     if unknown:
         raise ValueError(
             f"{what}: {quoted(', '.join(unknown))} is unknown; the file may be of a newer version "
-            "of "
-            "this pack, update it"
+            "of this pack, update it"
         )
-    made = config(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
-    check(made, what)
-    return made
+    built = config(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+    check(built, what)
+    return built
 
 
 def check(config: object, what: str) -> None:

@@ -23,7 +23,7 @@ _MULTIPLE = 16  # what the hardware's product asks of both channel counts
 
 
 def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of x (n, c) in float8, and the float32 scale (n, 1) to multiply each with."""
+    """x (n, c) in float8, and the float32 scale (n, 1) to multiply each token with."""
     x = x.float()
     scale = x.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / _LARGEST
     return (x / scale).clamp(-_LARGEST, _LARGEST).to(FORMAT), scale
@@ -49,9 +49,9 @@ class Fp8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, n, c) -> (b, n, o)."""
-        rows, scale = self.quantised(x.reshape(-1, x.shape[-1]))
+        tokens, scale = self.quantised(x.reshape(-1, x.shape[-1]))
         out = torch._scaled_mm(
-            rows, self.weight.T, scale_a=scale, scale_b=self.scale, out_dtype=torch.bfloat16
+            tokens, self.weight.T, scale_a=scale, scale_b=self.scale, out_dtype=torch.bfloat16
         )
         if self.bias is not None:
             out = out + self.bias

@@ -53,13 +53,13 @@ class BlockPattern:
 
     def dense(self, keys: int) -> Tensor:
         """The same pattern as one mask (n, m) bool."""
-        rows = []
+        parts = []
         for (start, stop), spans, mask in self.runs:
-            row = torch.zeros(stop - start, keys, dtype=torch.bool)
-            columns = torch.cat([torch.arange(a, b) for a, b in spans])
-            row[:, columns] = True if mask is None else mask
-            rows.append(row)
-        return torch.cat(rows)
+            visible = torch.zeros(stop - start, keys, dtype=torch.bool)
+            seen = torch.cat([torch.arange(a, b) for a, b in spans])
+            visible[:, seen] = True if mask is None else mask
+            parts.append(visible)
+        return torch.cat(parts)
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,10 @@ def sequence_plan(
         return sum(lengths[:-1]) if copies else sum(lengths)
 
     def groups(lengths: list[int]) -> Tensor:
-        rows = torch.arange(1, 1 + copies * blocks).repeat_interleave(
+        noisy = torch.arange(1, 1 + copies * blocks).repeat_interleave(
             torch.tensor(lengths).repeat(copies)
         )
-        return torch.cat((torch.zeros(clean_tokens(lengths), dtype=torch.long), rows))
+        return torch.cat((torch.zeros(clean_tokens(lengths), dtype=torch.long), noisy))
 
     def repeated(table: RopeTable, lengths: list[int]) -> RopeTable:
         noisy = torch.arange(sum(lengths)).repeat(copies)

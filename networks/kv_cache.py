@@ -323,7 +323,7 @@ class OpenBlock:
 
 
 def _plain(tokens: Tensor) -> Tensor:
-    """The same tokens in rows, one after the other.
+    """The same tokens, laid out one after the other.
 
     Equal numbers that lie differently in memory go through different matrix kernels, which round
     differently: a state that was loaded or rebuilt would not go on bit for bit.

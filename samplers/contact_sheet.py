@@ -71,14 +71,14 @@ def strip(
     rows = -(-len(pictures) // look.columns)
     top, scale = _LINE * bool(title), _LINE * bool(seconds)
     size = look.columns * cell[0], top + rows * cell[1] + look.wave + scale
-    made = Image.new("RGB", size, look.paper)
-    pen = ImageDraw.Draw(made)
+    canvas = Image.new("RGB", size, look.paper)
+    pen = ImageDraw.Draw(canvas)
     # The font that every Pillow has knows Latin letters only.
     pen.text((3, 2), title.encode("latin-1", "replace").decode("latin-1"), fill=look.ink)
     for place, picture in enumerate(pictures):
         row, column = divmod(place, look.columns)
         frame = Image.fromarray(picture).resize(cell, Image.Resampling.NEAREST)
-        made.paste(frame, (column * cell[0], top + row * cell[1]))
+        canvas.paste(frame, (column * cell[0], top + row * cell[1]))
     wave = top + rows * cell[1]
     middle = wave + look.wave / 2
     reach = max(float(np.abs(lows).max()), float(np.abs(highs).max()), 1e-3)
@@ -97,7 +97,7 @@ def strip(
             x = second / seconds * size[0]
             pen.line([(x, wave + look.wave), (x, wave + look.wave + 3)], fill=look.ink)
             pen.text((x + 2, wave + look.wave + 2), f"{second} s", fill=look.ink)
-    return made
+    return canvas
 
 
 def outline(sound: NDArray[np.floating], parts: int) -> tuple[np.ndarray, np.ndarray]:
@@ -108,12 +108,12 @@ def outline(sound: NDArray[np.floating], parts: int) -> tuple[np.ndarray, np.nda
 
 def stacked(strips: Sequence[Image.Image]) -> Image.Image:
     """Strips of one width below each other."""
-    made = Image.new("RGB", (strips[0].width, sum(strip.height for strip in strips)))
+    canvas = Image.new("RGB", (strips[0].width, sum(strip.height for strip in strips)))
     top = 0
     for part in strips:
-        made.paste(part, (0, top))
+        canvas.paste(part, (0, top))
         top += part.height
-    return made
+    return canvas
 
 
 class ContactSheet:
@@ -161,7 +161,7 @@ class ContactSheet:
         if not self.pictures:
             raise ValueError("the contact sheet has no frame to show; add a block before saving it")
         pictures = [picture for _, picture in self.pictures]
-        made = strip(
+        sheet = strip(
             pictures,
             np.concatenate(self.lows),
             np.concatenate(self.highs),
@@ -170,7 +170,7 @@ class ContactSheet:
             seconds=float(self.frames / self.clock.fps),
         )
         content = io.BytesIO()
-        made.save(content, format="PNG")
+        sheet.save(content, format="PNG")
         path = Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -307,12 +307,12 @@ def rollout(
 
 def _spread(text: TextKeys, batch: int) -> TextKeys:
     """One entry's text keys for every clip of the batch."""
-    found = text.video[0][0].shape[0]
-    if found == batch:
+    entries = text.video[0][0].shape[0]
+    if entries == batch:
         return text
-    if found != 1:
+    if entries != 1:
         raise ValueError(
-            f"the prompt has {found} entries and the stream {batch} clips; give one prompt for all "
+            f"the prompt has {entries} entries and the stream {batch} clips; give one prompt for all "
             "or one each"
         )
 
