@@ -1,0 +1,129 @@
+"""What the codecs are trained for, worked out by hand or by numpy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from mutual_forcing.lab.training.audio_losses import (
+    band_loudness_loss,
+    frame_loudness,
+    kl_loss,
+    loudness_loss,
+    magnitudes,
+    pitch_loss,
+    spectral_loss,
+)
+from mutual_forcing.lab.training.video_codec import motion_weight, reconstruction_loss
+
+MADE, TRUE = (
+    0.2 * np.random.default_rng(seed).standard_normal(6400).astype(np.float32) for seed in (1, 2)
+)
+
+
+def spectrogram(wave: np.ndarray, size: int) -> np.ndarray:
+    """Hann windows at a quarter of their size, the ends mirrored; a sine shows its amplitude."""
+    padded = np.pad(wave.astype(np.float64), size // 2, mode="reflect")
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
+    starts = range(0, len(padded) - size + 1, size // 4)
+    found = np.abs([np.fft.rfft(padded[s : s + size] * window) for s in starts]).T
+    return np.sqrt(found**2 + 1e-9) * 4 / size
+
+
+def test_a_sine_shows_its_amplitude_at_its_frequency() -> None:
+    wave = 0.3 * torch.sin(2 * math.pi * 1000 * torch.arange(8000) / 16000)[None]
+    found = magnitudes(wave, 512)[0, :, 30]
+    assert found.argmax().item() == 32  # 1000 Hz of 31.25 Hz a bin
+    assert found.max().item() == pytest.approx(0.3, rel=1e-3)
+
+
+def test_the_spectral_loss_by_numpy() -> None:
+    """A quarter of the distance in log magnitude and the relative one, mean of three sizes."""
+    total = 0.0
+    for size in (2048, 512, 128):
+        a, b = spectrogram(MADE, size), spectrogram(TRUE, size)
+        logarithmic = np.abs(np.log(a + 1e-4) - np.log(b + 1e-4)).mean()
+        total += 0.25 * logarithmic + np.abs(a - b).sum() / (b.sum() + 1e-6 * b.size)
+    found = spectral_loss(torch.from_numpy(MADE)[None], torch.from_numpy(TRUE)[None])
+    assert found.item() == pytest.approx(total / 3, rel=1e-4)
+
+
+def test_loudness_is_compared_every_5_ms() -> None:
+    """Sound of level 0.1 and 0.4 against silence and 0.2, 80 samples each."""
+
+    def of(*levels: float) -> torch.Tensor:
+        return torch.tensor(levels).repeat_interleave(80)[None]
+
+    def log(level: float) -> float:
+        return math.log(math.sqrt(level**2 + 1e-6) + 2e-3)
+
+    expected = (abs(log(0.1) - log(0.0)) + abs(log(0.4) - log(0.2))) / 2
+    assert loudness_loss(of(0.1, 0.4), of(0.0, 0.2)).item() == pytest.approx(expected, rel=1e-4)
+    assert frame_loudness(of(0.1, 0.1, 0.3, 0.5)).tolist() == [
+        pytest.approx([0.1, math.sqrt((0.09 + 0.25) / 2)], rel=1e-5)
+    ]
+
+
+def test_bands_are_compared_in_8_ms_and_1_khz() -> None:
+    levels = []
+    for wave in (MADE, TRUE):
+        power = spectrogram(wave, 128)[1:] ** 2
+        levels.append(np.log(np.sqrt(power.reshape(8, 8, -1).mean(1)) + 3e-4))
+    found = band_loudness_loss(torch.from_numpy(MADE)[None], torch.from_numpy(TRUE)[None])
+    assert found.item() == pytest.approx(np.abs(levels[0] - levels[1]).mean(), rel=1e-4)
+
+
+def test_the_pitch_loss_by_hand() -> None:
+    """Of three frames one is unvoiced; of the others the second is three times as loud."""
+    grid = torch.linspace(4.0, 7.0, 31)
+    true = torch.tensor([[100.0, 0.0, 200.0]])
+    log_f0 = torch.tensor([[math.log(200.0), 9.0, math.log(200.0)]])
+    logits = torch.zeros(1, 3, 31)
+    loudness = torch.tensor([[0.1, 5.0, 0.3]])
+    total = 0.0
+    for share, f0, octaves in ((0.25, 100.0, 1.0), (0.75, 200.0, 0.0)):
+        distance = (np.linspace(4.0, 7.0, 31) - math.log(f0)) / 0.1
+        wanted = np.exp(-0.5 * distance**2)
+        wanted /= wanted.sum()
+        # Divergence of the wanted distribution from an even one.
+        divergence = (wanted * np.log((wanted + 1e-9) * 31)).sum()
+        total += share * (0.2 * divergence + 4.0 * octaves)
+    found = pitch_loss(logits, log_f0, true, loudness, grid)
+    assert found.item() == pytest.approx(total, rel=1e-3)
+
+
+def test_the_divergence_from_the_unit_normal() -> None:
+    """(m^2 + s^2 - 1 - 2 log s) / 2 nats, mean over numbers: m = 1, s = 2 and m = 0, s = 1."""
+    found = kl_loss(torch.tensor([1.0, 0.0]), torch.tensor([math.log(2.0), 0.0]))
+    assert found.item() == pytest.approx((1 + 4 - 1 - 2 * math.log(2)) / 2 / 2)
+
+
+def test_pixels_that_move_count_more() -> None:
+    """One of 7 x 7 pixels changes in the second of three frames, and back in the third.
+
+    It counts 1 + 3 wherever it is, and with its neighbours 4 more in the frames where it changes.
+    """
+    video = torch.zeros(1, 3, 3, 7, 7)
+    video[:, 1, 1, 3, 3] = 0.5
+    expected = torch.ones(1, 1, 3, 7, 7)
+    expected[..., 3, 3] += 3
+    expected[:, :, 1:, 2:5, 2:5] += 4
+    assert torch.allclose(motion_weight(video), expected / expected.mean())
+
+
+def test_the_reconstruction_loss_by_hand() -> None:
+    """One wrong pixel, by 0.4, in the corner of 2 x 2 x 2: itself and three edges.
+
+    Each kind of edge has 4 of a channel, and a third of the channels is wrong.
+    """
+    output = torch.zeros(1, 3, 2, 2, 2)
+    output[0, 0, 0, 0, 0] = 0.4
+    weight = torch.ones(1, 1, 2, 2, 2)
+    weight[0, 0, 0, 0, 0] = 2.0
+    own = 2 * (0.4 + 0.5 * 0.16) / 24
+    # An edge has the weight of the pixel that lies further on.
+    edges = 3 * 0.3 * 0.4 / 12
+    found = reconstruction_loss(output, torch.zeros_like(output), weight)
+    assert found.item() == pytest.approx(own + edges)
