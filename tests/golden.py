@@ -8,8 +8,9 @@ another model is shipped, after having looked at its clips:
     python launch.py tests.golden
 
 It also prints how far the same numbers lie apart with two threads, with compiled kernels and in
-float64; the tolerance, 50 times the largest of them for the model that was shipped first, leaves
-room for a machine that rounds differently and is far below what a wrong formula does.
+float64. For the model that was shipped first that was 0, 1.9e-4 and 1.2e-4 of a block's root mean
+square. The tolerance is 25 times as much, for machines that round differently, and far below what a
+wrong formula does.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ PROMPT = (
     "high voice"
 )
 SEED, BLOCKS, NUMBERS = 7, 2, 5
-TOLERANCE = 1e-3
+TOLERANCE = 5e-3
 MODES = {"few": sampler_settings("few"), "multi": sampler_settings("multi", 8)}
 
 
