@@ -312,8 +312,8 @@ def _spread(text: TextKeys, batch: int) -> TextKeys:
         return text
     if entries != 1:
         raise ValueError(
-            f"the prompt has {entries} entries and the stream {batch} clips; give one prompt for all "
-            "or one each"
+            f"the prompt has {entries} entries and the stream {batch} clips; give one prompt for "
+            "all or one each"
         )
 
     def spread(layers: tuple[tuple[Tensor, Tensor], ...]) -> tuple[tuple[Tensor, Tensor], ...]:
