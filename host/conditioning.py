@@ -64,16 +64,17 @@ def prompt_of(
     wanted, text = _embedding(positive, "prompt", bundle)
     if text is not None:
         bundle.check_prompt(text)
+    transcripts = (None if text is None else bundle.transcript_of(text),)
 
     def keys(embedding: Tensor) -> TextKeys:
         return text_keys(bundle.transformer, embedding.to(like), embedding.to(like))
 
     if not guided:
-        return Prompt(keys(wanted))
+        return Prompt(keys(wanted), transcripts=transcripts)
     unwanted = (
         bundle.embed("") if negative is None else _embedding(negative, "negative prompt", bundle)[0]
     )
-    return Prompt(keys(wanted), keys(unwanted))
+    return Prompt(keys(wanted), keys(unwanted), transcripts)
 
 
 def _embedding(conditioning: Conditioning, name: str, bundle: Bundle) -> tuple[Tensor, str | None]:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -24,11 +25,13 @@ from ..networks.audio_codec import LATENT_FRAMES, AudioCodec, AudioCodecConfig
 from ..networks.checked import quoted, reason_of
 from ..networks.config import TransformerConfig
 from ..networks.text_encoder import TextEncoder, TextEncoderConfig
+from ..networks.transcript import TranscriptConfig
 from ..networks.transformer import CausalAVTransformer, text_keys
 from ..networks.video_codec import SPACE_STRIDE, TIME_STRIDE, VideoCodec, VideoCodecConfig
 from ..samplers.clock import Clock
 from ..samplers.decode import StreamDecoder
 from ..samplers.rollout import Mode, Prompt, new_stream
+from ..samplers.speech import Transcript
 from ..samplers.state import LARGEST_GRID, MOST_WINDOW, StreamSettings, StreamState
 from ..samplers.tensor_file import TensorFileError, read_tensors, write_tensors
 from .blank import BlankWeights
@@ -68,6 +71,7 @@ class _Header(BaseModel):
     video_codec: dict[str, object]
     audio_codec: dict[str, object]
     stream: StreamDefaults = StreamDefaults()
+    transcript: dict[str, object] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Bundle:
         transformer: in `dtype` on `device`; the other three are float32 on `device`.
         clock: blocks, latents, frames and samples of its streams.
         stream: sizes and mode of a stream unless told otherwise.
+        transcript: what the transformer can be told to say; None where it can be told nothing.
         model_id: fingerprint of the file, whatever dtype it is loaded in.
         title: what its makers call it.
     """
@@ -92,6 +97,7 @@ class Bundle:
     device: torch.device
     dtype: torch.dtype
     title: str = ""
+    transcript: TranscriptConfig | None = None
 
     @property
     def like(self) -> Tensor:
@@ -116,7 +122,30 @@ class Bundle:
 
     def prompt(self, text: str, guided: bool = False) -> Prompt:
         """Text keys of a prompt and, where guidance will be used, of the empty prompt."""
-        return self.prompt_of(self.embed(text), self.embed("") if guided else None)
+        return self.prompts([text], guided)
+
+    @torch.no_grad()
+    def prompts(self, texts: Sequence[str], guided: bool = False) -> Prompt:
+        """The same for a batch of clips, one text each. What a text says is its transcript."""
+        nothing = self.embed("") if guided else None
+        prompt = self.prompt_of(self.text_encoder.encode(texts), nothing)
+        return prompt._replace(transcripts=tuple(map(self.transcript_of, texts)))
+
+    def transcript_of(self, text: str) -> Transcript | None:
+        """What a prompt says, in a loop: its first run of units that the model can be told.
+
+        A word of the prompt may say at which rate.
+        """
+        told = self.transcript
+        if told is None:
+            return None
+        words = re.findall(r"[a-z]+", text.lower())
+        runs = groupby(words, key=told.vocabulary.__contains__)
+        said = next((list(run) for spoken, run in runs if spoken), None)
+        if said is None:
+            return None
+        rate = next((told.rates[word] for word in words if word in told.rates), told.rate)
+        return Transcript(tuple(map(told.vocabulary.index, said)), rate)
 
     def check_prompt(self, text: str) -> None:
         """Refuse a prompt that says nothing to this model.
@@ -185,7 +214,9 @@ def load_bundle(
             VideoCodecConfig.from_dict(header.video_codec),
             AudioCodecConfig.from_dict(header.audio_codec),
         )
-        _check_together(*configs, header.stream)
+        told = header.transcript
+        transcript = None if told is None else TranscriptConfig.from_dict(told)
+        _check_together(*configs, header.stream, transcript)
         with BlankWeights():
             transformer = CausalAVTransformer(configs[0], operations=operations, device="meta")
             text_encoder, video_codec, audio_codec = (
@@ -222,6 +253,7 @@ def load_bundle(
         device,
         dtype,
         metadata.get("title", ""),
+        transcript,
     )
 
 
@@ -233,6 +265,7 @@ def save_bundle(
     audio_codec: AudioCodec,
     stream: StreamDefaults,
     *,
+    transcript: TranscriptConfig | None = None,
     title: str,
     license_name: str = "GPL-3.0-or-later",
     dtype: torch.dtype = torch.bfloat16,
@@ -250,9 +283,8 @@ def save_bundle(
         OSError: it cannot be written.
         ValueError: the parts do not fit together, or a weight is not finite.
     """
-    _check_together(
-        transformer.config, text_encoder.config, video_codec.config, audio_codec.config, stream
-    )
+    modules = (transformer, text_encoder, video_codec, audio_codec)
+    _check_together(*(module.config for module in modules), stream, transcript)
     parts = {TRANSFORMER: transformer, TEXT: text_encoder, VIDEO: video_codec, AUDIO: audio_codec}
     tensors = {}
     for prefix, module in parts.items():
@@ -271,6 +303,7 @@ def save_bundle(
         video_codec=video_codec.config.to_dict(),
         audio_codec=audio_codec.config.to_dict(),
         stream=stream,
+        transcript=None if transcript is None else transcript.to_dict(),
     )
     metadata = {
         "format": FORMAT,
@@ -313,6 +346,7 @@ def _check_together(
     video: VideoCodecConfig,
     audio: AudioCodecConfig,
     stream: StreamDefaults,
+    transcript: TranscriptConfig | None,
 ) -> None:
     pairs = (
         ("in_channels", transformer.in_channels, "the video codec's", video.channels),
@@ -328,6 +362,12 @@ def _check_together(
             transformer.audio_out_channels,
             "audio_in_channels",
             transformer.audio_in_channels,
+        ),
+        (
+            "transcript_channels",
+            transformer.transcript_channels,
+            "the transcript's",
+            0 if transcript is None else transcript.channels,
         ),
         ("caption_channels", transformer.caption_channels, "the text encoder's dim", text.dim),
         # The codecs' strides are fixed, and the clock counts by them.
@@ -370,7 +410,9 @@ def _fingerprint(header: _Header, tensors: Mapping[str, Tensor]) -> str:
     """16 hex digits from the config and about 64 values of every stored tensor, before any cast."""
 
     def pieces() -> Iterator[bytes]:
-        parts = header.model_dump(exclude={"stream"})
+        # A file without a transcript keeps the name that it had before there were any.
+        left_out = {"stream"} | ({"transcript"} if header.transcript is None else set())
+        parts = header.model_dump(exclude=left_out)
         yield json.dumps(parts, sort_keys=True).encode()
         for key in sorted(tensors):
             flat = tensors[key].flatten()

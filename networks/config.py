@@ -60,6 +60,8 @@ class TransformerConfig:
     audio_next_block: Latents = 25
     num_audio_sink_tokens: Annotated[int, Field(ge=0, le=1024)] = 0
     step_size_embedding: bool = False
+    # Numbers per audio latent of the timed transcript (`transcript.py`); 0: it is told none.
+    transcript_channels: Annotated[int, Field(ge=0, le=65536)] = 0
 
     @property
     def video_dim(self) -> int:

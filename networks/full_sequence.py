@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -22,10 +23,37 @@ from .attention import AttentionKernel
 from .config import TransformerConfig
 from .kernels import PLAIN, Kernels
 from .layer import FreshKeys, Masks, Pass, TextKeys
+from .layout import BlockLayout
 from .modulation import TokenModulation
 from .rope import ModalityTables, RopeTable, modality_tables
 from .timestep import timestep_embedding
 from .transformer import patch_audio, patch_video, run_layers
+
+
+class Told(NamedTuple):
+    """What a clip's blocks are told: one prompt or one of two each, and a transcript.
+
+    Attributes:
+        text: keys of the prompt.
+        later: keys of the prompt that it changes to, as many, with (b, k) bool for the blocks under
+            it; None: none.
+        track: timed transcript (b, s, c) of all blocks; None: none.
+    """
+
+    text: TextKeys
+    later: tuple[TextKeys, Tensor] | None = None
+    track: Tensor | None = None
+
+    def block(self, index: int) -> TextKeys:
+        """Text keys of a block."""
+        if self.later is None:
+            return self.text
+        keys, blocks = self.later
+        return self.text.where(blocks[:, index], keys)
+
+    def block_track(self, index: int, layout: BlockLayout) -> Tensor | None:
+        """Timed transcript (b, s, c) of a block."""
+        return None if self.track is None else self.track[:, slice(*layout.audio_span(index))]
 
 
 @dataclass(frozen=True)
@@ -73,6 +101,7 @@ class SequencePlan:
         video_group, audio_group: (n,) each token's group in the modulation: 0 for the clean copy,
             then one per block and copy. Sinks belong to block 0.
         video_clean, audio_clean: tokens of the clean copy.
+        video_block, audio_block: (n,) the block of each of these.
     """
 
     video_group: Tensor
@@ -81,6 +110,8 @@ class SequencePlan:
     audio_clean: int
     tables: ModalityTables
     masks: Masks
+    video_block: Tensor
+    audio_block: Tensor
 
 
 def _visible(query_block: Tensor, key_block: Tensor) -> Tensor:
@@ -179,6 +210,10 @@ def sequence_plan(
         clean_tokens(audio_sizes),
         tables,
         masks,
+        *(
+            torch.arange(blocks).repeat_interleave(torch.tensor(sizes))[: clean_tokens(sizes)]
+            for sizes in (video_sizes, audio_sizes)
+        ),
     )
 
 
@@ -250,12 +285,29 @@ def causal_forward(
     return video_out, audio_out[:, sinks:]
 
 
+def _text_masks(plan: SequencePlan, told: Told, copies: int) -> tuple[Tensor, Tensor]:
+    """Which of the joined text keys the tokens of both streams see, (b, 1, n, m) bool."""
+    keys, later = told.later
+    before, after = (text.video[0][0].shape[2] for text in (told.text, keys))
+    ends = torch.tensor([False] * before + [True] * after, device=later.device)
+
+    def mask(clean: Tensor, group: Tensor, tokens: int) -> Tensor:
+        blocks = torch.cat(
+            (later[:, clean + 1], later.repeat(1, copies)[:, group[tokens:] - 1]), dim=1
+        )
+        return (blocks[:, :, None] == ends)[:, None]
+
+    video = mask(plan.video_block, plan.video_group.to(later.device), plan.video_clean)
+    audio = mask(plan.audio_block, plan.audio_group.to(later.device), plan.audio_clean)
+    return video, audio
+
+
 def history_forward(
     model: nn.Module,
     clean: tuple[Tensor | None, Tensor | None],
     noisy: tuple[Tensor | None, Tensor | None],
-    sigma: Tensor,
-    text: TextKeys,
+    sigma: Tensor | tuple[Tensor, Tensor],
+    told: Told,
     *,
     step_size: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -268,7 +320,11 @@ def history_forward(
             other alone.
         noisy: the same blocks with noise, video (b, r, c, f, h, w) and audio (b, r, s, c) for r
             copies.
-        sigma: (b, r, k) noise level of each block in each copy, shared by both modalities.
+        sigma: (b, r, k) noise level of each block in each copy, shared by both modalities or one
+            for each.
+        told: noisy blocks read their own prompt. Of the history, each block reads that of the block
+            after it: a stream writes a block's keys when it goes on, under the prompt that it goes
+            on with.
         step_size: (b, r, k) d of each block, or None for 0. The history always has sigma 0 and d 0.
 
     Returns:
@@ -276,7 +332,8 @@ def history_forward(
     """
     config = model.config
     sinks = config.num_audio_sink_tokens
-    copies, blocks = sigma.shape[1:]
+    both = sigma if isinstance(sigma, tuple) else (sigma, sigma)
+    copies, blocks = both[0].shape[1:]
     height, width = clean[0].shape[3:] if clean[0] is not None else (1, 1)
     plan = sequence_plan(config, blocks, height, width, copies)
     like = clean[0] if clean[0] is not None else clean[1]
@@ -287,15 +344,19 @@ def history_forward(
         return torch.cat((torch.zeros_like(rows[:, :1]), rows), dim=1)
 
     with_video, with_audio = clean[0] is not None, clean[1] is not None
-    sigmas = with_clean(sigma)
+    text = told.text
+    if told.later is not None:
+        text = text.joined(told.later[0])
+        video_text, audio_text = _text_masks(plan, told, copies)
+        masks = masks._replace(video_text=video_text, audio_text=audio_text)
     embedding = timestep_embedding(
         model,
-        sigmas if with_video else None,
-        sigmas if with_audio else None,
+        with_clean(both[0]) if with_video else None,
+        with_clean(both[1]) if with_audio else None,
         None if step_size is None else with_clean(step_size),
         like.dtype,
     )
-    groups = plan.video_group.to(sigma.device), plan.audio_group.to(sigma.device)
+    groups = plan.video_group.to(like.device), plan.audio_group.to(like.device)
     run = Pass(
         TokenModulation(model, embedding, *groups),
         text,
@@ -310,7 +371,11 @@ def history_forward(
         video = patch_video(model, torch.cat((history, current), dim=1))
     if with_audio:
         rows = torch.cat((clean[1][:, None], noisy[1]), dim=1)
-        tokens = patch_audio(model, rearrange(rows, "b r s c -> (b r) s c"), with_sinks=True)
+        track = told.track
+        if track is not None:
+            track = track.repeat_interleave(1 + copies, dim=0)
+        rows = rearrange(rows, "b r s c -> (b r) s c")
+        tokens = patch_audio(model, rows, with_sinks=True, track=track)
         tokens = rearrange(tokens, "(b r) n c -> b r n c", r=1 + copies)
         current = rearrange(tokens[:, 1:], "b r n c -> b (r n) c")
         audio = torch.cat((tokens[:, 0, : plan.audio_clean], current), dim=1)

@@ -243,15 +243,19 @@ class OpenBlock:
         audio: Tensor,
         text: TextKeys,
         modulation: Modulation,
+        track: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Velocity of noisy latents: video (b, c, f, h, w) and audio (b, s, c), same shapes out."""
+        """Velocity of noisy latents: video (b, c, f, h, w) and audio (b, s, c), same shapes out.
+
+        `track` (b, s, c) is the timed transcript of the audio.
+        """
 
         def denoise(video: Tensor, audio: Tensor, run: Pass) -> Tensors:
             return run_layers(self.model, video, audio, run)
 
         with self.workspace.watch("denoise"):
             video_tokens, audio_tokens = self._run(
-                "denoise", denoise, video, audio, text, modulation
+                "denoise", denoise, video, audio, text, modulation, track
             )
         sinks = self.model.config.num_audio_sink_tokens if self.is_prefix else 0
         frames = video.shape[2]
@@ -264,7 +268,12 @@ class OpenBlock:
 
     @torch.no_grad()
     def commit(
-        self, video: Tensor, audio: Tensor, text: TextKeys, modulation: Modulation
+        self,
+        video: Tensor,
+        audio: Tensor,
+        text: TextKeys,
+        modulation: Modulation,
+        track: Tensor | None = None,
     ) -> RollingCache:
         """Refresh: one pass over the clean latents whose keys and values become part of the past.
 
@@ -282,7 +291,7 @@ class OpenBlock:
             return tuple(tensor for name in ATTENTIONS for tensor in kept[name])
 
         with self.workspace.watch("refresh"):
-            flat = self._run("refresh", refresh, video, audio, text, modulation)
+            flat = self._run("refresh", refresh, video, audio, text, modulation, track)
         keys_values = zip(flat[::2], flat[1::2], strict=True)
         return self.cache.append(BlockKeys(*keys_values))
 
@@ -300,10 +309,13 @@ class OpenBlock:
         audio: Tensor,
         text: TextKeys,
         modulation: Modulation,
+        track: Tensor | None = None,
     ) -> Tensors:
         shared = isinstance(modulation, SharedModulation)
+        told = () if track is None else (_plain(track),)
 
-        def whole(video: Tensor, audio: Tensor, *flat: Tensor) -> Tensors:
+        def whole(video: Tensor, audio: Tensor, *rest: Tensor) -> Tensors:
+            flat = rest[len(told) :]
             run = Pass(
                 modulation.at(*flat) if shared else modulation,
                 text,
@@ -313,10 +325,10 @@ class OpenBlock:
                 # What is made layer by layer would be made on one lane and read on the other.
                 lanes=self.workspace.lanes if shared else ONE_LANE,
             )
-            patched = patch_audio(self.model, audio, with_sinks=self.is_prefix)
+            patched = patch_audio(self.model, audio, self.is_prefix, rest[0] if told else None)
             return function(patch_video(self.model, video), patched, run)
 
-        tokens = _plain(rearrange(video, "b c f h w -> b (f h w) c")), _plain(audio)
+        tokens = _plain(rearrange(video, "b c f h w -> b (f h w) c")), _plain(audio), *told
         if not shared:
             return whole(*tokens)
         return self.workspace.run(name, self.is_full, text, whole, *tokens, modulation.flat)

@@ -10,6 +10,7 @@ that has them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,14 +32,35 @@ class TextKeys(NamedTuple):
     video: tuple[tuple[Tensor, Tensor], ...]
     audio: tuple[tuple[Tensor, Tensor], ...]
 
+    def joined(self, other: TextKeys) -> TextKeys:
+        """The keys of two prompts in a row, for a mask to show each token those of its own."""
+        return self._with(other, lambda mine, theirs: torch.cat((mine, theirs), dim=2))
+
+    def where(self, chosen: Tensor, other: TextKeys) -> TextKeys:
+        """The keys of `other` for the chosen entries of the batch, (b) bool, else these."""
+        rows = chosen[:, None, None, None]
+        return self._with(other, lambda mine, theirs: torch.where(rows, theirs, mine))
+
+    def _with(self, other: TextKeys, both: Callable[[Tensor, Tensor], Tensor]) -> TextKeys:
+        modalities = (
+            tuple(tuple(map(both, *layer)) for layer in zip(mine, theirs, strict=True))
+            for mine, theirs in zip(self, other, strict=True)
+        )
+        return TextKeys(*modalities)
+
 
 class Masks(NamedTuple):
-    """Who sees whom per attention: (n, m), True = visible, or a block pattern; None = all."""
+    """Who sees whom per attention: (n, m), True = visible, or a block pattern; None = all.
+
+    The last two say which tokens of the text each clip's tokens see, (b, 1, n, m).
+    """
 
     video: Tensor | KeyPattern | None = None
     audio: Tensor | KeyPattern | None = None
     audio_to_video: Tensor | KeyPattern | None = None
     video_to_audio: Tensor | KeyPattern | None = None
+    video_text: Tensor | None = None
+    audio_text: Tensor | None = None
 
 
 NOTHING_HIDDEN = Masks()
@@ -163,7 +185,8 @@ def _until_meeting(
     )
     x, hidden = kernels.add_norm(x, mod.attn_gate, own, eps)
     text = getattr(run.text, side.modality)[index]
-    from_text = attend(side.text, hidden, side.heads, model.kernel, key_values=text)
+    mask = getattr(run.masks, f"{side.modality}_text")
+    from_text = attend(side.text, hidden, side.heads, model.kernel, key_values=text, mask=mask)
     if not both:
         return _Meeting(x + from_text)
     x, query, shown = kernels.add_modulate_twice(

@@ -58,6 +58,21 @@ class FeedForward(nn.Module):
         )
 
 
+class TranscriptProjection(nn.Module):
+    """Timed transcript to the audio stream's width: Linear, SiLU, Linear.
+
+    Without biases, so that a transcript of which nothing is known adds nothing.
+    """
+
+    def __init__(
+        self, channels: int, dim: int, operations: object, dtype: object, device: object
+    ) -> None:
+        super().__init__()
+        kwargs = {"bias": False, "dtype": dtype, "device": device}
+        self.linear_1 = operations.Linear(channels, 2 * dim, **kwargs)
+        self.linear_2 = operations.Linear(2 * dim, dim, **kwargs)
+
+
 class AVBlock(nn.Module):
     """One layer of both modalities; `run_layer` gives the order in which its parts act."""
 
@@ -142,6 +157,10 @@ class CausalAVTransformer(nn.Module):
         self.audio_scale_shift_table = nn.Parameter(torch.zeros(2, audio, **kwargs))
         self.proj_out = operations.Linear(video, config.out_channels, **kwargs)
         self.audio_proj_out = operations.Linear(audio, config.audio_out_channels, **kwargs)
+        if config.transcript_channels:
+            self.audio_transcript_proj = TranscriptProjection(
+                config.transcript_channels, audio, operations, dtype, device
+            )
         if config.num_audio_sink_tokens:
             # Initialised as OmniForcing's first release did: N(0, 0.02^2), after the patch
             # projection.
@@ -221,9 +240,18 @@ def patch_video(model: nn.Module, tokens: Tensor) -> Tensor:
     return model.patchify_proj(tokens)
 
 
-def patch_audio(model: nn.Module, tokens: Tensor, with_sinks: bool) -> Tensor:
-    """Audio latents (b, n, in_channels) to tokens (b, [S+]n, c), sinks in front if asked for."""
+def patch_audio(
+    model: nn.Module, tokens: Tensor, with_sinks: bool, track: Tensor | None = None
+) -> Tensor:
+    """Audio latents (b, n, in_channels) to tokens (b, [S+]n, c), sinks in front if asked for.
+
+    Args:
+        track: timed transcript of each, (b, n, transcript_channels); None: they are told nothing.
+    """
     tokens = model.audio_patchify_proj(tokens)
+    if track is not None:
+        told = model.audio_transcript_proj
+        tokens = tokens + told.linear_2(F.silu(told.linear_1(track.to(tokens))))
     if with_sinks and model.config.num_audio_sink_tokens:
         sinks = model.audio_sink_tokens.to(tokens).expand(tokens.shape[0], -1, -1)
         tokens = torch.cat((sinks, tokens), dim=1)

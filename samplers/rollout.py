@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from ..networks.config import TransformerConfig
 from ..networks.execution import EAGER, Execution, Workspace, to_device
 from ..networks.kv_cache import OpenBlock, RollingCache
 from ..networks.layer import TextKeys
@@ -27,6 +28,7 @@ from ..networks.timestep import TimestepEmbedding, timestep_embedding
 from .model import StreamModel
 from .noise import NoiseSource, noise_of
 from .sigmas import few_step_sigmas, ltx2_sigmas
+from .speech import Speech, Transcript, block_seconds, block_track
 from .start import Start
 from .state import BlockLatents, StreamSettings, StreamState, check_state
 from .steps import euler, guided, renoise
@@ -101,10 +103,18 @@ def sampler_settings(
 
 
 class Prompt(NamedTuple):
-    """Text keys of the prompt and, where guidance needs it, of the empty prompt."""
+    """What a stream is asked for.
+
+    Attributes:
+        text: keys of the prompt.
+        unguided: keys of the empty prompt, where guidance needs it.
+        transcripts: what is to be spoken, one for all clips or one each; None where nothing is
+            told. A network that cannot be told does not look at them.
+    """
 
     text: TextKeys
     unguided: TextKeys | None = None
+    transcripts: tuple[Transcript | None, ...] = (None,)
 
 
 class Step(NamedTuple):
@@ -189,6 +199,7 @@ class _Branch:
         cache: RollingCache | None,
         latents: tuple[BlockLatents, ...],
         clean: Modulation,
+        track: Callable[[int], Tensor | None],
         on_rebuild: Callable[[int, int], None] | None,
     ) -> RollingCache:
         """Keys and values of all finished blocks: one refresh for each that `cache` lacks.
@@ -203,7 +214,8 @@ class _Branch:
             if on_rebuild is not None and rebuilding:
                 on_rebuild(index, len(latents))
             video, audio = (to_device(x, self.like).to(self.like.dtype) for x in latents[index])
-            cache = self.open(cache).commit(video, audio, self.text, clean)
+            opened = self.open(cache)
+            cache = opened.commit(video, audio, self.text, clean, track(index))
         return cache
 
 
@@ -249,9 +261,13 @@ def rollout(
     if is_guided and prompt.unguided is None:
         raise ValueError("guidance needs the text keys of the empty prompt; encode '' as well")
     batch = len(state.settings.seeds)
-    prompt = Prompt(
-        _spread(prompt.text, batch), _spread(prompt.unguided, batch) if is_guided else None
-    )
+    transcripts = prompt.transcripts * (batch if len(prompt.transcripts) == 1 else 1)
+    if len(transcripts) != batch:
+        raise ValueError(
+            f"the prompt has {len(transcripts)} transcripts and the stream {batch} clips; give one "
+            "for all or one each"
+        )
+    prompts = [prompt.text, prompt.unguided] if is_guided else [prompt.text]
     # Weights of eight bits or fewer are kept in, not computed in.
     if not like.is_floating_point() or like.element_size() < 2:
         like = like.to(torch.bfloat16)
@@ -263,13 +279,24 @@ def rollout(
     if start is not None:
         start = Start(to_device(start.latents, like))
 
-    texts = [text for text in prompt if text is not None]
+    texts = [_spread(text, batch) for text in prompts]
     branches = [_Branch(network, text, state.settings, like, execution) for text in texts]
 
     # The checks above must not wait for the first block to be asked for, so the loop is a generator
     # inside.
     def generate(state: StreamState) -> Iterator[tuple[BlockLatents, StreamState]]:
         constants = SigmaConstants(network, like)
+        config = network.config
+
+        def track(block: int) -> Tensor | None:
+            if not state.speeches:
+                return None
+            return to_device(block_track(config, state.speeches, block), like).to(like.dtype)
+
+        def untold(block: int) -> None:
+            """The empty prompt says nothing either."""
+
+        tracks = (track, untold)[: len(branches)]
         caches = [
             # A loaded state lies on the CPU.
             None if cache is None else cache.to(like)
@@ -279,14 +306,19 @@ def rollout(
             with torch.no_grad():
                 clean = constants.at(0.0)
                 caches = [
-                    branch.caught_up(cache, state.latents, clean, on_rebuild)
-                    for branch, cache in zip(branches, caches, strict=True)
+                    branch.caught_up(cache, state.latents, clean, told, on_rebuild)
+                    for branch, cache, told in zip(branches, caches, tracks, strict=True)
                 ]
+                if config.transcript_channels:
+                    state = _told(state, transcripts, config)
                 opened = [
                     branch.open(cache) for branch, cache in zip(branches, caches, strict=True)
                 ]
                 latents = _denoised(
-                    list(zip(opened, texts, strict=True)),
+                    [
+                        (block, text, told(state.next_block))
+                        for block, text, told in zip(opened, texts, tracks, strict=True)
+                    ],
                     state,
                     sampler,
                     constants,
@@ -322,8 +354,18 @@ def _spread(text: TextKeys, batch: int) -> TextKeys:
     return TextKeys(spread(text.video), spread(text.audio))
 
 
+def _told(
+    state: StreamState, transcripts: tuple[Transcript | None, ...], config: TransformerConfig
+) -> StreamState:
+    """The state before a block, with what is to be spoken in it."""
+    seconds = block_seconds(config, state.next_block)
+    before = state.speeches or (Speech(),) * len(transcripts)
+    pairs = zip(before, transcripts, strict=True)
+    return replace(state, speeches=tuple(a.going_on(t, *seconds) for a, t in pairs))
+
+
 def _denoised(
-    branches: list[tuple[OpenBlock, TextKeys]],
+    branches: list[tuple[OpenBlock, TextKeys, Tensor | None]],
     state: StreamState,
     sampler: SamplerSettings,
     constants: SigmaConstants,
@@ -333,7 +375,7 @@ def _denoised(
 ) -> BlockLatents:
     """The next block from noise; the first branch is the prompt's, a second the empty prompt's."""
     index, batch = state.next_block, len(state.settings.seeds)
-    opened, _ = branches[0]
+    opened, _, _ = branches[0]
     like = opened.like
 
     def draw(step: int) -> tuple[Tensor, Tensor]:
@@ -352,8 +394,8 @@ def _denoised(
             embeddings = constants.embedding(0.0), constants.embedding(*level)
             modulation = start.modulation(constants.model, *embeddings, video)
         velocities = [
-            branch.velocity(video.to(like.dtype), audio.to(like.dtype), text, modulation)
-            for branch, text in branches
+            branch.velocity(video.to(like.dtype), audio.to(like.dtype), text, modulation, track)
+            for branch, text, track in branches
         ]
         (video_v, audio_v), *rest = [tuple(v.float() for v in pair) for pair in velocities]
         if rest:

@@ -20,6 +20,7 @@ from ..networks.config import TransformerConfig
 from ..networks.kv_cache import ATTENTIONS, RollingCache
 from ..networks.layout import BlockLayout
 from .model import StreamModel
+from .speech import Speech, check_speeches
 
 STATE_VERSION = 2
 # More than any picture has of latents a side (32 pixels each), and than any window has of seconds.
@@ -73,6 +74,7 @@ class StreamState:
         latents: every finished block.
         cache: keys and values under the prompt, of all blocks but the last or fewer; None for none.
         unguided: the same for the empty prompt, where classifier-free guidance needed it.
+        speeches: what each clip was told to say; none where the network cannot be told.
     """
 
     settings: StreamSettings
@@ -83,6 +85,7 @@ class StreamState:
     latents: tuple[BlockLatents, ...] = field(default=(), repr=False)
     cache: RollingCache | None = field(default=None, repr=False)
     unguided: RollingCache | None = field(default=None, repr=False)
+    speeches: tuple[Speech, ...] = field(default=(), repr=False)
     # What the network's makers call it, for a reader who is told that it is another.
     model_title: str = ""
     version: int = STATE_VERSION
@@ -146,6 +149,7 @@ def check_state(state: StreamState, model: StreamModel) -> None:
                 f"{cache.window}, expected at most {state.next_block} and {state.settings.window}: "
                 "go on from state.without_keys(), which makes them again"
             )
+    check_speeches(state.speeches, len(state.settings.seeds), config.transcript_channels)
     # All others have the shapes of these; looking at each would take longer the older a stream is.
     check_shapes(state, sizes_of(config), {0, state.next_block - 1})
 

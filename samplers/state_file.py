@@ -20,6 +20,7 @@ from ..networks.checked import reason_of, some
 from ..networks.config import Latents
 from ..networks.kv_cache import ATTENTIONS, BlockKeys, RollingCache
 from ..networks.layout import BlockLayout
+from .speech import Speech
 from .state import STATE_VERSION, BlockLatents, StreamSettings, StreamState, check_shapes
 from .tensor_file import TensorFileError, read_tensors, write_tensors
 
@@ -55,6 +56,7 @@ class _Header(BaseModel):
     blocks: int = Field(ge=0)
     keys: dict[Branch, Annotated[int, Field(ge=0)]] = {}
     """Blocks, counted from the first, up to which each branch's keys were saved."""
+    speeches: tuple[Speech, ...] = ()
 
     @model_validator(mode="after")
     def _keys_are_of_blocks(self) -> _Header:
@@ -98,6 +100,7 @@ def save_state(path: Path, state: StreamState, *, keys: bool = True) -> None:
         seeds=settings.seeds,
         blocks=len(state.latents),
         keys=saved,
+        speeches=state.speeches,
     )
     metadata = {"format": FORMAT, "header": header.model_dump_json()}
     write_tensors(Path(path), tensors, metadata, "the stream state")
@@ -139,7 +142,13 @@ def load_state(path: Path) -> StreamState:
         if left:
             raise ValueError(f"it has {some(left)}, which no stream state has")
         state = StreamState(
-            settings, header.model_id, layout, latents, **caches, model_title=header.model_title
+            settings,
+            header.model_id,
+            layout,
+            latents,
+            **caches,
+            speeches=header.speeches,
+            model_title=header.model_title,
         )
         check_shapes(state, {})
         for name, tensor in tensors.items():

@@ -11,7 +11,6 @@ from mutual_forcing.lab.training import train
 from mutual_forcing.lab.training.data import Batch
 from mutual_forcing.lab.training.draws import Draws
 from mutual_forcing.lab.training.system import System, initialise
-from mutual_forcing.networks.layout import BlockLayout
 
 SETTINGS = {
     "transformer": {
@@ -33,7 +32,8 @@ SETTINGS = {
                "steps": [2], "teacher_steps": 2},
     "stream": {"window": 2, "height": 1, "width": 2},
 }  # fmt: skip
-LAYOUT = BlockLayout()
+CONFIG = train.TransformerConfig.from_dict(SETTINGS["transformer"])
+LAYOUT = CONFIG.layout
 
 
 def system() -> System:

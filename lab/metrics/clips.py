@@ -106,7 +106,6 @@ def as_arrays(
     return video, decoded.audio[index, 0].numpy()
 
 
-@torch.no_grad()
 def decoded_blocks(
     bundle: Bundle,
     prompts: Sequence[HeldOut],
@@ -123,13 +122,27 @@ def decoded_blocks(
     Args:
         blocks: how many, the prefix being one of them.
     """
-    words = bundle.text_encoder.encode([prompt.text for prompt in prompts])
-    nothing = bundle.text_encoder.encode([""]) if sampler.guidance != 1 else None
-    text = bundle.prompt_of(words, nothing)
-    state = bundle.begin(tuple(seeds), window)
-    made = live_clip(bundle, text, state, blocks, sampler, bundle.decoder(), on_step=on_step)
-    for decoded, _ in made:
-        yield decoded
+    turns = [([prompt.text for prompt in prompts], blocks)]
+    return decoded_turns(bundle, turns, seeds, sampler, window, on_step)
+
+
+@torch.no_grad()
+def decoded_turns(
+    bundle: Bundle,
+    turns: Sequence[tuple[Sequence[str], int]],
+    seeds: Sequence[int],
+    sampler: SamplerSettings,
+    window: int | None = None,
+    on_step: Callable[[Step], None] | None = None,
+) -> Iterator[DecodedBlock]:
+    """A batch of streams whose prompts change: (texts, one per clip; blocks under them) in turn."""
+    state, decoder = bundle.begin(tuple(seeds), window), bundle.decoder()
+    for texts, blocks in turns:
+        prompt = bundle.prompts(texts, sampler.guidance != 1)
+        made = live_clip(bundle, prompt, state, blocks, sampler, decoder, on_step=on_step)
+        for decoded, after in made:
+            state = after
+            yield decoded
 
 
 def generate(

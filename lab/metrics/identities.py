@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...model_loaders.bundle import Bundle, load_bundle, shipped_model_path
-from ...networks.full_sequence import causal_forward, history_forward
+from ...networks.full_sequence import Told, causal_forward, history_forward
 from ...networks.kv_cache import OpenBlock, RollingCache
 from ...samplers.rollout import SigmaConstants, rollout, sampler_settings
 
@@ -50,7 +50,9 @@ def masked_against_cached(bundle: Bundle) -> float:
     clean, noisy = _latents(bundle, 0), _latents(bundle, 1)
     text = bundle.prompt(PROMPT).text
     levels = torch.full((1, 1, BLOCKS), SIGMA)
-    whole = history_forward(model, clean, (noisy[0][:, None], noisy[1][:, None]), levels, text)
+    whole = history_forward(
+        model, clean, (noisy[0][:, None], noisy[1][:, None]), levels, Told(text)
+    )
     constants = SigmaConstants(model, bundle.like)
     cache, worst = RollingCache(window=BLOCKS), 0.0
     for block in range(BLOCKS):

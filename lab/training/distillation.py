@@ -16,28 +16,29 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...networks.full_sequence import Told
 from ...networks.layout import BlockLayout
-from ...networks.transformer import TextKeys
 from ...samplers.sigmas import few_step_sigmas
 from ...samplers.steps import euler, guided
+from .data import Asked
 from .draws import Draws
 from .pair import Pair, block_count, blockwise, by_block, velocity
 from .system import Parts
 
 
 class Guided(NamedTuple):
-    """A multi-step teacher: network, keys of prompt and empty prompt, guidance per modality."""
+    """A multi-step teacher: network, what it is told, the empty prompt, guidance per modality."""
 
     model: nn.Module
-    text: TextKeys
-    empty: TextKeys
+    told: Told
+    empty: Told
     video_guidance: float
     audio_guidance: float
 
     @torch.no_grad()
     def velocity(self, history: Pair | None, x: Pair, sigma: Tensor) -> Pair:
         """Guided velocity: u + w (c - u). Without a history the teacher sees the whole clip."""
-        conditional = velocity(self.model, history, x, sigma, self.text)
+        conditional = velocity(self.model, history, x, sigma, self.told)
         if self.video_guidance == self.audio_guidance == 1:
             return conditional
         empty = velocity(self.model, history, x, sigma, self.empty)
@@ -48,9 +49,9 @@ class Guided(NamedTuple):
 
 
 @torch.no_grad()
-def guided_teacher(system: Parts, ids: Tensor, guidance: tuple[float, float]) -> Guided:
+def guided_teacher(system: Parts, asked: Asked, guidance: tuple[float, float]) -> Guided:
     """Multi-step mode of a network as a teacher."""
-    return Guided(system.transformer, system.text(ids), system.text(system.nothing(ids)), *guidance)
+    return Guided(system.transformer, system.told(asked), system.told_nothing(asked), *guidance)
 
 
 def draw_interval(blocks: int, steps: int, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -82,7 +83,7 @@ def shortcut_target(
 
 
 def few_step_sample(
-    model: nn.Module, history: Pair, noise: Pair, text: TextKeys, steps: int, gradient_step: int
+    model: nn.Module, history: Pair, noise: Pair, told: Told, steps: int, gradient_step: int
 ) -> Pair:
     """Blocks sampled in few-step mode, each given its history, with gradient through one step only.
 
@@ -96,7 +97,7 @@ def few_step_sample(
         sigma = torch.full(shape, grid[step], device=noise.video.device)
         d = grid[step] - grid[step + 1]
         with torch.set_grad_enabled(step == gradient_step and torch.is_grad_enabled()):
-            u = velocity(model, history, x, sigma, text, torch.full_like(sigma, d))
+            u = velocity(model, history, x, sigma, told, torch.full_like(sigma, d))
         if step == gradient_step:
             carried = u.map(lambda t, d=d: -d * (t - t.detach()))
         x = Pair(*(euler(a, b.detach(), *grid[step : step + 2]) for a, b in zip(x, u, strict=True)))

@@ -22,6 +22,25 @@ def sample_sigma(blocks: int, mean: float, spread: float, draws: Draws) -> Tenso
     return torch.sigmoid(mean + spread * draws.normal(blocks))
 
 
+def some_given(
+    sigma: Tensor, share: float, mean: float, spread: float, draws: Draws
+) -> tuple[Pair, Pair]:
+    """Noise levels of each stream and weights of their losses, (b, k), drawn apart.
+
+    In a `share` of the clips one stream, each as often, is given: clean, and nothing to be learned
+    of it. In half as many more the levels are merely two. So a network learns to make either stream
+    from the other.
+    """
+    kind, other = draws.uniform()[:, None], sample_sigma(sigma.shape[1], mean, spread, draws)
+    video, audio = kind < share / 2, (kind >= share / 2) & (kind < share)
+    apart = (kind >= share) & (kind < 1.5 * share)
+    levels = Pair(
+        torch.where(video, torch.zeros_like(sigma), sigma),
+        torch.where(audio, torch.zeros_like(sigma), torch.where(apart, other, sigma)),
+    )
+    return levels, Pair(*((~one).float().expand_as(sigma) for one in (video, audio)))
+
+
 def flow_target(clean: Pair, noise: Pair) -> Pair:
     """The velocity e - x."""
     return Pair(*(e - x for e, x in zip(noise, clean, strict=True)))
@@ -37,18 +56,23 @@ def flow_matching(
     sigma_spread: float,
     caption_dropout: float,
     history_noise: float,
+    track_dropout: float = 0.0,
+    given: float = 0.0,
 ) -> Pair:
     """Losses of both modalities; `coupled=False` runs each alone (Mutual Forcing's first stage).
 
     Args:
+        given: share of the clips of which one stream is given (`some_given`).
         history_noise: the clean history gets noise of a level drawn from 0 to this, untold, so that
             small errors of the model's own history do not throw it off.
     """
     model = system.transformer
     layout = model.config.layout
     clean = Pair(batch.video, batch.audio)
-    text = system.text(without_some(system, batch.ids, caption_dropout, draws))
-    sigma = sample_sigma(block_count(clean, layout), sigma_mean, sigma_spread, draws)
+    told = system.told(without_some(system, batch.asked, caption_dropout, draws, track_dropout))
+    sigma, weights = sample_sigma(block_count(clean, layout), sigma_mean, sigma_spread, draws), None
+    if given:
+        sigma, weights = some_given(sigma, given, sigma_mean, sigma_spread, draws)
     noise, untold = clean.noise(draws), clean.noise(draws)
     level = history_noise * draws.uniform(1, 1)
     past = Pair(
@@ -56,12 +80,12 @@ def flow_matching(
     )
     x = noised(clean, noise, sigma, layout)
     if coupled:
-        out = velocity(model, past, x, sigma, text)
+        out = velocity(model, past, x, sigma, told)
     else:
-        video = velocity(model, past._replace(audio=None), x._replace(audio=None), sigma, text)
-        audio = velocity(model, past._replace(video=None), x._replace(video=None), sigma, text)
+        video = velocity(model, past._replace(audio=None), x._replace(audio=None), sigma, told)
+        audio = velocity(model, past._replace(video=None), x._replace(video=None), sigma, told)
         out = Pair(video.video, audio.audio)
-    return block_error(out, flow_target(clean, noise), layout)
+    return block_error(out, flow_target(clean, noise), layout, weights)
 
 
 def whole_clip_matching(
@@ -77,9 +101,9 @@ def whole_clip_matching(
     model = system.transformer
     layout = model.config.layout
     clean = Pair(batch.video, batch.audio)
-    text = system.text(without_some(system, batch.ids, caption_dropout, draws))
+    told = system.told(without_some(system, batch.asked, caption_dropout, draws))
     blocks = block_count(clean, layout)
     sigma = sample_sigma(1, sigma_mean, sigma_spread, draws).expand(-1, blocks)
     noise = clean.noise(draws)
-    out = velocity(model, None, noised(clean, noise, sigma, layout), sigma, text)
+    out = velocity(model, None, noised(clean, noise, sigma, layout), sigma, told)
     return block_error(out, flow_target(clean, noise), layout)

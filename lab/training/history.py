@@ -16,8 +16,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from ...networks.full_sequence import Told
 from ...networks.kv_cache import OpenBlock, RollingCache
-from ...networks.transformer import TextKeys
 from ...samplers.rollout import SigmaConstants
 from ...samplers.sigmas import few_step_sigmas
 from ...samplers.steps import add_noise, euler
@@ -75,7 +75,7 @@ class HistoryMix:
 @torch.no_grad()
 def few_step_history(
     model: nn.Module,
-    text: TextKeys,
+    told: Told,
     clean: Pair,
     *,
     steps: int,
@@ -104,23 +104,27 @@ def few_step_history(
     like = next(model.parameters()).new_empty(0)
     constants = SigmaConstants(model, like)
     blocks = by_block(clean, model.config.layout)
-    if start_step:
-        *past, last = blocks
-    else:
-        past = [blocks[0], *(blocks[1:2] * further), *blocks[1:]]
+    # Places in the clip; those beyond its length are told what block 1 is.
+    places = [*range(len(blocks) - 1)]
+    if not start_step:
+        places = [0, *[1] * further, *range(1, len(blocks))]
     cache = RollingCache(window)
     made = []
-    for index, block in enumerate(past):
+    for index, place in enumerate(places):
+        block, keys = blocks[place], told.block(place)
+        track = told.block_track(place, model.config.layout)
         noise = block.noise(draws)
         x = Pair(*(add_noise(v, e, sigmas[0]) for v, e in zip(block, noise, strict=True)))
         opened = OpenBlock(model, cache, *block.video.shape[3:], like)
         for sigma, following in pairwise(sigmas):
             level = constants.at(sigma, sigma - following)
-            u = opened.velocity(x.video.to(like), x.audio.to(like), text, level)
+            u = opened.velocity(x.video.to(like), x.audio.to(like), keys, level, track=track)
             x = Pair(*(euler(a, v.float(), sigma, following) for a, v in zip(x, u, strict=True)))
         made.append(x)
-        if index + 1 < len(past):
-            cache = opened.commit(x.video.to(like), x.audio.to(like), text, constants.at(0.0))
+        if index + 1 < len(places):
+            keys = told.block(places[index + 1])
+            done = x.map(lambda value: value.to(like))
+            cache = opened.commit(*done, keys, constants.at(0.0), track)
     if start_step:
-        return joined([*made, last])
+        return joined([*made, blocks[-1]])
     return joined([made[0], *made[len(made) - len(blocks) + 1 :]])

@@ -1,9 +1,9 @@
 """Clips to latents on disk, once, so that training never waits for a renderer or a codec.
 
 k clips, v caption variants, m tokens, c channels, f h w video latent grid, s audio latents.
-A set is a folder of three arrays (video.npy (k, c, f, h, w) and audio.npy (k, s, c), float16,
-normalised; and captions.npy (k, v, m) token ids) plus about.json, written as it is made: a killed
-run goes on where it was.
+A set is a folder of arrays (video.npy (k, c, f, h, w) and audio.npy (k, s, c), float16, normalised;
+captions.npy (k, v, m) token ids; and what `lab.training.data.CLIP_FACTS` names) plus about.json,
+written as it is made: a killed run goes on where it was.
 
     python launch.py lab.training.latents --clips 6000 --seconds 4 --out runs/latents \
         --codecs video.safetensors audio.safetensors
@@ -27,12 +27,17 @@ from torch import Tensor
 
 from ...networks.audio_codec import AudioCodec, AudioCodecConfig
 from ...networks.text_encoder import TextEncoder, TextEncoderConfig
+from ...networks.transcript import REST, UNKNOWN
 from ...networks.video_codec import VideoCodec, VideoCodecConfig
 from ...samplers.atomic_file import write_whole
-from ..world.scene import VOCABULARY
-from .sources import CaptionedClip, clips_from
+from ..world.sound import SAMPLE_RATE
+from ..world.vocabulary import SYLLABLES, VOCABULARY
+from .data import CLIP_FACTS
+from .sources import CaptionedClip, Spoken, clips_from
 
 logger = logging.getLogger("mutualforcing")
+EVENTS = 6
+"""Syllables a second that there is room for."""
 
 
 def load_codec(path: Path, kind: str) -> VideoCodec | AudioCodec:
@@ -85,17 +90,26 @@ def encode_set(
                 f"{out} holds a set made with {found}, expected {about}; choose another folder"
             )
     arrays: list[np.ndarray] = []
+
+    def tokens(texts: tuple[str, ...]) -> np.ndarray:
+        return np.array([tokenizer.tokenize(text) for text in texts], dtype=np.int16)
+
     for index, clip in enumerate(islice(clips, done, count), start=done):
+        seconds = len(clip.audio) // SAMPLE_RATE
         row = (
             video_codec.encode(to_pixels(clip.video))[0].half().numpy(),
             audio_codec.encode(torch.from_numpy(clip.audio)[None])[0].half().numpy(),
-            np.array([tokenizer.tokenize(text) for text in clip.captions], dtype=np.int16),
+            tokens(clip.captions),
+            # A clip of one prompt is one whose prompt changes to what it was.
+            tokens(clip.later or clip.captions),
+            np.stack([_events(said, seconds) for said in (clip.spoken, clip.later_spoken)]),
+            np.array(clip.switch, dtype=np.int16),
         )
         if not arrays:
             mode = "r+" if done else "w+"
             arrays = [
                 open_memmap(out / f"{name}.npy", mode, **({} if done else _like(part, count)))
-                for name, part in zip(("video", "audio", "captions"), row, strict=True)
+                for name, part in zip(("video", "audio", *CLIP_FACTS), row, strict=True)
             ]
         for array, part in zip(arrays, row, strict=True):
             array[index] = part
@@ -104,6 +118,14 @@ def encode_set(
                 array.flush()
             write_whole(record, json.dumps(about | {"done": index + 1}))
             logger.info("encoded %d of %d clips", index + 1, count)
+
+
+def _events(said: Spoken, seconds: int) -> np.ndarray:
+    """(n, 2) float32: onset and number of each syllable; the rest is never and unknown."""
+    events = np.full((EVENTS * (1 + seconds), 2), (np.inf, UNKNOWN), dtype=np.float32)
+    for row, (onset, syllable) in zip(events, said, strict=False):
+        row[:] = onset, SYLLABLES.index(syllable) if syllable in SYLLABLES else REST
+    return events
 
 
 def _like(part: np.ndarray, count: int) -> dict[str, object]:
@@ -118,7 +140,9 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=6000)
     parser.add_argument("--seconds", type=int, default=4, help="whole seconds after the prefix")
     parser.add_argument(
-        "--source", default="world", help="world, a folder of videos, or webdataset shards"
+        "--source",
+        default="world",
+        help="world, transcripts, switches, a folder of videos, or webdataset shards",
     )
     parser.add_argument("--captions", type=int, default=4, help="caption variants per clip")
     parser.add_argument("--seed", type=int, default=0)

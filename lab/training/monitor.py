@@ -27,6 +27,7 @@ from ..metrics.evaluate import overview_rows
 from ..metrics.longrun import peak_mb
 from ..metrics.overview import overview
 from ..metrics.score import judge, summary
+from .data import TRANSCRIPT
 from .latents import load_codec
 from .parallel import Processes
 from .system import System
@@ -147,7 +148,8 @@ class SampleSheets:
         system.load_state_dict(weights)
         system.to(self.device).eval().requires_grad_(False)
         parts = system.transformer, system.text_encoder, *self.codecs
-        about = self.clock, self.stream, "in training", self.device, torch.float32
+        told = TRANSCRIPT if self.config.transcript_channels else None
+        about = self.clock, self.stream, "in training", self.device, torch.float32, told
         prompts = held_out(PROMPTS)
         blocks = self.clock.blocks_for(SECONDS)
         try:

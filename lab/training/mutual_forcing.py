@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .data import Batch
+from .data import Asked, Batch
 from .distillation import (
     draw_interval,
     few_step_sample,
@@ -69,6 +69,7 @@ class MutualRecipe:
     sigma_mean: float = 0.3
     sigma_spread: float = 1.2
     caption_dropout: float = 0.1
+    track_dropout: float = 0.0
 
     @classmethod
     def from_dict(cls, values: dict[str, object]) -> MutualRecipe:
@@ -91,7 +92,7 @@ class Shown(NamedTuple):
 
     clean: Pair
     history: Pair
-    ids: Tensor
+    asked: Asked
 
 
 class Taught(NamedTuple):
@@ -107,7 +108,7 @@ class Taught(NamedTuple):
 
     clip: Pair
     history: Pair
-    ids: Tensor
+    asked: Asked
     steps: int
     draws: Draws
 
@@ -122,17 +123,17 @@ def prepare(
     mode to learn the real one would be to learn not to look at the history. There its history is
     the real one.
     """
-    ids = without_some(system, batch.ids, recipe.caption_dropout, draws)
+    asked = without_some(system, batch.asked, recipe.caption_dropout, draws, recipe.track_dropout)
     steps = recipe.steps[draws.choice(len(recipe.steps))]
     clean = Pair(batch.video, batch.audio)
     start = recipe.history.start_step(steps, progress, draws)
     further = recipe.history.further_blocks(start, draws)
     rows, some = draws.every(recipe.taught_every)
 
-    def history(clip: Pair, ids: Tensor, draws: Draws) -> Pair:
+    def history(clip: Pair, asked: Asked, draws: Draws) -> Pair:
         return few_step_history(
             system.transformer,
-            system.text(ids),
+            system.told(asked),
             clip,
             steps=steps,
             start_step=start,
@@ -145,19 +146,21 @@ def prepare(
         return pair.map(lambda value: value[rows])
 
     if start:
-        made = history(clean, ids, draws)
-        return Shown(clean, made, ids), Taught(chosen(clean), chosen(made), ids[rows], steps, some)
-    rolled = history(chosen(clean), ids[rows], some)
-    return Shown(clean, clean, ids), Taught(rolled, rolled, ids[rows], steps, some)
+        made = history(clean, asked, draws)
+        return Shown(clean, made, asked), Taught(
+            chosen(clean), chosen(made), asked.rows(rows), steps, some
+        )
+    rolled = history(chosen(clean), asked.rows(rows), some)
+    return Shown(clean, clean, asked), Taught(rolled, rolled, asked.rows(rows), steps, some)
 
 
 def flow_loss(system: Parts, shown: Shown, recipe: MutualRecipe, draws: Draws) -> Tensor:
     """Multi-step mode: the flow of the real block, d = 0; the sum over both modalities."""
     layout, clean = system.transformer.config.layout, shown.clean
     sigma = sample_sigma(block_count(clean, layout), recipe.sigma_mean, recipe.sigma_spread, draws)
-    noise, text = clean.noise(draws), system.text(shown.ids)
+    noise, told = clean.noise(draws), system.told(shown.asked)
     x = noised(clean, noise, sigma, layout)
-    out = velocity(system.transformer, shown.history, x, sigma, text)
+    out = velocity(system.transformer, shown.history, x, sigma, told)
     return sum(block_error(out, flow_target(clean, noise), layout))
 
 
@@ -168,17 +171,17 @@ def shortcut_loss(system: Parts, teacher: Parts, taught: Taught, recipe: MutualR
         teacher: the averaged weights; never gets a gradient.
     """
     layout = system.transformer.config.layout
-    clip, history, ids, steps, draws = taught
+    clip, history, asked, steps, draws = taught
     start, end = draw_interval(block_count(clip, layout), steps, draws)
     x = noised(clip, clip.noise(draws), start, layout)
 
     def displacement() -> Pair:
-        score = guided_teacher(teacher, ids, recipe.guidance)
+        score = guided_teacher(teacher, asked, recipe.guidance)
         substeps = max(1, recipe.teacher_steps // steps)
         return shortcut_target(score, history, x, start, end, substeps, layout)
 
     target = teacher(displacement)
-    out = velocity(system.transformer, history, x, start, system.text(ids), start - end)
+    out = velocity(system.transformer, history, x, start, system.told(asked), start - end)
     return sum(block_error(out, target, layout))
 
 
@@ -202,17 +205,17 @@ def distribution_loss(
         teacher, fake: get no gradient here.
     """
     layout = system.transformer.config.layout
-    clip, history, ids, steps, draws = taught
-    noise, text = clip.noise(draws), system.text(ids)
-    sample = few_step_sample(system.transformer, history, noise, text, steps, draws.choice(steps))
+    clip, history, asked, steps, draws = taught
+    noise, told = clip.noise(draws), system.told(asked)
+    sample = few_step_sample(system.transformer, history, noise, told, steps, draws.choice(steps))
     level = draw_level(block_count(clip, layout), recipe, draws)
     made = sample.map(Tensor.detach)
     x = noised(made, clip.noise(draws), level, layout)
     real = teacher(
-        lambda: guided_teacher(teacher, ids, recipe.guidance).velocity(history, x, level)
+        lambda: guided_teacher(teacher, asked, recipe.guidance).velocity(history, x, level)
     )
     with torch.no_grad():
-        false = fake(lambda: velocity(fake.transformer, history, x, level, fake.text(ids)))
+        false = fake(lambda: velocity(fake.transformer, history, x, level, fake.told(asked)))
     loss = matching_loss(
         sample,
         clean_prediction(x, real, level, layout),
@@ -232,7 +235,7 @@ def fake_loss(
     fake: Parts,
     history: Pair | None,
     sample: Pair,
-    ids: Tensor,
+    asked: Asked,
     level: Tensor,
     draws: Draws,
 ) -> Tensor:
@@ -244,5 +247,5 @@ def fake_loss(
     model = fake.transformer
     layout = model.config.layout
     noise = sample.noise(draws)
-    out = velocity(model, history, noised(sample, noise, level, layout), level, fake.text(ids))
+    out = velocity(model, history, noised(sample, noise, level, layout), level, fake.told(asked))
     return sum(block_error(out, flow_target(sample, noise), layout))

@@ -64,7 +64,8 @@ class Muon(torch.optim.Optimizer):
             state = self.state[p]
             buffer = state.setdefault("momentum_buffer", torch.zeros_like(p))
             buffer.lerp_(p.grad, 1 - momentum)
-            updates.append(p.grad.lerp(buffer, momentum).bfloat16())
+            update = p.grad.lerp(buffer, momentum)
+            updates.append(update.bfloat16() if p.is_cuda else update)
         directions = self._directions(updates, [rows for _, rows in stepped])
         for (p, rows), direction in zip(stepped, directions, strict=True):
             p.mul_(1 - lr * group["weight_decay"])

@@ -13,9 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...networks.full_sequence import causal_forward, history_forward
+from ...networks.full_sequence import Told, causal_forward, history_forward
 from ...networks.layout import BlockLayout
-from ...networks.transformer import TextKeys
 from ...samplers.steps import add_noise, predicted_clean
 from .draws import Draws
 
@@ -74,14 +73,15 @@ def per_latent(levels: Tensor, layout: BlockLayout) -> tuple[Tensor, Tensor]:
     )
 
 
-def blockwise(levels: Tensor, layout: BlockLayout) -> Pair:
-    """Values per block (b, k) in shapes that multiply video and audio latents."""
-    video, audio = per_latent(levels, layout)
+def blockwise(levels: Tensor | Pair, layout: BlockLayout) -> Pair:
+    """Values per block (b, k), or those of each stream, in shapes that multiply the latents."""
+    video, audio = levels if isinstance(levels, Pair) else (levels, levels)
+    video, audio = per_latent(video, layout)[0], per_latent(audio, layout)[1]
     return Pair(video[:, None, :, None, None], audio[:, :, None])
 
 
-def noised(clean: Pair, noise: Pair, sigma: Tensor, layout: BlockLayout) -> Pair:
-    """(1 - sigma) x + sigma e with one sigma per block, (b, k)."""
+def noised(clean: Pair, noise: Pair, sigma: Tensor | Pair, layout: BlockLayout) -> Pair:
+    """(1 - sigma) x + sigma e with one sigma per block, (b, k), or one for each stream."""
     levels = blockwise(sigma, layout)
     return Pair(*map(add_noise, clean, noise, levels))
 
@@ -96,8 +96,8 @@ def velocity(
     model: nn.Module,
     history: Pair | None,
     x: Pair,
-    sigma: Tensor,
-    text: TextKeys,
+    sigma: Tensor | Pair,
+    told: Told,
     step_size: Tensor | None = None,
 ) -> Pair:
     """Velocity of every block, float32.
@@ -105,33 +105,43 @@ def velocity(
     Args:
         history: what each block sees of the blocks before it; None takes all masks off, and every
             block sees every other as it is in `x` (a bidirectional teacher, with one sigma for the
-            whole clip).
-        sigma, step_size: (b, k).
+            whole clip; it is told the first prompt and no transcript).
+        sigma: (b, k), or those of each stream; step_size: (b, k).
     """
     dtype = next(model.parameters()).dtype
     low = x.map(lambda value: value.to(dtype))
     if history is None:
         level = sigma[:, :1]
-        out = Pair(*causal_forward(model, *low, level, level, text, causal=False))
+        out = Pair(*causal_forward(model, *low, level, level, told.text, causal=False))
         return out.map(Tensor.float)
+
+    def copy(levels: Tensor) -> Tensor:
+        return levels[:, None]
+
     out = history_forward(
         model,
         history.map(lambda value: value.to(dtype)),
         low.map(lambda value: value[:, None]),
-        sigma[:, None],
-        text,
+        sigma.map(copy) if isinstance(sigma, Pair) else copy(sigma),
+        told,
         step_size=None if step_size is None else step_size[:, None],
     )
     return Pair(*out).map(lambda value: value[:, 0].float())
 
 
-def block_error(found: Pair, target: Pair, layout: BlockLayout) -> Pair:
-    """Mean squared error of each modality, every block counting the same.
+def block_error(
+    found: Pair, target: Pair, layout: BlockLayout, weights: Pair | None = None
+) -> Pair:
+    """Mean squared error of each modality, every block counting the same, or by `weights` (b, k).
 
     The prefix is a few per cent of a clip's latents, yet it alone decides what is seen, from the
     text alone; everything later can read that off the history. A mean over latents would hardly
     train the text.
     """
     difference = Pair(*(a - b for a, b in zip(found, target, strict=True)))
-    errors = [block.map(lambda d: d.square().mean()) for block in by_block(difference, layout)]
-    return Pair(*(torch.stack(modality).mean() for modality in zip(*errors, strict=True)))
+    blocks = by_block(difference, layout)
+    errors = [block.map(lambda d: d.square().flatten(1).mean(dim=1)) for block in blocks]
+    both = Pair(*(torch.stack(modality, dim=1) for modality in zip(*errors, strict=True)))
+    if weights is None:
+        return both.map(Tensor.mean)
+    return Pair(*((w * e).sum() / w.sum().clamp(min=1) for w, e in zip(weights, both, strict=True)))

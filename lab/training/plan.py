@@ -304,7 +304,8 @@ def clip_bytes(settings: Settings, text_tokens: int) -> dict[str, int]:
     """Bytes on disk of one encoded clip of the longest length (lab.training.data), float16."""
     blocks = max(length["blocks"] for length in settings["recipe"]["lengths"])
     latents = empty_batch(settings, 1, blocks, text_tokens)
-    return {name: HALF * value.numel() for name, value in latents._asdict().items()}
+    held = latents._asdict().items()
+    return {name: HALF * value.numel() for name, value in held if value is not None}
 
 
 def report(

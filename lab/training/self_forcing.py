@@ -18,6 +18,7 @@ from ...networks.kv_cache import OpenBlock, RollingCache
 from ...samplers.rollout import SigmaConstants
 from ...samplers.sigmas import few_step_sigmas
 from ...samplers.steps import predicted_clean, renoise
+from .data import Asked
 from .distillation import guided_teacher, matching_loss
 from .draws import Draws
 from .mutual_forcing import MutualRecipe, draw_level
@@ -26,7 +27,7 @@ from .system import Parts
 
 
 def exit_rollout(
-    system: Parts, like_clip: Pair, ids: Tensor, recipe: MutualRecipe, draws: Draws
+    system: Parts, like_clip: Pair, asked: Asked, recipe: MutualRecipe, draws: Draws
 ) -> Pair:
     """A clip like `like_clip`, rolled out to a random exit step that all blocks share.
 
@@ -38,7 +39,7 @@ def exit_rollout(
     last = draws.choice(steps)
     sigmas = few_step_sigmas(steps)
     like = next(model.parameters()).new_empty(0)
-    text = system.text(ids)
+    told = system.told(asked)
     # Modulations with a gradient must not be mixed up with those without.
     leaving = SigmaConstants(model, like).at(sigmas[last], sigmas[last] - sigmas[last + 1])
     constants = SigmaConstants(model, like)
@@ -46,12 +47,13 @@ def exit_rollout(
     blocks = by_block(like_clip, model.config.layout)
     for index, block in enumerate(blocks):
         opened = OpenBlock(model, cache, *block.video.shape[3:], like)
+        keys, track = told.block(index), told.block_track(index, model.config.layout)
         x = block.noise(draws)
         with torch.no_grad():
             for step in range(last):
                 sigma, following = sigmas[step], sigmas[step + 1]
                 now = constants.at(sigma, sigma - following)
-                v = opened.velocity(x.video.to(like), x.audio.to(like), text, now)
+                v = opened.velocity(x.video.to(like), x.audio.to(like), keys, now, track=track)
                 fresh = block.noise(draws)
                 x = Pair(
                     *(
@@ -59,7 +61,7 @@ def exit_rollout(
                         for a, b, e in zip(x, v, fresh, strict=True)
                     )
                 )
-        v = opened.velocity(x.video.to(like), x.audio.to(like), text, leaving)
+        v = opened.velocity(x.video.to(like), x.audio.to(like), keys, leaving, track=track)
         clean = Pair(
             *(predicted_clean(a, b.float(), sigmas[last]) for a, b in zip(x, v, strict=True))
         )
@@ -67,7 +69,7 @@ def exit_rollout(
         if index + 1 < len(blocks):
             with torch.no_grad():
                 done = clean.map(lambda value: value.detach().to(like))
-                cache = opened.commit(*done, text, constants.at(0.0))
+                cache = opened.commit(*done, told.block(index + 1), constants.at(0.0), track)
     return joined(made)
 
 
@@ -76,18 +78,18 @@ def rollout_matching(
     teacher: Parts,
     fake: Parts,
     like_clip: Pair,
-    ids: Tensor,
+    asked: Asked,
     recipe: MutualRecipe,
     draws: Draws,
 ) -> Tensor:
     """DMD loss of a rollout: one noise level for the whole clip, both scores without masks."""
     layout = system.transformer.config.layout
-    sample = exit_rollout(system, like_clip, ids, recipe, draws)
+    sample = exit_rollout(system, like_clip, asked, recipe, draws)
     level = draw_level(1, recipe, draws).expand(-1, block_count(sample, layout))
     x = noised(sample.map(Tensor.detach), sample.noise(draws), level, layout)
-    real = teacher(lambda: guided_teacher(teacher, ids, recipe.guidance).velocity(None, x, level))
+    real = teacher(lambda: guided_teacher(teacher, asked, recipe.guidance).velocity(None, x, level))
     with torch.no_grad():
-        false = fake(lambda: velocity(fake.transformer, None, x, level, fake.text(ids)))
+        false = fake(lambda: velocity(fake.transformer, None, x, level, fake.told(asked)))
     return sum(
         matching_loss(
             sample,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...model_loaders.bundle import StreamDefaults, save_bundle, shipped_model_path
 from ...networks.config import TransformerConfig
+from .data import TRANSCRIPT
 from .latents import load_codec
 from .system import System
 from .train import starting_weights
@@ -69,7 +70,8 @@ def main() -> None:
     stream = StreamDefaults(window=args.window, height=2, width=2, default_mode=args.default_mode)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     parts = (system.transformer, system.text_encoder, video_codec, audio_codec)
-    save_bundle(args.out, *parts, stream, title=args.title)
+    told = TRANSCRIPT if system.transformer.config.transcript_channels else None
+    save_bundle(args.out, *parts, stream, transcript=told, title=args.title)
 
 
 if __name__ == "__main__":

@@ -112,8 +112,8 @@ class FlowStage:
         self.weights = trained.weights(system)
         names = ["sigma_mean", "sigma_spread", "caption_dropout"]
         if stage != "bidirectional":
-            names.append("history_noise")
-        self.settings = {name: recipe[name] for name in names}
+            names += ["history_noise", "track_dropout", "given"]
+        self.settings = {name: recipe[name] for name in names if name in recipe}
         self.mode: Mode | None = "multi" if stage == "joint" else None
 
     def step(self, batch: Batch, draws: Draws, number: int, progress: float, rate: float) -> Logged:
@@ -184,7 +184,7 @@ class MutualStage:
             blocks = block_count(sample, system.transformer.config.layout)
             for _ in range(recipe.fake_updates):
                 level = draw_level(blocks, recipe, taught.draws)
-                made = sample, taught.ids, level, taught.draws
+                made = sample, taught.asked, level, taught.draws
                 loss = self.fake(fake_loss, self.fake, taught.history, *made)
                 loss.backward()
                 logged["fake gradient"] = self.fake_weights.step(rate)
@@ -228,19 +228,19 @@ class SelfForcingStage:
         system, recipe = self.system, self.recipe
         # Of the data only the captions and the shape of a clip are used.
         like = Pair(batch.video, batch.audio)
-        ids = without_some(system, batch.ids, recipe.caption_dropout, draws)
+        asked = without_some(system, batch.asked, recipe.caption_dropout, draws)
         logged = {}
         if number % recipe.matching_every == 0:
             loss = system(
-                rollout_matching, system, self.teacher, self.fake, like, ids, recipe, draws
+                rollout_matching, system, self.teacher, self.fake, like, asked, recipe, draws
             )
             loss.backward()
             logged = {"matching": loss.detach(), "gradient": self.weights.step(rate)}
         with torch.no_grad():
-            sample = system(exit_rollout, system, like, ids, recipe, draws)
+            sample = system(exit_rollout, system, like, asked, recipe, draws)
         level = draw_level(1, recipe, draws)
         level = level.expand(-1, block_count(sample, system.transformer.config.layout))
-        loss = self.fake(fake_loss, self.fake, None, sample, ids, level, draws)
+        loss = self.fake(fake_loss, self.fake, None, sample, asked, level, draws)
         loss.backward()
         return logged | {"fake gradient": self.fake_weights.step(rate), "fake": loss.detach()}
 

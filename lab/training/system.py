@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ...networks.config import TransformerConfig
+from ...networks.full_sequence import Told
 from ...networks.text_encoder import TextEncoder, TextEncoderConfig
 from ...networks.transformer import CausalAVTransformer, TextKeys, text_keys
 from ..world.scene import VOCABULARY
+from .data import Asked
 from .draws import Draws
 
 Returned = TypeVar("Returned")
@@ -23,6 +25,25 @@ class Parts(nn.Module):
     """Trained parts under one roof. Their parameters are used within `forward` only."""
 
     transformer: CausalAVTransformer
+
+    def text(self, ids: Tensor) -> TextKeys:
+        """Text keys of prompts."""
+        raise NotImplementedError
+
+    def nothing(self, ids: Tensor) -> Tensor:
+        """The empty prompt, as often as there are prompts in `ids`."""
+        raise NotImplementedError
+
+    def told(self, asked: Asked) -> Told:
+        """What the network is told of a batch."""
+        later = None
+        if asked.prompts is not None:
+            later = self.text(asked.later), asked.prompts.bool()
+        return Told(self.text(asked.ids), later, asked.track)
+
+    def told_nothing(self, asked: Asked) -> Told:
+        """The empty prompt for all of a batch: what guidance leads away from."""
+        return Told(self.text(self.nothing(asked.ids)))
 
     def forward(self, function: Callable[..., Returned], *args: object) -> Returned:
         """`function(*args)`: where many processes gather the weights and share gradients."""
@@ -69,10 +90,27 @@ class EmbeddedSystem(Parts):
         return self.empty.to(ids).expand_as(ids)
 
 
-def without_some(system: Parts, ids: Tensor, share: float, draws: Draws) -> Tensor:
-    """The prompts, a share of them replaced by the empty one: guidance needs to know it."""
+def without_some(
+    system: Parts, asked: Asked, share: float, draws: Draws, track_share: float = 0.0
+) -> Asked:
+    """The prompts, a share of them replaced by the empty one: guidance needs to know it.
+
+    Args:
+        track_share: of those that keep their prompt, how many lose their transcript.
+    """
+
+    def where(dropped: Tensor, nothing: Tensor, value: Tensor) -> Tensor:
+        return torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), nothing, value)
+
     dropped = draws.uniform() < share
-    return torch.where(dropped.view(-1, *[1] * (ids.ndim - 1)), system.nothing(ids), ids)
+    ids = where(dropped, system.nothing(asked.ids), asked.ids)
+    later = track = None
+    if asked.later is not None:
+        later = where(dropped, system.nothing(asked.later), asked.later)
+    if asked.track is not None:
+        untold = dropped | (draws.uniform() < track_share)
+        track = where(untold, torch.zeros_like(asked.track), asked.track)
+    return Asked(ids, later, asked.prompts, track)
 
 
 def twin(system: PartsType) -> PartsType:
@@ -109,7 +147,8 @@ def initialise(system: System, seed: int) -> None:
     for module in system.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.5)
     nn.init.normal_(system.text_encoder.place, std=0.5)
@@ -126,5 +165,7 @@ def initialise(system: System, seed: int) -> None:
         # The text attention has no gate, so its own last layer starts small.
         for attention in (block.attn2, block.audio_attn2):
             attention.to_out[0].weight.mul_(0.1)
+    if model.config.transcript_channels:
+        nn.init.zeros_(model.audio_transcript_proj.linear_2.weight)
     nn.init.zeros_(model.proj_out.weight)
     nn.init.zeros_(model.audio_proj_out.weight)

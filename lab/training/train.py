@@ -21,6 +21,7 @@ import argparse
 import json
 import logging
 import time
+from collections.abc import Mapping
 from math import cos, pi
 from pathlib import Path
 
@@ -44,6 +45,7 @@ from .system import EmbeddedSystem, Parts, System, initialise, placed, twin
 logger = logging.getLogger("mutualforcing")
 CONFIGS = Path(__file__).parent / "configs"
 SAVE_SECONDS = 120
+TRANSCRIPT = ".audio_transcript_proj."
 
 
 def read_settings(config: Path, stage: str, method: str) -> dict[str, dict[str, object]]:
@@ -89,6 +91,16 @@ def starting_weights(path: Path) -> dict[str, Tensor]:
     }
 
 
+def load_starting(system: System, weights: Mapping[str, Tensor]) -> None:
+    """Set a system to the weights of another one, which may lack a timed transcript.
+
+    Raises:
+        RuntimeError: other weights are missing, or there are some that it does not have.
+    """
+    fresh = {name: value for name, value in system.state_dict().items() if TRANSCRIPT in name}
+    system.load_state_dict(fresh | dict(weights))
+
+
 class Run:
     """One training run: config.json, weights.safetensors (averaged) and resume.pt in a folder."""
 
@@ -124,7 +136,7 @@ class Run:
             logger.info("going on from step %d", self.step)
         self.sheets = self._sheets(StreamDefaults(**settings["stream"]))
         weights = self.recipe.get("word_weights", {})
-        self.data = LatentSet(args.latents, self.config.layout, weights)
+        self.data = LatentSet(args.latents, self.config, weights)
 
     def _base(self) -> EmbeddedSystem:
         """The frozen network of --base with fresh adapters."""
@@ -154,7 +166,7 @@ class Run:
             system = System(self.config)
             initialise(system, self.args.seed)
             if weights is not None:
-                system.load_state_dict(starting_weights(weights))
+                load_starting(system, starting_weights(weights))
         return placed(system, self.recipe, self.processes.device)
 
     def _sheets(self, stream: StreamDefaults) -> SampleSheets | None:
@@ -185,7 +197,14 @@ class Run:
         share = processes.share(length["batch"])
         draws = Draws(args.seed, self.step, share, processes.device)
         skipped = length.get("skipped", 0)
-        batch = self.data.batch(length["batch"], length["blocks"], share, draws, skipped=skipped)
+        batch = self.data.batch(
+            length["batch"],
+            length["blocks"],
+            share,
+            draws,
+            skipped=skipped,
+            sets=length.get("sets"),
+        )
         return batch.to(processes.device), draws
 
     def advance(self, progress: float) -> Logged:

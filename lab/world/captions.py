@@ -144,7 +144,7 @@ def write(
 
     Args:
         kind: one of `KINDS`.
-        attributes: the values of `ATTRIBUTES[kind]`.
+        attributes: the values of `ATTRIBUTES[kind]`; speech without syllables is just speech.
         person: "girl" or "boy", as the face is drawn; used by speech alone.
         rng: draws the template, the order of phrases, synonyms and omissions (each attribute is
             left out with probability 0.15). None gives the canonical caption, which names all.
@@ -152,7 +152,7 @@ def write(
     if rng is None:
         return _canonical(kind, attributes, person)
     keys = [key for key in ATTRIBUTES[kind] if rng.random() >= OMIT_PROBABILITY]
-    said = {key: attributes[key] for key in keys}
+    said = {key: attributes[key] for key in keys if key in attributes}
     writer = _Writer(kind, said, person, rng)
     templates = _SPEECH_TEMPLATES if kind == "speech" else _HIT_TEMPLATES
     text = re.sub(r"\s+", " ", templates[rng.integers(len(templates))](writer))
@@ -166,10 +166,11 @@ def _article(noun_phrase: str) -> str:
 def _canonical(kind: str, attributes: Mapping[str, str], person: str) -> str:
     a = attributes
     if kind == "speech":
+        says = f"says {a['syllables']}" if "syllables" in a else "speaks"
         return (
             f"a {person} with {a['hair']} hair, {a['skin']} skin and {_article(a['shirt'])} shirt "
-            f"on {_article(a['background'])} background {TEMPO_ADVERBS[a['tempo']][0]} says "
-            f"{a['syllables']} in a {a['voice']} voice"
+            f"on {_article(a['background'])} background {TEMPO_ADVERBS[a['tempo']][0]} {says} "
+            f"in a {a['voice']} voice"
         )
     thing = _article(f"{a[kind]} {kind}")
     return (

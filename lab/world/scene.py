@@ -7,7 +7,7 @@ exact tempo, where in its cycle the scene begins, when the eyes blink).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from .vocabulary import (
     KINDS,
     MAX_SYLLABLES,
     PITCHES,
+    REST,
     SKINS,
     SYLLABLES,
     TEMPI,
@@ -44,6 +45,8 @@ PITCH_HZ: dict[str, dict[str, float]] = {
 HITS_PER_SECOND = {"slow": 1.0, "steady": 1.6, "fast": 2.5}
 SYLLABLES_PER_SECOND = {"slow": 2.0, "steady": 3.0, "fast": 4.5}
 SPREAD = 0.03  # relative jitter of pitch and tempo
+TRANSCRIPT = 64  # syllables of one that does not loop: more than are spoken in any clip
+RESTS = 0.08  # of them
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Scene:
         bob: (amplitude in 1/64 of the width, frequency in Hz, phase in cycles) of the head.
         blink: (period, time) of the blinks in seconds.
         noise_at: sample offset into the fixed noise.
+        transcript: syllables and rests that are spoken instead of those that the caption names, in
+            a loop of their own.
     """
 
     kind: str
@@ -75,11 +80,12 @@ class Scene:
     bob: tuple[float, float, float] = (0.8, 0.5, 0.0)
     blink: tuple[float, float] = (3.0, 1.0)
     noise_at: int = 0
+    transcript: tuple[str, ...] = ()
 
     @property
     def syllables(self) -> tuple[str, ...]:
-        """The looping syllables; empty unless the kind is speech."""
-        return tuple(self.attributes.get("syllables", "").split())
+        """The looping syllables and rests; empty unless the kind is speech."""
+        return self.transcript or tuple(self.attributes.get("syllables", "").split())
 
     @property
     def person(self) -> str:
@@ -129,6 +135,22 @@ def sample_scene(
         blink=(period, rng.uniform(0, period)),
         noise_at=int(rng.integers(1 << 16)),
     )
+
+
+def sample_transcript(
+    rng: np.random.Generator, attributes: Mapping[str, str] | None = None
+) -> Scene:
+    """Draw a speech scene that says more than its caption: syllables without a loop, and rests.
+
+    Its caption says only that someone speaks.
+    """
+    scene = sample_scene(rng, "speech", attributes)
+    spoken = [SYLLABLES[i] for i in rng.integers(len(SYLLABLES), size=TRANSCRIPT)]
+    said = tuple(
+        REST if rest else s for s, rest in zip(spoken, rng.random(TRANSCRIPT) < RESTS, strict=True)
+    )
+    named = {key: value for key, value in scene.attributes.items() if key != "syllables"}
+    return replace(scene, attributes=named, transcript=said)
 
 
 def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:

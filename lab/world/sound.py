@@ -35,7 +35,7 @@ FORMANTS: dict[str, tuple[float, float, float]] = {
     "d": (200.0, 1700.0, 2600.0),
 }
 # Loudness of the voiced part of a consonant, against an open vowel's 1.
-VOICED = {"b": 0.05, "m": 0.22, "d": 0.05, "l": 0.28, "s": 0.0, "t": 0.0}
+VOICED = {"b": 0.05, "m": 0.22, "d": 0.05, "l": 0.28, "s": 0.0, "t": 0.0, "-": 0.0}
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _speak(scene: Scene, sample: NDArray[np.int64], t: Array, centre: Array) -> 
     """Wave (n) and voiced level relative to its peak (n / 160) of the speaking voice."""
     said = scene.syllables
     consonants = sorted({s[0] for s in said if VOICED[s[0]] > 0})
-    vowels = sorted({s[1] for s in said})
+    vowels = sorted({s[1] for s in said} - {"-"})
     crest = max(OPENING[v] * np.abs(_voice_table(v, scene.f0)).max() for v in vowels)
     gain = PEAK / crest
 

@@ -16,9 +16,10 @@ Array = NDArray[np.float64]
 
 # How far the mouth opens for each vowel, and how wide it is drawn (in 1/64 of the picture's width).
 # Loudness uses the opening too: open vowels are louder, so one envelope drives mouth and voice.
-OPENING = {"a": 1.0, "e": 0.75, "i": 0.5, "o": 0.9, "u": 0.6}
-WIDTH = {"a": 14.0, "e": 16.0, "i": 16.0, "o": 10.5, "u": 7.0}
-CONSONANT_OPENING = {"b": 0.0, "m": 0.0, "d": 0.08, "l": 0.12, "s": 0.10, "t": 0.08}
+# "-" is a rest.
+OPENING = {"a": 1.0, "e": 0.75, "i": 0.5, "o": 0.9, "u": 0.6, "-": 0.0}
+WIDTH = {"a": 14.0, "e": 16.0, "i": 16.0, "o": 10.5, "u": 7.0, "-": 12.0}
+CONSONANT_OPENING = {"b": 0.0, "m": 0.0, "d": 0.08, "l": 0.12, "s": 0.10, "t": 0.08, "-": 0.0}
 
 BLINK_SECONDS = 0.16
 
@@ -42,6 +43,19 @@ def hits_between(scene: Scene, begin: float, end: float) -> Array:
     first = int(np.ceil((begin - scene.offset) * scene.rate - 1e-9))
     last = int(np.ceil((end - scene.offset) * scene.rate - 1e-9))
     return scene.offset + np.arange(first, last) / scene.rate
+
+
+def spoken(scene: Scene, begin: float, end: float) -> list[tuple[float, str]]:
+    """Onset in absolute seconds, and syllable, of all that sounds in [begin, end), and of the next.
+
+    None for a scene without syllables.
+    """
+    said = scene.syllables
+    if not said:
+        return []
+    first = int(np.floor((begin - scene.offset) * scene.rate + 1e-9))
+    last = int(np.ceil((end - scene.offset) * scene.rate - 1e-9))
+    return [(scene.offset + i / scene.rate, said[i % len(said)]) for i in range(first, last + 1)]
 
 
 @dataclass(frozen=True)

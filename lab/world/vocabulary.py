@@ -14,6 +14,8 @@ CONSONANTS = ("b", "m", "d", "l", "s", "t")
 VOWELS = ("a", "e", "i", "o", "u")
 SYLLABLES = tuple(c + v for c in CONSONANTS for v in VOWELS)
 MAX_SYLLABLES = 4
+# A syllable's length of silence. It is no word: a caption can't say it, a transcript can.
+REST = "--"
 
 KINDS = ("speech", "ball", "bell", "drum")
 ATTRIBUTES: dict[str, tuple[str, ...]] = {

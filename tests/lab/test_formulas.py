@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from mutual_forcing.lab.training.data import Batch
+from mutual_forcing.lab.training.data import Asked, Batch
 from mutual_forcing.lab.training.distillation import (
     Guided,
     draw_interval,
@@ -53,6 +53,7 @@ GRID = (0.99999994, 0.90622896, 0.72652376, 0.42071861, 0.0)
 LEVELS = torch.tensor([0.3, -0.6, 1.1])  # "normal" numbers of three blocks
 E_VIDEO, E_AUDIO = 0.5, -0.3  # "noise" of every latent
 PROMPT = prompts((2.0, -1.0))
+ASKED = Asked(PROMPT)
 
 
 class Fixed(Draws):
@@ -199,7 +200,7 @@ def test_flow_matching_by_hand(coupled: bool) -> None:
 
 def test_a_dropped_caption_is_the_empty_prompt() -> None:
     system = known_system(empty=7.0)
-    kept, dropped = (without_some(system, PROMPT, share, Fixed()) for share in (0.2, 0.3))
+    kept, dropped = (without_some(system, ASKED, share, Fixed()).ids for share in (0.2, 0.3))
     assert torch.equal(kept, PROMPT) and torch.equal(dropped, torch.full_like(PROMPT, 7.0))
 
 
@@ -229,7 +230,7 @@ def recipe(**changes: object) -> MutualRecipe:
 def test_multi_step_mode_learns_the_real_block_after_the_history_that_it_is_shown() -> None:
     """With d = 0; the history is another clip than the one whose flow is learned."""
     clean, history = clip(0), clip(1)
-    found = flow_loss(known_system(), Shown(clean, history, PROMPT), recipe(), Fixed())
+    found = flow_loss(known_system(), Shown(clean, history, ASKED), recipe(), Fixed())
     assert found.item() == pytest.approx(
         sum(error_of(clean, history, sigmas_of(0.3, 1.2), velocity_target)), rel=1e-4
     )
@@ -240,7 +241,7 @@ def test_a_guided_teacher_has_its_own_guidance_in_each_modality() -> None:
     system, x = known_system(empty=0.5), clip(2)
     history = clip(1)
     sigma = torch.tensor([[0.9, 0.2, 0.6]])
-    found = guided_teacher(system, PROMPT, (3.0, 5.0)).velocity(history, x, sigma)
+    found = guided_teacher(system, ASKED, (3.0, 5.0)).velocity(history, x, sigma)
     prompt = (0.5 + 3 * (2.0 - 0.5), 0.5 + 5 * (-1.0 - 0.5))
     for place, ((rates, now, _), (_, _, past)) in enumerate(
         zip(blocks(x), blocks(history), strict=True)
@@ -276,7 +277,7 @@ def test_shortcuts_target_is_the_teachers_mean_velocity() -> None:
     """(x - y) / (s - s') where y is where four Euler steps of the teacher lead."""
     system, x = known_system(*FORGETFUL), clip()
     start, end = torch.tensor([[0.9, 0.5, 0.7]]), torch.tensor([[0.6, 0.1, 0.0]])
-    teacher = Guided(system.transformer, system.text(PROMPT), system.text(PROMPT), 1.0, 1.0)
+    teacher = Guided(system.transformer, system.told(ASKED), system.told(ASKED), 1.0, 1.0)
     found = shortcut_target(teacher, x, x, start, end, 4, LAYOUT)
     for kind, (rates, prompt) in enumerate(zip(FORGETFUL, (2.0, -1.0), strict=True)):
         spans, dim = ((VIDEO_SPANS, 2), (AUDIO_SPANS, 1))[kind]
@@ -294,7 +295,7 @@ def test_shortcut_by_hand() -> None:
     """
     system, teacher = known_system(*FORGETFUL, empty=0.5), known_system(*FORGETFUL, empty=0.5)
     states, history = clip(0), clip(1)
-    taught = Taught(states, history, PROMPT, 4, Fixed(index=1))
+    taught = Taught(states, history, ASKED, 4, Fixed(index=1))
     found = shortcut_loss(system, teacher, taught, recipe())
     guided_prompt = (0.5 + 3 * 1.5, 0.5 + 5 * -1.5)
     total = 0.0
@@ -325,7 +326,7 @@ def test_a_few_step_sample_and_its_gradient_by_hand(gradient_step: int) -> None:
     """dx/db is -d of the one step that carries the gradient, b being a constant in the velocity."""
     system, noise = known_system(*FORGETFUL), clip()
     sample = few_step_sample(
-        system.transformer, noise, noise, system.text(PROMPT), 4, gradient_step
+        system.transformer, noise, noise, system.told(ASKED), 4, gradient_step
     )
     for kind, prompt in ((0, 2.0), (1, -1.0)):
         expected = few_path(FORGETFUL[kind], noise[kind], GRID, prompt)
@@ -356,7 +357,7 @@ def test_dmd_by_hand() -> None:
     system, teacher = known_system(*FORGETFUL), known_system(*FORGETFUL, empty=0.5)
     fake = known_system(*fake_rates)
     history = clip(1)
-    taught = Taught(clip(0), history, PROMPT, 4, Fixed(index=1))
+    taught = Taught(clip(0), history, ASKED, 4, Fixed(index=1))
     found = distribution_loss(system, teacher, fake, taught, recipe())
     levels = [0.02 + 0.96 * u for u in (0.25, 0.375, 0.5)]
     total, guided_prompt = 0.0, (0.5 + 3 * 1.5, 0.5 + 5 * -1.5)
@@ -389,7 +390,7 @@ def test_levels_of_the_scores_fill_their_range() -> None:
 def test_the_fake_score_learns_the_flow_of_samples() -> None:
     sample, history = clip(0), clip(1)
     level = torch.tensor([[0.3, 0.6, 0.8]])
-    found = fake_loss(known_system(), history, sample, PROMPT, level, Fixed())
+    found = fake_loss(known_system(), history, sample, ASKED, level, Fixed())
     expected = sum(error_of(sample, history, level[0].tolist(), velocity_target))
     assert found.item() == pytest.approx(expected, rel=1e-4)
 
@@ -441,7 +442,7 @@ def test_a_history_by_hand(start: int, further: int) -> None:
     system, x = known_system(), clip()
     found = few_step_history(
         system.transformer,
-        system.text(PROMPT),
+        system.told(ASKED),
         x,
         steps=4,
         start_step=start,
@@ -464,7 +465,7 @@ def test_a_history_by_hand(start: int, further: int) -> None:
 def test_the_rivals_rollout_by_hand(last: int) -> None:
     """Predict what is clean, noise it afresh, leave at one step, which alone has a gradient."""
     system = known_system()
-    found = exit_rollout(system, clip(), PROMPT, recipe(steps=(4,), window=1), Fixed(index=last))
+    found = exit_rollout(system, clip(), ASKED, recipe(steps=(4,), window=1), Fixed(index=last))
     for kind, (rates, noise) in enumerate(((VIDEO, E_VIDEO), (AUDIO, E_AUDIO))):
         dim, spans = ((2, VIDEO_SPANS), (1, AUDIO_SPANS))[kind]
         made = []
@@ -492,8 +493,8 @@ def test_the_rivals_loss_by_hand() -> None:
     system, teacher = known_system(), known_system(empty=0.5)
     fake = known_system(*fake_rates)
     chosen = recipe(steps=(4,))
-    found = rollout_matching(system, teacher, fake, clip(), PROMPT, chosen, Fixed(index=0))
-    sample = exit_rollout(system, clip(), PROMPT, chosen, Fixed(index=0))
+    found = rollout_matching(system, teacher, fake, clip(), ASKED, chosen, Fixed(index=0))
+    sample = exit_rollout(system, clip(), ASKED, chosen, Fixed(index=0))
     level, total, guided_prompt = 0.02 + 0.96 * 0.25, 0.0, (0.5 + 3 * 1.5, 0.5 + 5 * -1.5)
     for kind, noise in ((0, E_VIDEO), (1, E_AUDIO)):
         x0 = sample[kind].detach()

@@ -80,11 +80,11 @@ def batch() -> Batch:
 def test_a_real_history_is_the_clip_and_a_resampled_one_departs_from_it(
     system: System, batch: Batch
 ) -> None:
-    text, clip = system.text(batch.ids), Pair(batch.video, batch.audio)
+    told, clip = system.told(batch.asked), Pair(batch.video, batch.audio)
 
     def history(start: int) -> Pair:
         return few_step_history(
-            system.transformer, text, clip, steps=4, start_step=start, window=2, draws=draws()
+            system.transformer, told, clip, steps=4, start_step=start, window=2, draws=draws()
         )
 
     assert history(4) is clip
@@ -103,11 +103,11 @@ def test_a_real_history_is_the_clip_and_a_resampled_one_departs_from_it(
 def test_a_history_rolled_out_is_what_the_sampler_generates(
     system: System, batch: Batch, further: int
 ) -> None:
-    text, clip = system.text(batch.ids), Pair(batch.video, batch.audio)
+    told, clip = system.told(batch.asked), Pair(batch.video, batch.audio)
     with torch.no_grad():
         made = few_step_history(
             system.transformer,
-            text,
+            told,
             clip,
             steps=4,
             start_step=0,
@@ -122,7 +122,7 @@ def test_a_history_rolled_out_is_what_the_sampler_generates(
         state = new_stream(model, StreamSettings(1, 1, 2, (0,) * CLIPS))
         blocks = rollout(
             model,
-            Prompt(text),
+            Prompt(told.text),
             state,
             BLOCKS + further,
             sampler_settings("few", 4),
@@ -151,18 +151,18 @@ def test_the_target_of_a_straight_teacher_is_its_velocity(
 def test_a_sample_has_the_value_of_the_whole_path(
     system: System, batch: Batch, gradient_step: int
 ) -> None:
-    text, history, noise = (
-        system.text(batch.ids),
+    told, history, noise = (
+        system.told(batch.asked),
         Pair(*batch[:2]),
         Pair(*(t + 1 for t in batch[:2])),
     )
-    sample = few_step_sample(system.transformer, history, noise, text, 4, gradient_step)
+    sample = few_step_sample(system.transformer, history, noise, told, 4, gradient_step)
     x, grid = noise, few_step_sigmas(4)
     with torch.no_grad():
         for sigma, following in itertools.pairwise(grid):
             level = torch.full((CLIPS, BLOCKS), sigma)
             d = torch.full_like(level, sigma - following)
-            u = velocity(system.transformer, history, x, level, text, d)
+            u = velocity(system.transformer, history, x, level, told, d)
             x = Pair(*(a - (sigma - following) * b for a, b in zip(x, u, strict=True)))
     assert torch.allclose(sample.video, x.video, atol=1e-6) and torch.allclose(
         sample.audio, x.audio, atol=1e-6
@@ -212,7 +212,7 @@ def test_every_loss_reaches_the_network_and_none_the_teacher(system: System, bat
     assert all(p.grad is None for model in (teacher, fake) for p in model.parameters())
     system.zero_grad()
     level = draw_level(BLOCKS, recipe, draws())
-    fake_loss(fake, taught.history, matched.sample, taught.ids, level, draws()).backward()
+    fake_loss(fake, taught.history, matched.sample, taught.asked, level, draws()).backward()
     assert fake.transformer.proj_out.weight.grad.abs().sum() > 0
     assert system.transformer.proj_out.weight.grad is None
 
@@ -244,19 +244,19 @@ def test_a_rollout_that_leaves_at_the_last_step_is_what_the_renoise_sampler_gene
     system: System, batch: Batch
 ) -> None:
     recipe = MutualRecipe(teacher="bidirectional", steps=(2,), window=1)
-    clip, text = Pair(batch.video, batch.audio), system.text(batch.ids)
+    clip, told = Pair(batch.video, batch.audio), system.told(batch.asked)
     # The first number decides the grid, the second the exit step.
     step = next(i for i in range(99) if (d := draws(i)).choice(1) == 0 and d.choice(2) == 1)
     asked = draws(step)
     blocks = by_block(clip, CONFIG.layout)
     order = [[block.noise(asked) for _ in range(2)] for block in blocks]
     with torch.no_grad():
-        made = exit_rollout(system, clip, batch.ids, recipe, draws(step))
+        made = exit_rollout(system, clip, batch.asked, recipe, draws(step))
         model = BareModel(system.transformer, "x")
         state = new_stream(model, StreamSettings(1, 1, 1, (0,) * CLIPS))
         expected = rollout(
             model,
-            Prompt(text),
+            Prompt(told.text),
             state,
             BLOCKS,
             sampler_settings("few", 2, None, "renoise"),
@@ -275,7 +275,7 @@ def test_every_block_of_a_rollout_carries_a_gradient_and_none_its_history(
     embedder = system.transformer.adaln_single.linear.weight
     for index in range(BLOCKS):
         system.zero_grad()
-        made = exit_rollout(system, clip, batch.ids, recipe, draws())
+        made = exit_rollout(system, clip, batch.asked, recipe, draws())
         by_block(made, CONFIG.layout)[index].video.sum().backward()
         assert system.transformer.proj_out.weight.grad.abs().sum() > 0
         # The modulation is part of the graph, not a constant.
@@ -292,13 +292,13 @@ def test_the_rivals_loss_reaches_the_network_alone(system: System, batch: Batch)
         for parameter in fake.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=seeded()) * 0.02)
     clip = Pair(batch.video, batch.audio)
-    loss = rollout_matching(system, teacher, fake, clip, batch.ids, recipe, draws())
+    loss = rollout_matching(system, teacher, fake, clip, batch.asked, recipe, draws())
     loss.backward()
     assert loss > 0 and system.transformer.proj_out.weight.grad.abs().sum() > 0
     assert all(p.grad is None for model in (teacher, fake) for p in model.parameters())
     # Two equal scores have nothing to say.
     unguided = replace(recipe, guidance=(1.0, 1.0))
-    same = rollout_matching(system, teacher, twin(teacher), clip, batch.ids, unguided, draws())
+    same = rollout_matching(system, teacher, twin(teacher), clip, batch.asked, unguided, draws())
     assert same == 0
 
 
@@ -365,7 +365,7 @@ def test_few_step_mode_learns_on_some_clips_and_flow_on_all(
     mix = HistoryMix((0.0, 0.0), (rollout_share,) * 2)
     recipe = MutualRecipe(steps=(4,), history=mix, taught_every=2, window=2, caption_dropout=0.0)
     shown, taught = prepare(system, batch, recipe, 0.5, draws())
-    assert CLIPS == 2 and torch.equal(taught.ids, batch.ids[:1])
+    assert CLIPS == 2 and torch.equal(taught.asked.ids, batch.ids[:1])
     for stream in ("video", "audio"):
         clip = getattr(batch, stream)
         assert torch.equal(getattr(shown.clean, stream), clip)

@@ -46,7 +46,7 @@ def test_the_flops_of_a_step_without_values_are_those_of_one_with_them(monkeypat
     real = build_stage(
         "mutual", system, settings, Trained.from_recipe(settings["recipe"], Processes())
     )
-    batch = Batch(*(torch.zeros(t.shape) for t in like))
+    batch = Batch(*(None if t is None else torch.zeros(t.shape) for t in like))
     with FlopCounterMode(display=False) as counter:
         real.step(batch, Draws(0, 0, range(2)), 0, 0.5, 1.0)
     assert watch.flops == counter.get_total_flops() > 0

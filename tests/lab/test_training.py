@@ -9,7 +9,7 @@ from mutual_forcing.lab.training.flow_matching import flow_matching, whole_clip_
 from mutual_forcing.lab.training.optimiser import MasterWeights, Muon, orthogonalise
 from mutual_forcing.lab.training.pair import Pair, block_error, per_latent, velocity
 from mutual_forcing.lab.training.system import math_attention
-from mutual_forcing.networks.full_sequence import causal_forward
+from mutual_forcing.networks.full_sequence import Told, causal_forward
 from mutual_forcing.networks.layout import BlockLayout
 from mutual_forcing.tests.tiny_training import LAYOUT, awake, batch, draws, system
 
@@ -67,10 +67,11 @@ def test_without_masks_every_block_sees_every_other_and_one_level_serves_all() -
     made, data = awake(system()), batch()
     clip, text = Pair(data.video, data.audio), made.text(data.ids)
     level = torch.full((3, 3), 0.7)
-    whole = velocity(made.transformer, None, clip, level, text)
+    whole = velocity(made.transformer, None, clip, level, Told(text))
     changed = clip._replace(audio=clip.audio + torch.eye(LAYOUT.audio_latents(3))[-1][:, None])
     assert not torch.allclose(
-        velocity(made.transformer, None, changed, level, text).video[:, :, 0], whole.video[:, :, 0]
+        velocity(made.transformer, None, changed, level, Told(text)).video[:, :, 0],
+        whole.video[:, :, 0],
     )
     spread = per_latent(level, LAYOUT)
     expected = causal_forward(made.transformer, *clip, *spread, text, causal=False)

@@ -23,6 +23,7 @@ from mutual_forcing.tests.tiny import (
     tiny_parts,
 )
 from mutual_forcing.tests.tiny_training import (
+    CONFIG,
     LAYOUT,
     SETTINGS,
     batch,
@@ -176,7 +177,7 @@ def test_words_that_are_hard_are_drawn_more_often(folder: Path) -> None:
     rows[:] = 1
     rows[0, 0, 3] = ball
     np.save(folder / "captions.npy", rows)
-    data = LatentSet([folder], LAYOUT, {"ball": 7.0})
+    data = LatentSet([folder], CONFIG, {"ball": 7.0})
     assert data.weights[0].tolist() == [7.0] + [1.0] * 7
     drawn = data.batch(2000, 1, range(2000), draws(clips=2000)).ids
     assert 0.4 < (drawn == ball).any(dim=1).float().mean() < 0.6
@@ -194,7 +195,7 @@ def test_clips_of_different_lengths_serve_what_they_are_long_enough_for(
         rows = np.load(folder / f"{name}.npy").take(range(latents), axis=axis)
         np.save(short / f"{name}.npy", rows)
     np.save(short / "captions.npy", 0 * np.load(short / "captions.npy") + 3)
-    data = LatentSet([folder, short], LAYOUT, {})
+    data = LatentSet([folder, short], CONFIG, {})
     everyone = range(400), draws(clips=400)
     from_short = (data.batch(400, 1, *everyone).ids == 3).all(dim=1).float().mean()
     assert 0.4 < from_short < 0.6
@@ -209,7 +210,7 @@ def test_clips_of_different_lengths_serve_what_they_are_long_enough_for(
 
 
 def test_blocks_after_the_prefix_can_be_left_out(folder: Path) -> None:
-    data = LatentSet([folder], LAYOUT, {})
+    data = LatentSet([folder], CONFIG, {})
     blocks = data.blocks[0]
     whole = data.batch(8, blocks, range(8), draws(clips=8))
     cut = data.batch(8, blocks - 1, range(8), draws(clips=8), skipped=1)

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 import torch
 from mutual_forcing.networks.config import TransformerConfig
-from mutual_forcing.networks.full_sequence import causal_forward, history_forward, sequence_plan
+from mutual_forcing.networks.full_sequence import (
+    Told,
+    causal_forward,
+    history_forward,
+    sequence_plan,
+)
 from mutual_forcing.networks.rope import (
     RopeTable,
     audio_seconds,
@@ -173,7 +178,7 @@ def test_noisy_blocks_beside_a_clean_history_are_what_the_equations_say() -> Non
         whole(clean),
         tuple(torch.stack(both, dim=1) for both in zip(*copies, strict=True)),
         torch.from_numpy(sigma)[None].float(),
-        text_keys(model, TEXT, TEXT),
+        Told(text_keys(model, TEXT, TEXT)),
         step_size=torch.from_numpy(step)[None].float(),
     )
     for copy, rows in enumerate(np.split(expected_v[clean_v:], 2)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from mutual_forcing.networks.full_sequence import history_forward
+from mutual_forcing.networks.full_sequence import Told, history_forward
 from mutual_forcing.networks.kv_cache import OpenBlock, RollingCache
 from mutual_forcing.samplers.rollout import SigmaConstants
 from mutual_forcing.tests.known_network import AUDIO, VIDEO, known_system, prompts
@@ -30,7 +30,7 @@ def test_its_velocity_is_the_closed_form() -> None:
             clean,
             tuple(x[:, None] for x in noisy),
             sigma[:, None],
-            text,
+            Told(text),
             step_size=d[:, None],
         )
         for block in range(3):

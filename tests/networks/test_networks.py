@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from mutual_forcing.networks.config import TransformerConfig
-from mutual_forcing.networks.full_sequence import causal_forward, history_forward
+from mutual_forcing.networks.full_sequence import Told, causal_forward, history_forward
 from mutual_forcing.networks.kv_cache import OpenBlock, RollingCache
+from mutual_forcing.networks.modulation import TokenModulation
+from mutual_forcing.networks.timestep import timestep_embedding
 from mutual_forcing.networks.transformer import CausalAVTransformer, text_keys
 from mutual_forcing.samplers.rollout import SigmaConstants
 
@@ -69,7 +71,7 @@ def test_masked_whole_sequence_equals_cached_block_by_block(layout: str, sinks: 
         (clean_v, clean_a),
         (noisy_v[:, None], noisy_a[:, None]),
         levels,
-        text,
+        Told(text),
         step_size=levels * 0.5,
     )
     constants = SigmaConstants(model, clean_v)
@@ -82,6 +84,60 @@ def test_masked_whole_sequence_equals_cached_block_by_block(layout: str, sinks: 
         assert close(v, whole_v[:, 0, :, vs]) < 1e-5
         assert close(a, whole_a[:, 0, as_]) < 1e-5
         cache = opened.commit(clean_v[:, :, vs], clean_a[:, as_], text, refresh)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@torch.no_grad()
+def test_a_stream_whose_prompt_changes_and_which_has_a_transcript_is_one_masked_pass(
+    layout: str,
+) -> None:
+    """Keys are written when the stream goes on, under the prompt that it goes on with."""
+    config = tiny_config(layout, transcript_channels=4)
+    model, blocks, sigma = random_model(config), 4, (0.6, 0.3)
+    clean_v, clean_a, context = inputs(config, blocks)
+    noisy_v, noisy_a = clean_v + 0.5, clean_a - 0.5
+    first, second = (text_keys(model, x, x) for x in (context, 1 - context))
+    under = torch.tensor([[False, False, True, True], [False, True, True, True]])
+    track = torch.rand(2, clean_a.shape[1], 4, generator=torch.Generator().manual_seed(3))
+    told = Told(first, (second, under), track)
+    levels = tuple(torch.full((2, 1, blocks), s) for s in sigma)
+    whole_v, whole_a = history_forward(
+        model, (clean_v, clean_a), (noisy_v[:, None], noisy_a[:, None]), levels, told
+    )
+    ones = [torch.full((1, 1), s) for s in sigma]
+    noisy = TokenModulation(model, timestep_embedding(model, *ones, None, torch.float32))
+    refresh = SigmaConstants(model, clean_v).at(0.0)
+    cache, past = RollingCache(window=blocks), None
+    for block in range(blocks):
+        spans = config.layout.video_span(block), config.layout.audio_span(block)
+        (vs, as_), keys = (slice(*span) for span in spans), told.block(block)
+        if past is not None:
+            opened = OpenBlock(model, cache, 2, 3, clean_v)
+            cache = opened.commit(past[0], past[1], keys, refresh, past[2])
+        opened, now = OpenBlock(model, cache, 2, 3, clean_v), told.block_track(block, config.layout)
+        assert torch.equal(now, track[:, as_])
+        v, a = opened.velocity(noisy_v[:, :, vs], noisy_a[:, as_], keys, noisy, track=now)
+        assert close(v, whole_v[:, 0, :, vs]) < 1e-5
+        assert close(a, whole_a[:, 0, as_]) < 1e-5
+        past = clean_v[:, :, vs], clean_a[:, as_], now
+
+
+@torch.no_grad()
+def test_two_prompts_that_are_one_and_a_transcript_of_nothing_change_nothing() -> None:
+    config = tiny_config(transcript_channels=4)
+    model, blocks = random_model(config), 3
+    video, audio, context = inputs(config, blocks)
+    text = text_keys(model, context, context)
+    levels = torch.full((2, 1, blocks), 0.5)
+    given = model, (video, audio), (video[:, None], audio[:, None]), levels
+    plain = history_forward(*given, Told(text))
+    under = torch.tensor([[False, True, True], [False, False, True]])
+    silent = torch.zeros(2, audio.shape[1], 4)
+    same = history_forward(*given, Told(text, (text, under), silent))
+    for a, b in zip(same, plain, strict=True):
+        assert close(a, b) < 1e-6
+    heard = history_forward(*given, Told(text, None, silent + 1))
+    assert close(heard[1], plain[1]) > 1e-3
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -143,9 +199,9 @@ def test_one_stream_alone_runs_without_the_other() -> None:
     video, audio, context = inputs(config, 2)
     text = text_keys(model, context, context)
     levels = torch.full((2, 1, 2), 0.5)
-    v, none = history_forward(model, (video, None), (video[:, None], None), levels, text)
+    v, none = history_forward(model, (video, None), (video[:, None], None), levels, Told(text))
     assert none is None and v.shape == video[:, None].shape
-    none, a = history_forward(model, (None, audio), (None, audio[:, None]), levels, text)
+    none, a = history_forward(model, (None, audio), (None, audio[:, None]), levels, Told(text))
     assert none is None and a.shape == audio[:, None].shape
 
 

@@ -1,0 +1,158 @@
+"""Does a stream follow a new prompt? `python launch.py lab.metrics.switches --seed 0 --pairs 16`
+
+Half of the pairs change one or two attributes while the motion goes on, half cut to another scene.
+The prompt changes after 4 s and names everything. Attributes are measured in pieces of a second:
+those that the new prompt changes (after a cut all, and the kind) and those that it leaves. The text
+of speech is measured by `lab.metrics.syllables --change`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ...model_loaders.bundle import Bundle
+from ...samplers.rollout import SamplerSettings
+from ..world.scene import KINDS
+from ..world.switch import Switch, sample_switch
+from .attributes import measure
+from .clips import HELD_OUT, Clip, HeldOut, as_arrays, decoded_turns, joined
+from .command import add_model_options, at_least_one, log_to_the_screen, open_model
+from .overview import Row, overview
+from .score import THINGS
+
+log = logging.getLogger("mutualforcing")
+
+BEFORE, AFTER = 4, 4
+FRAMES, SAMPLES = 24, 16_000
+SLOW = frozenset({"tempo"})
+"""Attributes that one second is too short for: they are measured over all that follows."""
+
+
+def held_out_switches(seed: int, count: int) -> list[Switch]:
+    """Switches that training never draws: changes and cuts in turn, of all kinds."""
+    switches: list[Switch] = []
+    index = 0
+    while len(switches) < count:
+        rng = np.random.default_rng([HELD_OUT, seed, index, 3])
+        cut, kind = len(switches) % 2 == 1, KINDS[len(switches) // 2 % len(KINDS)]
+        switch = sample_switch(rng, BEFORE + 1, kind, cut)
+        index += 1
+        if set(switch.changed) != {"syllables"}:
+            switches.append(switch)
+    return switches
+
+
+def generated(
+    bundle: Bundle,
+    switches: Sequence[Switch],
+    sampler: SamplerSettings,
+    window: int | None,
+) -> list[Clip]:
+    """A stream of each switch."""
+    old, new = zip(*(switch.captions(None) for switch in switches), strict=True)
+    first = bundle.clock.blocks_for(BEFORE)
+    turns = [(old, first), (new, AFTER)]
+    seeds = range(len(switches))
+    made = joined(decoded_turns(bundle, turns, seeds, sampler, window))
+    return [
+        Clip(
+            HeldOut(switch.after, text, dict(switch.after.attributes)), seed, *as_arrays(made, seed)
+        )
+        for switch, text, seed in zip(switches, new, seeds, strict=True)
+    ]
+
+
+def answers(switch: Switch, clip: Clip) -> dict[int, dict[str, bool]]:
+    """Which attributes of the new prompt are right, by the second after the switch."""
+    kind, wanted = switch.after.kind, switch.after.attributes
+    # A stream of the new scene alone begins with one frame, so every piece has one more.
+    frame, sample = FRAMES * BEFORE + 1, SAMPLES * BEFORE + SAMPLES // 100
+
+    def read(begin: int, end: int) -> dict[str, str]:
+        video = clip.video[frame + FRAMES * begin - 1 : frame + FRAMES * end]
+        audio = clip.audio[sample + SAMPLES * begin : sample + SAMPLES * end]
+        return measure(video, audio, SAMPLES, FRAMES, kind)
+
+    lasting = read(1, AFTER)
+    found: dict[int, dict[str, bool]] = {}
+    for second in range(AFTER):
+        seen = read(second, second + 1) | {key: lasting[key] for key in SLOW}
+        as_asked = seen["kind"] == kind
+        found[second] = {
+            key: value == seen[key] and (as_asked or key not in THINGS)
+            for key, value in wanted.items()
+            if key in seen
+        }
+        found[second]["kind"] = as_asked
+    return found
+
+
+def sheet(path: Path, switches: Sequence[Switch], clips: Sequence[Clip]) -> None:
+    """The streams to look at, what was asked above each."""
+    rows = [
+        Row(f"{switch.captions(None)[0]} -> {clip.prompt.text}", clip.video, clip.audio, ())
+        for switch, clip in zip(switches, clips, strict=True)
+    ]
+    overview(path, rows)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="lab.metrics.switches",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_options(p)
+    p.add_argument("--seed", type=int, default=0, help="of the pairs")
+    p.add_argument("--pairs", type=int, default=16)
+    p.add_argument("--sheet", type=Path, help="write a picture of the streams here")
+    return p
+
+
+def main() -> int:
+    """Generate, measure and print. Returns the exit status."""
+    args = parser().parse_args()
+    log_to_the_screen()
+    if not at_least_one(args, "pairs"):
+        return 2
+    opened = open_model(args)
+    if opened is None:
+        return 2
+    bundle, sampler = opened
+    switches = held_out_switches(args.seed, args.pairs)
+    clips = generated(bundle, switches, sampler, args.window)
+    right: dict[tuple[str, int], list[bool]] = defaultdict(list)
+    for switch, clip in zip(switches, clips, strict=True):
+        kind = "cut" if switch.is_cut else "change"
+        for second, found in answers(switch, clip).items():
+            for key, answer in found.items():
+                which = "switched" if key in switch.changed else "kept"
+                right[f"{kind}: {which}", second].append(answer)
+                right[which, second].append(answer)
+                right[f"{switch.after.kind}: {which}", second].append(answer)
+    log.info("share right in each second after the switch (tempo: in all but the first)")
+    for name in sorted({name for name, _ in right}):
+        shares = [np.mean(right[name, second]) for second in range(AFTER)]
+        log.info("%-18s %s", name, " ".join(f"{share:.2f}" for share in shares))
+    if args.sheet:
+        sheet(args.sheet, switches, clips)
+    log.info(
+        "switched %.3f kept %.3f within 2 s",
+        np.mean(right["switched", 2]),
+        np.mean(right["kept", 2]),
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    sys.exit(main())
