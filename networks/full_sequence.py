@@ -286,7 +286,7 @@ def causal_forward(
 
 
 def _text_masks(plan: SequencePlan, told: Told, copies: int) -> tuple[Tensor, Tensor]:
-    """Which of the joined text keys the tokens of both streams see, (b, 1, n, m) bool."""
+    """Which of the joined text keys the tokens of both modalities see, (b, 1, n, m) bool."""
     keys, later = told.later
     before, after = (text.video[0][0].shape[2] for text in (told.text, keys))
     ends = torch.tensor([False] * before + [True] * after, device=later.device)
@@ -340,8 +340,8 @@ def history_forward(
     tables, masks = _to(plan, like)
 
     def with_clean(values: Tensor) -> Tensor:
-        rows = rearrange(values, "b r k -> b (r k)")
-        return torch.cat((torch.zeros_like(rows[:, :1]), rows), dim=1)
+        noisy = rearrange(values, "b r k -> b (r k)")
+        return torch.cat((torch.zeros_like(noisy[:, :1]), noisy), dim=1)
 
     with_video, with_audio = clean[0] is not None, clean[1] is not None
     text = told.text
@@ -370,12 +370,12 @@ def history_forward(
         current = rearrange(noisy[0], "b r c f h w -> b (r f h w) c")
         video = patch_video(model, torch.cat((history, current), dim=1))
     if with_audio:
-        rows = torch.cat((clean[1][:, None], noisy[1]), dim=1)
+        sequences = torch.cat((clean[1][:, None], noisy[1]), dim=1)
         track = told.track
         if track is not None:
             track = track.repeat_interleave(1 + copies, dim=0)
-        rows = rearrange(rows, "b r s c -> (b r) s c")
-        tokens = patch_audio(model, rows, with_sinks=True, track=track)
+        sequences = rearrange(sequences, "b r s c -> (b r) s c")
+        tokens = patch_audio(model, sequences, with_sinks=True, track=track)
         tokens = rearrange(tokens, "(b r) n c -> b r n c", r=1 + copies)
         current = rearrange(tokens[:, 1:], "b r n c -> b (r n) c")
         audio = torch.cat((tokens[:, 0, : plan.audio_clean], current), dim=1)

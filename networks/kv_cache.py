@@ -312,10 +312,10 @@ class OpenBlock:
         track: Tensor | None = None,
     ) -> Tensors:
         shared = isinstance(modulation, SharedModulation)
-        told = () if track is None else (_plain(track),)
+        tracks = () if track is None else (_plain(track),)
 
         def whole(video: Tensor, audio: Tensor, *rest: Tensor) -> Tensors:
-            flat = rest[len(told) :]
+            flat = rest[len(tracks) :]
             run = Pass(
                 modulation.at(*flat) if shared else modulation,
                 text,
@@ -325,10 +325,10 @@ class OpenBlock:
                 # What is made layer by layer would be made on one lane and read on the other.
                 lanes=self.workspace.lanes if shared else ONE_LANE,
             )
-            patched = patch_audio(self.model, audio, self.is_prefix, rest[0] if told else None)
+            patched = patch_audio(self.model, audio, self.is_prefix, rest[0] if tracks else None)
             return function(patch_video(self.model, video), patched, run)
 
-        tokens = _plain(rearrange(video, "b c f h w -> b (f h w) c")), _plain(audio), *told
+        tokens = _plain(rearrange(video, "b c f h w -> b (f h w) c")), _plain(audio), *tracks
         if not shared:
             return whole(*tokens)
         return self.workspace.run(name, self.is_full, text, whole, *tokens, modulation.flat)

@@ -38,8 +38,8 @@ class TextKeys(NamedTuple):
 
     def where(self, chosen: Tensor, other: TextKeys) -> TextKeys:
         """The keys of `other` for the chosen entries of the batch, (b) bool, else these."""
-        rows = chosen[:, None, None, None]
-        return self._with(other, lambda mine, theirs: torch.where(rows, theirs, mine))
+        per_entry = chosen[:, None, None, None]
+        return self._with(other, lambda mine, theirs: torch.where(per_entry, theirs, mine))
 
     def _with(self, other: TextKeys, both: Callable[[Tensor, Tensor], Tensor]) -> TextKeys:
         modalities = (

@@ -161,18 +161,18 @@ def modality_tables(
     )
 
 
-def interleaved_to_split(rows: Tensor, heads: int) -> Tensor:
+def interleaved_to_split(weight: Tensor, heads: int) -> Tensor:
     """Reorder the output channels of a q/k projection or its norm from interleaved to split.
 
     Inside each head, pair (2i, 2i+1) moves to (i, d/2 + i): the same rotation (docs/omniforcing.md,
     section 0, point 3).
 
     Args:
-        rows: (heads * d, ...) weight, bias or norm weight.
+        weight: (heads * d, ...); a bias or a norm's weight as well.
     """
-    return rearrange(rows, "(a r two) ... -> (a two r) ...", a=heads, two=2).contiguous()
+    return rearrange(weight, "(a r two) ... -> (a two r) ...", a=heads, two=2).contiguous()
 
 
-def split_to_interleaved(rows: Tensor, heads: int) -> Tensor:
+def split_to_interleaved(weight: Tensor, heads: int) -> Tensor:
     """The inverse of `interleaved_to_split`."""
-    return rearrange(rows, "(a two r) ... -> (a r two) ...", a=heads, two=2).contiguous()
+    return rearrange(weight, "(a two r) ... -> (a r two) ...", a=heads, two=2).contiguous()

@@ -250,8 +250,9 @@ def patch_audio(
     """
     tokens = model.audio_patchify_proj(tokens)
     if track is not None:
-        told = model.audio_transcript_proj
-        tokens = tokens + told.linear_2(F.silu(told.linear_1(track.to(tokens))))
+        projection = model.audio_transcript_proj
+        hidden = F.silu(projection.linear_1(track.to(tokens)))
+        tokens = tokens + projection.linear_2(hidden)
     if with_sinks and model.config.num_audio_sink_tokens:
         sinks = model.audio_sink_tokens.to(tokens).expand(tokens.shape[0], -1, -1)
         tokens = torch.cat((sinks, tokens), dim=1)
