@@ -34,6 +34,11 @@ class BlankWeights(TorchFunctionMode):
         # PyTorch marks by the underscore what writes into its first argument.
         target = args[0] if args else kwargs.get("tensor")
         is_blank = isinstance(target, torch.Tensor) and target.is_meta
-        if is_blank and func.__name__.endswith("_") and not func.__name__.endswith("__"):
+        if (
+            func is not torch.Tensor.requires_grad_
+            and is_blank
+            and func.__name__.endswith("_")
+            and not func.__name__.endswith("__")
+        ):
             return target
         return func(*args, **kwargs)

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ...model_loaders.blank import BlankWeights
 from ...model_loaders.bundle import StreamDefaults, clock_of, shipped_model_path
 from ...networks.audio_codec import AudioCodec, AudioCodecConfig
 from ...networks.config import TransformerConfig
@@ -54,7 +55,8 @@ class Setup:
 
     def weights(self) -> int:
         """Parameters of the network."""
-        return sum(p.numel() for p in CausalAVTransformer(self.config, device="meta").parameters())
+        with BlankWeights():
+            return sum(p.numel() for p in CausalAVTransformer(self.config).parameters())
 
     def model(self, dtype: torch.dtype, device: torch.device) -> CausalAVTransformer:
         """The network with random weights.

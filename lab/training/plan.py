@@ -29,6 +29,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ...model_loaders.blank import BlankWeights
 from ...networks.config import TransformerConfig
 from ...networks.transformer import CausalAVTransformer
 from ...samplers.atomic_file import write_whole
@@ -127,7 +128,7 @@ def build(settings: Settings, stage: str, layers: int, text_tokens: int) -> Stag
     config = TransformerConfig.from_dict({**settings["transformer"], "num_layers": layers})
     recipe = settings["recipe"]
     trained = Trained.from_recipe(recipe, Processes(device=META))
-    with torch.device(META):
+    with torch.device(META), BlankWeights():
         if "adapters" in settings:
             model = CausalAVTransformer(config, dtype=trained.dtype)
             adapt(model, AdapterSettings(**settings["adapters"]))

@@ -74,8 +74,12 @@ def test_tensors_count_from_when_they_are_made_until_they_go() -> None:
     assert watch.now == 0 and watch.flops == 0
 
 
-def test_what_is_held_is_counted_once_and_split_by_rows() -> None:
+def test_what_is_held_is_counted_once_and_split_by_rows(monkeypatch) -> None:
     settings = adapted()
+    with pytest.raises(ValueError, match="expected a multiple"):
+        plan.working_bytes(settings, "joint", 1, 3, 3)
+    # What a step adds takes long to find out and is another test's.
+    monkeypatch.setattr(plan, "working_bytes", lambda *_: 1000)
     alone, four = ({p.name: p for p in plan.parts(settings | {"recipe": settings["recipe"] | {
         "lengths": [{"blocks": 1, "batch": 4, "share": 1.0}]}}, "mutual", 3, gpus)}
         for gpus in (1, 4))  # fmt: skip
@@ -97,8 +101,6 @@ def test_what_is_held_is_counted_once_and_split_by_rows() -> None:
     for kind in ("network: float32 weights", "network: moving average", "teacher: float32 weights"):
         assert four[kind].per_gpu < 0.4 * four[kind].whole
     assert four["frozen base, one for all"].per_gpu == 4 * frozen
-    with pytest.raises(ValueError, match="expected a multiple"):
-        plan.working_bytes(settings, "joint", 1, 3, 3)
 
 
 def test_the_full_size_is_ltx2_19b() -> None:
