@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-# A checkout in ComfyUI's custom_nodes, or COMFYUI_PATH, makes `make test` run the workflows in it as well.
+# `make test` runs the node tests and the workflows in the ComfyUI of COMFYUI_PATH, around this pack, or in
+# ~/ComfyUI (with its environment in .venv or venv), and says in one line which it was.
 PROMPT ?= a girl with red hair, pale skin and a green shirt on a blue background says ba mi tu in a high voice
 LENGTH ?= 10
 OUT ?= output
@@ -48,6 +49,7 @@ parity: $(VENV)/.run
 
 # LTX-2 inside ComfyUI (COMFYUI_PATH) against this pack's own network, and what every 8-bit and 4-bit format
 # changes, on files with random weights: one number a line.
+COMFYUI_PATH ?= $(HOME)/ComfyUI
 COMFYUI_PYTHON ?= $(firstword $(wildcard $(COMFYUI_PATH)/venv/bin/python $(COMFYUI_PATH)/.venv/bin/python \
 	$(COMFYUI_PATH)/../venv/bin/python $(COMFYUI_PATH)/../.venv/bin/python) $(PYTHON))
 

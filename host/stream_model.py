@@ -1,35 +1,145 @@
-"""What the sampling nodes ask of a model, whichever of the two kinds is wired in."""
+"""A MODEL as a maker of streams: what the sampling nodes ask of it, whatever the model is.
+
+b batch, m text tokens, c channels.
+One class for every MODEL. What sets one kind of model apart from another is data (`Kind`, in
+`kinds.py`); what a loader of this pack knows of a file and ComfyUI does not (`CausalModel`) travels
+with the MODEL as an attachment, which its clones (a LoRA loader's, for instance) keep. Imports
+nothing of ComfyUI.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Protocol
+from functools import cached_property
 
+import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from ..model_loaders.bundle import StreamDefaults
+from ..model_loaders.rate import at_rate, rate_of
+from ..networks.attention import AttentionKernel
+from ..networks.config import TransformerConfig
 from ..networks.layout import BlockLayout
-from ..samplers import model
+from ..networks.transformer import TextKeys, text_keys
 from ..samplers.clock import Clock
-from ..samplers.rollout import Mode, Prompt, SamplerSettings
+from ..samplers.rollout import Method, Mode, Prompt, SamplerSettings, sampler_settings
 from ..samplers.state import BlockLatents
-from .conditioning import Conditioning
+from .conditioning import REFUSAL, TRANSCRIPT, Conditioning, only_entry
+from .transformer_view import TransformerView
+
+Loader = Callable[[int, Sequence[object]], None]
+ATTACHMENT = "mutual_forcing"
+"""Name under which a `CausalModel` travels with a MODEL."""
 
 
-class StreamModel(model.StreamModel, Protocol):
-    """A model that makes streams, with everything that the nodes need besides a rollout's.
+@dataclass(frozen=True)
+class Kind:
+    """What sets one kind of model apart from another.
 
     Attributes:
-        clock: of its streams.
-        defaults: size, window and mode of a stream unless told otherwise.
         audio_bins: frequency bins that its audio latents' channels are split into on a LATENT wire.
-        text_tokens: length of a prompt's embedding.
+        encoder: what to connect where a prompt was encoded for another model.
+        contexts: (network, embedding (b, m, c), its extras) to one context for each modality.
+        widths: multiples of the network's caption width that an embedding may have.
+        few_step_method: how few-step mode goes from step to step where the network is not told its
+            step size.
+        any_rate: whether it makes streams of other frame rates than its own.
     """
 
-    clock: Clock
-    defaults: StreamDefaults
     audio_bins: int
+    encoder: str
+    contexts: Callable[[nn.Module, Tensor, Mapping[str, object]], tuple[Tensor, Tensor]]
+    widths: tuple[int, ...] = (1,)
+    few_step_method: Method = "euler"
+    any_rate: bool = False
+
+
+@dataclass(frozen=True)
+class CausalModel:
+    """What a loader knows of a causal model beyond its weights.
+
+    Attributes:
+        config: how to run the network; the layout of its positions is that of its weights.
+        model_id: fingerprint; a stream goes on only with the model that made it.
+        defaults: size, window and mode of a stream unless told otherwise.
+        text_tokens: length of a prompt's embedding; a prompt of another length is refused if
+            `fixed_length`.
+        title: what its makers call it.
+        empty: embedding (1, m, c) of the empty prompt, which guidance leads away from where no
+            negative prompt is connected; None: then there must be one.
+        vae, audio_vae: its own VAEs, for nodes that no other is connected to; None where the file
+            had none.
+    """
+
+    kind: Kind
+    config: TransformerConfig
+    model_id: str
+    defaults: StreamDefaults
     text_tokens: int
+    title: str = ""
+    fixed_length: bool = False
+    empty: Tensor | None = field(default=None, repr=False)
+    vae: object | None = field(default=None, repr=False)
+    audio_vae: object | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class StreamModel:
+    """A causal network that makes streams, with everything that a rollout needs.
+
+    Attributes:
+        module: ComfyUI's network.
+        about: what is known of it.
+        like: empty tensor with the device and dtype to compute in.
+        kernel: softmax attention.
+        load: brings the weights to where they compute, with that many bytes free beside them,
+            together with other ModelPatchers' weights.
+        picture: a small picture of one video latent (1, c, 1, h, w); None where there are no
+            previews.
+    """
+
+    module: nn.Module = field(repr=False)
+    about: CausalModel
+    like: Tensor
+    kernel: AttentionKernel
+    load: Loader
+    picture: Callable[[Tensor], Image.Image] | None = None
+
+    @cached_property
+    def transformer(self) -> TransformerView:
+        """ComfyUI's network under the functions of `networks`."""
+        return TransformerView(self.module, self.about.config, self.kernel)
+
+    @property
+    def model_id(self) -> str:
+        """Fingerprint; a stream goes on only with the model that made it."""
+        return self.about.model_id
+
+    @property
+    def title(self) -> str:
+        """What its makers call it; empty where this pack did not load it."""
+        return self.about.title
+
+    @cached_property
+    def clock(self) -> Clock:
+        """Blocks, latents and frames; samples as its audio latents count them (16 kHz)."""
+        config = self.about.config
+        return Clock(
+            config.layout,
+            Fraction(config.fps).limit_denominator(1001),
+            config.audio_sampling_rate,
+            config.video_time_stride,
+            config.audio_time_stride,
+            config.audio_hop_length,
+        )
+
+    @property
+    def audio_bins(self) -> int:
+        """See `Kind`."""
+        return self.about.kind.audio_bins
 
     def at_rate(self, fps: float | Fraction | None) -> StreamModel:
         """The model for new streams of this frame rate; None = its own.
@@ -37,30 +147,76 @@ class StreamModel(model.StreamModel, Protocol):
         Raises:
             ValueError: it cannot make streams of that rate.
         """
-        ...
+        if fps is None or fps == self.clock.fps:
+            return self
+        if not self.about.kind.any_rate:
+            raise ValueError(
+                f"the frame rate is {float(fps):g}, and this model makes {float(self.clock.fps):g} "
+                "frames a second: take LTXVConditioning out of the way"
+            )
+        return replace(self, about=replace(self.about, config=at_rate(self.about.config, fps)))
 
     def for_layout(self, layout: BlockLayout) -> StreamModel:
         """The model for going on with a stream of this layout; itself, if it makes no such ones."""
-        ...
+        try:
+            found = self.at_rate(rate_of(self.about.config, layout))
+        except ValueError:
+            return self
+        return found if found.clock.layout == layout else self
 
     def sampler(self, mode: Mode, steps: int | None, guidance: float | None) -> SamplerSettings:
         """Settings of a mode as this model wants it; None = the mode's own."""
-        ...
+        told = mode == "multi" or self.about.config.step_size_embedding
+        method = "euler" if told else self.about.kind.few_step_method
+        return sampler_settings(mode, steps, guidance, method)
 
-    def make_ready(self, memory_required: int = 0) -> None:
-        """Bring the weights to where they compute, with this many bytes free beside them."""
-        ...
-
+    @torch.no_grad()
     def prompt_of(
         self, positive: Conditioning, negative: Conditioning | None, *, guided: bool
     ) -> Prompt:
-        """Text keys of CONDITIONING wires; the model must be ready.
+        """Text keys of CONDITIONING wires; the weights must be where they compute.
+
+        Args:
+            negative: what to steer away from; None = the empty prompt.
+            guided: whether guidance will ask for the second prompt at all.
 
         Raises:
             ValueError: prompts that this model cannot use, in an artist's words.
         """
-        ...
+        _, extras = only_entry(positive, "prompt")
+        if extras.get(REFUSAL):
+            raise ValueError(extras[REFUSAL])
+        wanted, transcripts = self._keys(positive, "prompt"), (extras.get(TRANSCRIPT),)
+        if not guided:
+            return Prompt(wanted, transcripts=transcripts)
+        if negative is None and self.about.empty is None:
+            raise ValueError(
+                "guidance needs a second prompt to lead away from: connect another CLIP Text "
+                "Encode to 'negative' (its text may be empty), or set guidance to 1"
+            )
+        unwanted = [[self.about.empty, {}]] if negative is None else negative
+        return Prompt(wanted, self._keys(unwanted, "negative prompt"), transcripts)
 
     def sketches(self, latents: BlockLatents) -> list[Image.Image]:
         """Small pictures of a block for a preview, where they cost next to nothing; else none."""
-        ...
+        if self.picture is None:
+            return []
+        return [self.picture(latent) for latent in latents.video[:1].split(1, dim=2)]
+
+    def _keys(self, conditioning: Conditioning, name: str) -> TextKeys:
+        embedding, extras = only_entry(conditioning, name)
+        about = self.about
+        widths = [about.config.caption_channels * multiple for multiple in about.kind.widths]
+        if embedding.ndim != 3 or embedding.shape[-1] not in widths:
+            raise ValueError(
+                f"the {name} was encoded for another model (embedding {tuple(embedding.shape)}, "
+                f"expected width {widths[0]}): {about.kind.encoder}"
+            )
+        if about.fixed_length and embedding.shape[1] != about.text_tokens:
+            raise ValueError(
+                f"the {name} is {embedding.shape[1]} tokens long, and this model reads "
+                f"{about.text_tokens}: write everything into one CLIP Text Encode, without "
+                "Conditioning (Concat)"
+            )
+        contexts = about.kind.contexts(self.module, embedding.to(self.like), extras)
+        return text_keys(self.transformer, *contexts)

@@ -44,6 +44,7 @@ TRANSFORMER, TEXT, VIDEO, AUDIO = (
     "video_codec.",
     "audio_codec.",
 )
+PACKED_HEADER = "mutual_forcing_header"
 REMEDY = (
     "choose the model that ships with this pack (models/mutual_forcing_small.safetensors) or copy "
     "it again"
@@ -72,6 +73,13 @@ class _Header(BaseModel):
     audio_codec: dict[str, object]
     stream: StreamDefaults = StreamDefaults()
     transcript: dict[str, object] | None = None
+
+
+class _Packed(BaseModel):
+    """What `packed_header` keeps of a file's metadata."""
+
+    title: str
+    config: str
 
 
 @dataclass(frozen=True)
@@ -147,24 +155,30 @@ class Bundle:
         rate = next((told.rates[word] for word in words if word in told.rates), told.rate)
         return Transcript(tuple(map(told.vocabulary.index, said)), rate)
 
+    def prompt_refusal(self, text: str) -> str | None:
+        """Why a prompt says nothing to this model, in a sentence; None if it does."""
+        known = ", ".join(self.text_encoder.config.vocabulary[:12])
+        if not text.strip():
+            return (
+                f"the prompt is empty; say what should be seen and heard, in words such as: {known}"
+            )
+        words = re.findall(r"[a-z]+", text.lower())
+        if any(word in self.text_encoder.ids for word in words):
+            return None
+        return (
+            f"the prompt {quoted(text)} has no word that this model knows; it knows words such as: "
+            f"{known}"
+        )
+
     def check_prompt(self, text: str) -> None:
         """Refuse a prompt that says nothing to this model.
 
         Raises:
             ValueError: the prompt is empty or has no word that the model knows.
         """
-        known = ", ".join(self.text_encoder.config.vocabulary[:12])
-        if not text.strip():
-            raise ValueError(
-                f"the prompt is empty; say what should be seen and heard, in words such as: {known}"
-            )
-        words = re.findall(r"[a-z]+", text.lower())
-        if not any(word in self.text_encoder.ids for word in words):
-            raise ValueError(
-                f"the prompt {quoted(text)} has no word that this model knows; it knows words "
-                "such as: "
-                f"{known}"
-            )
+        refusal = self.prompt_refusal(text)
+        if refusal:
+            raise ValueError(refusal)
 
     def begin(self, seeds: tuple[int, ...] = (0,), window: int | None = None) -> StreamState:
         """The state before the first block of a new stream, one clip per seed."""
@@ -206,6 +220,7 @@ def load_bundle(
     """
     path = Path(path)
     tensors, metadata = read_tensors(path, "the model file", REMEDY)
+    metadata = _unpacked_header(tensors) | metadata
     header = _header(path, metadata)
     try:
         configs = (
@@ -296,7 +311,25 @@ def save_bundle(
                     f"{prefix}{key} is not finite as {kept.dtype}; save an earlier checkpoint"
                 )
             tensors[prefix + key] = kept
-    header = _Header(
+    header = _header_of(*modules, stream, transcript)
+    metadata = {
+        "format": FORMAT,
+        "title": title,
+        "license": license_name,
+        "config": header.model_dump_json(),
+    }
+    write_tensors(Path(path), tensors, metadata, "the model file")
+
+
+def _header_of(
+    transformer: CausalAVTransformer,
+    text_encoder: TextEncoder,
+    video_codec: VideoCodec,
+    audio_codec: AudioCodec,
+    stream: StreamDefaults,
+    transcript: TranscriptConfig | None,
+) -> _Header:
+    return _Header(
         # The weights in memory are in split order, whatever the file said that they came from.
         transformer=transformer.config.to_dict() | {"rope_type": "split"},
         text_encoder=text_encoder.config.to_dict(),
@@ -305,13 +338,28 @@ def save_bundle(
         stream=stream,
         transcript=None if transcript is None else transcript.to_dict(),
     )
-    metadata = {
-        "format": FORMAT,
-        "title": title,
-        "license": license_name,
-        "config": header.model_dump_json(),
-    }
-    write_tensors(Path(path), tensors, metadata, "the model file")
+
+
+def packed_header(bundle: Bundle) -> dict[str, Tensor]:
+    """The metadata of a model file as a tensor of bytes, to lie beside the weights.
+
+    For a host whose saving node writes tensors only; `load_bundle` reads it where the metadata has
+    none.
+    """
+    parts = bundle.transformer, bundle.text_encoder, bundle.video_codec, bundle.audio_codec
+    config = _header_of(*parts, bundle.stream, bundle.transcript).model_dump_json()
+    text = _Packed(title=bundle.title, config=config).model_dump_json()
+    return {PACKED_HEADER: torch.tensor(list(text.encode()), dtype=torch.uint8)}
+
+
+def _unpacked_header(tensors: dict[str, Tensor]) -> dict[str, str]:
+    packed = tensors.pop(PACKED_HEADER, None)
+    if packed is None or packed.dtype != torch.uint8:
+        return {}
+    try:
+        return _Packed.model_validate_json(packed.numpy().tobytes()).model_dump()
+    except ValueError:
+        return {}
 
 
 def clock_of(config: TransformerConfig, stream: StreamDefaults) -> Clock:

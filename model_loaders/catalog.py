@@ -18,6 +18,7 @@ from typing import NamedTuple
 from ..samplers.state_file import FORMAT as STREAM_FORMAT
 from ..samplers.tensor_file import is_regular, read_header
 from .bundle import FORMAT as MODEL_FORMAT
+from .bundle import PACKED_HEADER
 
 MODEL_VARIABLE = "MUTUAL_FORCING_MODEL"
 # Every shard of a transformer of LTX-2 has the one (a LoRA has not), what prepares its prompts the
@@ -86,7 +87,8 @@ def _traits(path: Path, _changed: int, _size: int) -> Traits:
     metadata = header.pop("__metadata__", {})
     named = metadata.get("format") if isinstance(metadata, dict) else None
     return Traits(
-        named if isinstance(named, str) else None,
+        # A host's saving node writes no metadata of ours.
+        MODEL_FORMAT if PACKED_HEADER in header else named if isinstance(named, str) else None,
         any(_LTX2_KEY in key for key in header),
         any(_CONNECTOR_KEY in key for key in header),
     )

@@ -3,7 +3,7 @@
 OmniForcing's release holds the transformer alone; the two connectors that prepare the prompt, and
 anything that a checkpoint leaves out, are LTX-2's own and come from the base file
 (docs/omniforcing.md, section 2). Tensors keep the rows, the dtype and the packing that they have in
-the file: see `hosted.py` for why.
+the file: see `host/transformer_view.py` for why.
 """
 
 from __future__ import annotations

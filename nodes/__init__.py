@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import ComfyExtension, io
+from comfy_api.latest import ComfyAPI, ComfyExtension, io
 
-from ..host import comfy as compat
+from ..host import folders
 from .clip import GenerateClip
-from .loaders import LoadModel
-from .ltx2 import DecodeLTX2, LoadLTX2
+from .decode import DecodeChunk
+from .loaders import LoadLTX2, LoadModel
+from .replaced import REPLACED
 from .state import LoadState, SaveState
-from .stream import DecodeChunk, SampleChunk, StreamSettingsNode
+from .stream import SampleChunk, StreamSettingsNode
 
 NODES: list[type[io.ComfyNode]] = [
     LoadModel,
+    LoadLTX2,
     StreamSettingsNode,
     GenerateClip,
     SampleChunk,
     DecodeChunk,
     SaveState,
     LoadState,
-    LoadLTX2,
-    DecodeLTX2,
 ]
 
 
@@ -28,8 +28,10 @@ class MutualForcingExtension(ComfyExtension):
     """The pack, as ComfyUI loads it."""
 
     async def on_load(self) -> None:
-        """Register models/mutual_forcing."""
-        compat.register_model_folder()
+        """Register models/mutual_forcing, and what became of nodes that are gone."""
+        folders.register_model_folder()
+        for replacement in REPLACED:
+            await ComfyAPI().node_replacement.register(replacement)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of the pack."""

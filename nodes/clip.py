@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack
+
 from comfy_api.latest import InputImpl, Types, io
 
-from ..host import comfy as compat
-from ..host.comfy import HostModel
+from ..host import folders
 from ..host.conditioning import Conditioning
+from ..host.page import Progress
+from ..host.stream_model import StreamModel
 from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.clip_writer import ClipWriter
 from ..samplers.decode import DecodedBlock, joined
-from ..samplers.live import decoded_live
 from ..samplers.parking import parked
-from ..samplers.state import StreamState
+from ..samplers.state import BlockLatents, StreamState
 from . import request
 from .rescue import Finished, rescue
-from .types import ModelWire, StateWire, StreamPlan
+from .types import StateWire, StreamPlan
 
 
 class GenerateClip(io.ComfyNode):
@@ -38,7 +41,18 @@ class GenerateClip(io.ComfyNode):
                 "self forcing",
             ],
             inputs=[
-                *request.wires(ModelWire.Input("model", tooltip="From Load Mutual Forcing Model.")),
+                *request.wires(),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="For pictures, from the model's loader. Without it the model's own.",
+                ),
+                io.Vae.Input(
+                    "audio_vae",
+                    optional=True,
+                    display_name="audio VAE",
+                    tooltip="For sound, from the model's loader. Without it the model's own.",
+                ),
                 io.Int.Input(
                     "seconds",
                     default=6,
@@ -62,14 +76,17 @@ class GenerateClip(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, execution: str = request.PATHS[0]) -> bool | str:
-        """Whether there is such a path; a saved graph may have an old name of one."""
+    def validate_inputs(cls, execution: str = request.PATHS[0], mode: object = None) -> bool | str:
+        """Whether there is such a path; a saved graph may have an old name of one.
+
+        ComfyUI passes `mode` whether it is asked for or not, because it has widgets of its own.
+        """
         return request.check_path(execution)
 
     @classmethod
     def execute(
         cls,
-        model: HostModel,
+        model: object,
         positive: Conditioning,
         seconds: int,
         mode: dict[str, object],
@@ -78,36 +95,56 @@ class GenerateClip(io.ComfyNode):
         settings: StreamPlan | None = None,
         state: StreamState | None = None,
         execution: str = request.PATHS[0],
+        vae: object = None,
+        audio_vae: object = None,
     ) -> io.NodeOutput:
         """Sample, decode, show and write block after block."""
         asked = request.read(
-            model, positive, negative, settings, state, seconds, mode, variation, execution
+            model,
+            positive,
+            negative,
+            settings,
+            state,
+            seconds,
+            mode,
+            variation,
+            execution,
+            (vae, audio_vae),
         )
-        bundle, size = model.bundle, asked.state.settings
-        progress = compat.Progress(asked.blocks * asked.sampler.steps)
-        finished = Finished(asked.state, compat.temporary_file("mp4"))
-        made = request.sample(asked, progress)
+        decoder, clock, size = asked.decoder, asked.model.clock, asked.state.settings
+        progress = Progress(asked.blocks * asked.sampler.steps)
+        # What is decoded at the end only has no clip to keep before.
+        working = folders.temporary_file("mp4") if decoder.live else None
+        finished = Finished(asked.state, working)
         blocks = []
+        with rescue(finished), ExitStack() as open_files:
+            if working is not None:
+                height, width = size.height * SPACE_STRIDE, size.width * SPACE_STRIDE
+                writer = open_files.enter_context(ClipWriter(working, clock, height, width))
+            made = _sketched(request.sample(asked, progress), asked.model, progress)
 
-        def use(decoded: DecodedBlock, after: StreamState) -> None:
-            writer.write(decoded)
-            progress.show(decoded)
-            blocks.append(decoded)
-            finished.state = after
+            def use(decoded: DecodedBlock | None, after: StreamState) -> None:
+                if decoded is not None:
+                    blocks.append(decoded)
+                    if working is not None:
+                        writer.write(decoded)
+                        progress.show(decoded)
+                finished.state = after
 
-        with (
-            rescue(finished),
-            ClipWriter(
-                finished.clip, bundle.clock, size.height * SPACE_STRIDE, size.width * SPACE_STRIDE
-            ) as writer,
-        ):
-            for _ in decoded_live(made, bundle.decoder(), asked.state, use):
-                pass
+            decoder.follow(made, asked.state, use)
         whole = joined(blocks)
         images = whole.video.flatten(0, 1)
-        audio = {"waveform": whole.audio, "sample_rate": bundle.clock.sample_rate}
+        audio = {"waveform": whole.audio, "sample_rate": decoder.sample_rate}
         video = InputImpl.VideoFromComponents(
-            Types.VideoComponents(images=images, audio=audio, frame_rate=bundle.clock.fps)
+            Types.VideoComponents(images=images, audio=audio, frame_rate=clock.fps)
         )
         state = parked(finished.state, asked.state)
-        return io.NodeOutput(video, images, audio, float(bundle.clock.fps), state)
+        return io.NodeOutput(video, images, audio, float(clock.fps), state)
+
+
+def _sketched(
+    made: Iterator[tuple[BlockLatents, StreamState]], model: StreamModel, progress: Progress
+) -> Iterator[tuple[BlockLatents, StreamState]]:
+    for latents, state in made:
+        progress.sketch(model.sketches(latents))
+        yield latents, state

@@ -1,15 +1,29 @@
-"""Shelf "Model": a model file to a model and a CLIP."""
+"""Shelf "Model": files to what a model is in ComfyUI: MODEL, CLIP, VAE, and a VAE for sound."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from comfy_api.latest import io
 
-from ..host import comfy as compat
-from ..host.conditioning import StreamClip
+from ..host import folders
+from ..host.load_ltx2 import WEIGHTS, Weights, load_generator, load_vaes
+from ..host.load_mutual_forcing import (
+    ATTENTIONS,
+    PRECISIONS,
+    Attention,
+    Precision,
+    load_mutual_forcing,
+)
 from ..model_loaders.catalog import changed_at
-from .types import ModelWire
+from ..model_loaders.ltx2 import Preset
 
-NO_MODEL = "no model found"
+NO_MODEL, NO_FILE, NO_BASE = "no model found", "no LTX-2 checkpoint found", "none"
+_POSITIONS: dict[str, Preset | None] = {
+    "automatic": None,
+    "OmniForcing": "omniforcing",
+    "LTX-2": "ltx2_base",
+}
 
 
 class LoadModel(io.ComfyNode):
@@ -32,39 +46,44 @@ class LoadModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=list(compat.model_files()) or [NO_MODEL],
+                    options=list(folders.model_files()) or [NO_MODEL],
                     tooltip="The small model comes with the pack. Other models go into ComfyUI's "
                     "models/mutual_forcing folder.",
                 ),
                 io.Combo.Input(
                     "dtype",
-                    options=["automatic", "float32", "bfloat16", "float16"],
-                    default="automatic",
+                    options=list(PRECISIONS),
+                    default=PRECISIONS[0],
                     display_name="precision",
                     advanced=True,
                     tooltip="automatic suits your machine. float32 is the most exact; the others "
-                    "take "
-                    "half the memory.",
+                    "take half the memory.",
                 ),
                 io.Combo.Input(
                     "attention",
-                    options=["automatic", "PyTorch"],
-                    default="automatic",
+                    options=list(ATTENTIONS),
+                    default=ATTENTIONS[0],
                     advanced=True,
                     tooltip="automatic uses what your ComfyUI was started with, such as xFormers. "
                     "PyTorch is the one to try if pictures look wrong.",
                 ),
             ],
             outputs=[
-                ModelWire.Output("model", tooltip="To Generate Clip or Sample Chunk."),
+                io.Model.Output(
+                    "model", tooltip="To Generate Clip, Sample Chunk, or a LoRA loader."
+                ),
                 io.Clip.Output("clip", tooltip="To CLIP Text Encode, where the prompt is written."),
+                io.Vae.Output(
+                    "vae", tooltip="For pictures: to decode, and to encode a start image."
+                ),
+                io.Vae.Output("audio_vae", display_name="audio VAE", tooltip="For sound."),
             ],
         )
 
     @classmethod
     def validate_inputs(cls, file: str) -> bool | str:
         """Say what to do when the file is not there."""
-        if file in compat.model_files():
+        if file in folders.model_files():
             return True
         if file == NO_MODEL:
             return (
@@ -73,20 +92,136 @@ class LoadModel(io.ComfyNode):
             )
         return (
             f"the model '{file}' is not there, or is not a whole Mutual Forcing model: choose "
-            "another "
-            "one from the list, or put it into ComfyUI's models/mutual_forcing folder and press R"
+            "another one from the list, or put it into ComfyUI's models/mutual_forcing folder and "
+            "press R"
         )
 
     @classmethod
     def fingerprint_inputs(cls, file: str, **_others: object) -> str:
         """A file that was replaced is loaded again."""
-        path = compat.model_files().get(file)
+        path = folders.model_files().get(file)
         return "" if path is None else f"{path} {changed_at(path)}"
 
     @classmethod
     def execute(
-        cls, file: str, dtype: str = "automatic", attention: str = "automatic"
+        cls, file: str, dtype: Precision = PRECISIONS[0], attention: Attention = ATTENTIONS[0]
     ) -> io.NodeOutput:
         """Load it."""
-        model = compat.load_model(compat.model_files()[file], dtype, attention)
-        return io.NodeOutput(model, StreamClip(model.bundle, model.make_ready))
+        loaded = load_mutual_forcing(folders.model_files()[file], dtype, attention)
+        return io.NodeOutput(loaded.model, loaded.clip, loaded.vae, loaded.audio_vae)
+
+
+class LoadLTX2(io.ComfyNode):
+    """Load OmniForcing Model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="MF_LoadLTX2",
+            display_name="Load OmniForcing Model",
+            category="MutualForcing/Model",
+            description="Loads LTX-2 19B made causal, such as OmniForcing's checkpoint. LoRA "
+            "loaders and Sample Chunk go behind it.",
+            search_aliases=[
+                "ltx-2",
+                "ltxav",
+                "omniforcing",
+                "checkpoint loader",
+                "load diffusion model",
+            ],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=list(folders.generator_files()) or [NO_FILE],
+                    tooltip="A file, or a folder of files (as OmniForcing is published), in "
+                    "ComfyUI's models/diffusion_models, checkpoints or mutual_forcing folder.",
+                ),
+                io.Combo.Input(
+                    "base",
+                    options=[*folders.base_files(), NO_BASE],
+                    tooltip="LTX-2's own file: it has what prepares the prompt, and both VAEs.",
+                ),
+                io.Combo.Input(
+                    "weights",
+                    options=list(WEIGHTS),
+                    default=WEIGHTS[0],
+                    tooltip="fp8 halves the memory of a 16-bit file and changes the picture a "
+                    "little. fast also multiplies in fp8, on cards that can. A file in 8 bits or "
+                    "fewer stays as it is.",
+                ),
+                io.Combo.Input(
+                    "positions",
+                    options=list(_POSITIONS),
+                    default="automatic",
+                    advanced=True,
+                    tooltip="Which numbers the model counts time and place with. automatic goes "
+                    "by the file: one with LTX-2's header by that, one without as OmniForcing.",
+                ),
+                io.Boolean.Input(
+                    "averaged",
+                    default=False,
+                    advanced=True,
+                    display_name="averaged weights",
+                    tooltip="For training checkpoints (.pt) that hold averaged weights as well.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    "model", tooltip="To Generate Clip, Sample Chunk, or a LoRA loader."
+                ),
+                io.Vae.Output("vae", tooltip="LTX-2's VAE for pictures, out of the base file."),
+                io.Vae.Output(
+                    "audio_vae",
+                    display_name="audio VAE",
+                    tooltip="LTX-2's VAE for sound, out of the base file.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str, base: str) -> bool | str:
+        """Say what to do when a file is not there."""
+        if file == NO_FILE:
+            return (
+                "no LTX-2 checkpoint was found: put OmniForcing's folder into ComfyUI's "
+                "models/diffusion_models and press R; the notes of the template '4 ltx2 text to "
+                "clip' say where it is published"
+            )
+        for name, known in (
+            (file, folders.generator_files()),
+            (base, {NO_BASE, *folders.base_files()}),
+        ):
+            if name not in known:
+                return f"'{name}' is not there, or is not LTX-2: press R and choose another one"
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, base: str, **_others: object) -> str:
+        """Files that were replaced are loaded again."""
+        places = folders.generator_files().get(file), folders.base_files().get(base)
+        return " ".join(f"{path} {changed_at(path)}" for path in places if path is not None)
+
+    @classmethod
+    def execute(
+        cls,
+        file: str,
+        base: str,
+        weights: Weights = WEIGHTS[0],
+        positions: str = "automatic",
+        averaged: bool = False,
+    ) -> io.NodeOutput:
+        """Load all three."""
+        path = folders.generator_files()[file]
+        base_path: Path | None = folders.base_files().get(base)
+        vae, audio_vae = load_vaes(base_path or path)
+        model = load_generator(
+            path,
+            base_path,
+            weights,
+            _POSITIONS[positions],
+            ema=averaged,
+            vae=vae,
+            audio_vae=audio_vae,
+        )
+        return io.NodeOutput(model, vae, audio_vae)

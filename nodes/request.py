@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from comfy_api.latest import io
 
-from ..host.comfy import Progress
 from ..host.conditioning import Conditioning, frame_rate_of
-from ..host.ltx2 import stream_model
+from ..host.decoding import ClipDecoder, clip_decoder
+from ..host.model_wire import stream_model
+from ..host.page import Progress
 from ..host.stream_model import StreamModel
 from ..model_loaders.memory import stream_bytes
 from ..networks.execution import PATHS, Execution
@@ -25,7 +26,7 @@ from ..samplers.rollout import (
 )
 from ..samplers.start import Start
 from ..samplers.state import BlockLatents, StreamState, check_state
-from .types import SettingsWire, StateWire, StreamPlan, default_plan
+from .types import SettingsWire, StateWire, StreamPlan
 
 logger = logging.getLogger("mutualforcing")
 
@@ -43,12 +44,17 @@ class Request(NamedTuple):
     blocks: int
     start: Start | None
     execution: Execution
+    decoder: ClipDecoder | None = None
 
 
-def wires(model: io.Input) -> list[io.Input]:
+def wires() -> list[io.Input]:
     """Inputs with a wire: model and prompts, then what stream to begin or to go on from."""
     return [
-        model,
+        io.Model.Input(
+            "model",
+            tooltip="From Load Mutual Forcing Model, Load OmniForcing Model, or a LoRA loader "
+            "after it.",
+        ),
         io.Conditioning.Input(
             "positive",
             tooltip="What to see and hear, from CLIP Text Encode. It may change from chunk to "
@@ -75,7 +81,7 @@ def wires(model: io.Input) -> list[io.Input]:
 
 def widgets() -> list[io.Input]:
     """Inputs that are set on the node, after its length."""
-    steps = "How often each second of the clip is refined. More is slower."
+    steps = "Denoising steps for each second of the clip. More is slower."
     return [
         io.DynamicCombo.Input(
             "mode",
@@ -94,8 +100,8 @@ def widgets() -> list[io.Input]:
                             min=1.0,
                             max=20.0,
                             step=0.1,
-                            tooltip="How closely to follow the prompt. 1 is off and takes half the "
-                            "time; above about 6 colours and sound get harsh.",
+                            tooltip="Guidance (CFG): how closely to follow the prompt. 1 is off "
+                            "and takes half the time; above about 6 colours and sound get harsh.",
                         ),
                     ],
                 ),
@@ -118,12 +124,9 @@ def widgets() -> list[io.Input]:
             optional=True,
             advanced=True,
             tooltip="How the work is carried out. The clip is the same up to rounding. compiled: "
-            "small "
-            "operations are fused; the first seconds take longer. lanes: sound beside the "
-            "picture, on a "
-            "graphics card. graph: work is recorded and replayed, on a card that holds the whole "
-            "model. "
-            "lanes and graph have not been tried on a card yet.",
+            "small operations are fused; the first seconds take longer. lanes: sound beside the "
+            "picture, on a graphics card. graph: work is recorded and replayed, on a card that "
+            "holds the whole model. lanes and graph have not been tried on a card yet.",
         ),
     ]
 
@@ -147,8 +150,13 @@ def read(
     mode: dict[str, object],
     variation: int,
     execution: str,
+    vaes: tuple[object, object] | None = None,
 ) -> Request:
     """Check what can be known before sampling, load the model, encode the prompt.
+
+    Args:
+        vaes: for pictures and for sound, where the stream is decoded too; None of them means the
+            model's own.
 
     Raises:
         ValueError: in an artist's words, with the next step.
@@ -156,28 +164,31 @@ def read(
     if plan is not None and state is not None:
         raise ValueError(
             "both 'settings' and 'state' are connected, but a stream keeps the size, memory and "
-            "seed "
-            "that it began with: disconnect 'settings', and use 'variation' for another take"
+            "seed that it began with: disconnect 'settings', and use 'variation' for another take"
         )
     model, rate = stream_model(wire), frame_rate_of(positive)
     if state is None:
         model = model.at_rate(rate)
-        plan = plan or default_plan(model)
+        plan = plan or StreamPlan()
         state = plan.begin(model)
     else:
         model = model.for_layout(state.layout)
         if rate is not None and rate != model.clock.fps:
             raise ValueError(
                 f"the prompt asks for {rate:g} frames a second, and the stream that it goes on "
-                "from has "
-                f"{float(model.clock.fps):g}: give both the same in LTXVConditioning"
+                f"from has {float(model.clock.fps):g}: give both the same in LTXVConditioning"
             )
     check_state(state, model)
+    decoder = None
+    if vaes is not None:
+        config = model.transformer.config
+        channels = config.in_channels, config.audio_in_channels
+        decoder = clip_decoder(*vaes, model.clock, channels=channels, model=wire)
     if variation:
         state = state.reseeded(tuple(varied_seed(seed, variation) for seed in state.settings.seeds))
     sampler, settings = _sampler(model, mode), state.settings
     guided = sampler.guidance != 1.0
-    model.make_ready(
+    model.load(
         stream_bytes(
             model.transformer.config,
             settings.window,
@@ -186,17 +197,19 @@ def read(
             batch=len(settings.seeds),
             element_size=model.like.element_size(),
             guided=guided,
-            text_tokens=model.text_tokens,
-        )
+            text_tokens=model.about.text_tokens,
+        ),
+        () if decoder is None else decoder.beside,
     )
     prompt = model.prompt_of(positive, negative, guided=guided)
     blocks = model.clock.blocks_for(seconds, state.next_block)
     start = plan.start if plan else None
-    return Request(model, prompt, state, sampler, blocks, start, Execution.named(execution))
+    path = Execution.named(execution)
+    return Request(model, prompt, state, sampler, blocks, start, path, decoder)
 
 
 def _sampler(model: StreamModel, mode: dict[str, object]) -> SamplerSettings:
-    best = model.defaults.default_mode
+    best = model.about.defaults.default_mode
     asked = _MODES.get(mode["mode"], best)
     if asked != best:
         logger.warning("this model is at its best in mode '%s'", FEW if best == "few" else MANY)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..host import comfy as compat
+from ..host import folders
 from ..samplers.state import StreamState
 from ..samplers.state_file import save_state
 
@@ -51,10 +51,10 @@ def rescue(finished: Finished) -> Iterator[None]:
 def _keep(finished: Finished) -> None:
     try:
         if finished.clip is not None and finished.clip.is_file():
-            clip = compat.output_file(UNFINISHED, "mp4")
+            clip = folders.output_file(UNFINISHED, "mp4")
             shutil.move(finished.clip, clip)  # the two folders may lie on different disks
             logger.warning("the clip so far was kept: %s", clip)
-        state = compat.output_file(UNFINISHED, "safetensors")
+        state = folders.output_file(UNFINISHED, "safetensors")
         save_state(state, finished.state)
         logger.warning("Load Stream can go on from where it stopped: %s", state)
     except OSError as error:

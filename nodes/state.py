@@ -6,7 +6,7 @@ import logging
 
 from comfy_api.latest import io
 
-from ..host import comfy as compat
+from ..host import folders
 from ..model_loaders.catalog import changed_at
 from ..samplers.state import StreamState
 from ..samplers.state_file import load_state, save_state
@@ -41,9 +41,8 @@ class SaveState(io.ComfyNode):
                     default=True,
                     advanced=True,
                     tooltip="On: also saves what the model remembers, and the stream goes on at "
-                    "once "
-                    "and exactly, even if the prompt changed on the way. Off: a much smaller file, "
-                    "remembered anew when it goes on.",
+                    "once and exactly, even if the prompt changed on the way. Off: a much smaller "
+                    "file, remembered anew when it goes on.",
                 ),
             ],
             outputs=[StateWire.Output("state", tooltip="The same stream, to go on right away.")],
@@ -62,7 +61,7 @@ class SaveState(io.ComfyNode):
         cls, state: StreamState, name: str = "stream", memory: bool = True
     ) -> io.NodeOutput:
         """Write it."""
-        path = compat.output_file(name, "safetensors")
+        path = folders.output_file(name, "safetensors")
         save_state(path, state, keys=memory)
         logger.info("stream saved: %s", path)
         return io.NodeOutput(state)
@@ -84,7 +83,7 @@ class LoadState(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=list(compat.saved_streams()) or [NO_STREAM],
+                    options=list(folders.saved_streams()) or [NO_STREAM],
                     tooltip="Streams in output/mutual_forcing, the newest first, and in the input "
                     "folder. Press R if a new one is missing.",
                 )
@@ -95,7 +94,7 @@ class LoadState(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file: str) -> bool | str:
         """Say what to do when the file is not there."""
-        if compat.saved_stream(file) is not None:
+        if folders.saved_stream(file) is not None:
             return True
         if file == NO_STREAM:
             return "there is no saved stream yet: make one with Save Stream, then press R"
@@ -104,10 +103,10 @@ class LoadState(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:
         """A file that was replaced is loaded again."""
-        path = compat.saved_stream(file)
+        path = folders.saved_stream(file)
         return "" if path is None else f"{path} {changed_at(path)}"
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         """Read it."""
-        return io.NodeOutput(load_state(compat.saved_stream(file)))
+        return io.NodeOutput(load_state(folders.saved_stream(file)))

@@ -1,23 +1,19 @@
-"""Shelf "Stream": settle what a stream is, sample it chunk by chunk, and see and hear a chunk."""
+"""Shelf "Stream": settle what a stream is, and sample it chunk by chunk."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host import comfy as compat
-from ..host.comfy import HostModel
 from ..host.conditioning import Conditioning
+from ..host.page import Progress
 from ..networks.video_codec import SPACE_STRIDE
-from ..samplers.chunk import ChunkOrigin, chunk_origin, chunk_state, chunk_tensors
-from ..samplers.decode import joined
+from ..samplers.chunk import chunk_origin, chunk_tensors
 from ..samplers.parking import parked
 from ..samplers.start import start_of
-from ..samplers.state import StreamState, check_state
+from ..samplers.state import StreamState
 from . import request
 from .rescue import Finished, rescue
-from .types import ORIGIN, ModelWire, SettingsWire, StateWire, StreamPlan
-
-CHUNK, WHOLE = "this chunk", "whole stream"
+from .types import ORIGIN, OWN_SIZE, SettingsWire, StateWire, StreamPlan
 
 
 class StreamSettingsNode(io.ComfyNode):
@@ -26,11 +22,7 @@ class StreamSettingsNode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        size = (
-            "of the picture in pixels. The small model that comes with the pack was made for 64 x "
-            "64 "
-            "(enlarge its frames afterwards), OmniForcing for 768 x 512."
-        )
+        size = f"of the picture in pixels. {OWN_SIZE}: as the model was made for."
         return io.Schema(
             node_id="MF_StreamSettings",
             display_name="Stream Settings",
@@ -41,16 +33,16 @@ class StreamSettingsNode(io.ComfyNode):
             inputs=[
                 io.Int.Input(
                     "width",
-                    default=64,
-                    min=SPACE_STRIDE,
+                    default=OWN_SIZE,
+                    min=OWN_SIZE,
                     max=4096,
                     step=SPACE_STRIDE,
                     tooltip=f"Width {size}",
                 ),
                 io.Int.Input(
                     "height",
-                    default=64,
-                    min=SPACE_STRIDE,
+                    default=OWN_SIZE,
+                    min=OWN_SIZE,
                     max=4096,
                     step=SPACE_STRIDE,
                     tooltip=f"Height {size}",
@@ -62,8 +54,8 @@ class StreamSettingsNode(io.ComfyNode):
                     max=60,
                     display_name="memory (seconds)",
                     tooltip="How many seconds back the stream looks while it goes on. More holds "
-                    "together longer, and takes more time and memory per second. The small model "
-                    "has learned with 3.",
+                    "together longer, and takes more time and memory per second. Both models have "
+                    "learned with 3.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -78,7 +70,7 @@ class StreamSettingsNode(io.ComfyNode):
                     "start",
                     optional=True,
                     tooltip="Image to video: a picture that the stream begins with, encoded by the "
-                    "model's VAE (VAE Encode, or LTXVImgToVideo) at the size given here.",
+                    "model's VAE (VAE Encode, or LTXVImgToVideo) at the stream's size.",
                 ),
             ],
             outputs=[
@@ -92,7 +84,7 @@ class StreamSettingsNode(io.ComfyNode):
     def validate_inputs(cls, width: int, height: int) -> bool | str:
         """Say which sizes can be made."""
         # A value that comes over a wire is not known yet; it is checked when the node runs.
-        known = [SPACE_STRIDE if value is None else value for value in (width, height)]
+        known = [OWN_SIZE if value is None else value for value in (width, height)]
         try:
             StreamPlan(*known, window=1, seed=0)
         except ValueError as error:
@@ -134,15 +126,7 @@ class SampleChunk(io.ComfyNode):
                 "branch",
             ],
             inputs=[
-                *request.wires(
-                    io.MultiType.Input(
-                        "model",
-                        types=[ModelWire, io.Model],
-                        tooltip="From Load Mutual Forcing Model, Load OmniForcing Model, or a LoRA "
-                        "loader "
-                        "after it.",
-                    )
-                ),
+                *request.wires(),
                 io.Int.Input(
                     "seconds",
                     default=2,
@@ -163,8 +147,11 @@ class SampleChunk(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, execution: str = request.PATHS[0]) -> bool | str:
-        """Whether there is such a path; a saved graph may have an old name of one."""
+    def validate_inputs(cls, execution: str = request.PATHS[0], mode: object = None) -> bool | str:
+        """Whether there is such a path; a saved graph may have an old name of one.
+
+        ComfyUI passes `mode` whether it is asked for or not, because it has widgets of its own.
+        """
         return request.check_path(execution)
 
     @classmethod
@@ -184,105 +171,17 @@ class SampleChunk(io.ComfyNode):
         asked = request.read(
             model, positive, negative, settings, state, seconds, mode, variation, execution
         )
-        progress = compat.Progress(asked.blocks * asked.sampler.steps)
+        progress = Progress(asked.blocks * asked.sampler.steps)
         finished = Finished(asked.state)
         with rescue(finished):
             for latents, finished.state in request.sample(asked, progress):
                 progress.sketch(asked.model.sketches(latents))
         state = parked(finished.state, asked.state)
-        origin = chunk_origin(state, asked.state.next_block, asked.model.audio_bins)
+        model = asked.model
+        origin = chunk_origin(state, asked.state.next_block, model.clock, model.audio_bins)
         video, audio = chunk_tensors(origin)
         return io.NodeOutput(
             state,
             {"samples": video, ORIGIN: origin},
             {"samples": audio, "type": "audio", ORIGIN: origin},
         )
-
-
-def chunk_wires() -> list[io.Input]:
-    """Inputs that take a chunk from Sample Chunk (`origin_of` reads them)."""
-    return [
-        io.Latent.Input("video", tooltip="From Sample Chunk."),
-        io.Latent.Input("audio", tooltip="From the same Sample Chunk."),
-    ]
-
-
-def pictures_and_sound() -> list[io.Output]:
-    """What a decoded chunk comes out as."""
-    return [
-        io.Image.Output("images", tooltip="Frames, for Create Video or any image node."),
-        io.Audio.Output("audio", tooltip="Sound, for Create Video or any audio node."),
-        io.Float.Output("fps", tooltip="Frames a second, for Create Video."),
-    ]
-
-
-class DecodeChunk(io.ComfyNode):
-    """Decode Chunk."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        """Inputs and outputs."""
-        return io.Schema(
-            node_id="MF_DecodeChunk",
-            display_name="Decode Chunk",
-            category="MutualForcing/Stream",
-            description="Turns a chunk into pictures and sound. Chunks that are put one after the "
-            "other have no seam, neither to the eye nor to the ear.",
-            search_aliases=["vae decode", "audio decode", "latent to image", "latent to video"],
-            inputs=[
-                ModelWire.Input("model", tooltip="From Load Mutual Forcing Model."),
-                *chunk_wires(),
-                io.Combo.Input(
-                    "part",
-                    options=[CHUNK, WHOLE],
-                    default=CHUNK,
-                    tooltip="this chunk: only the seconds that it added. whole stream: everything "
-                    "from the beginning of the stream to the end of this chunk.",
-                ),
-            ],
-            outputs=pictures_and_sound(),
-        )
-
-    @classmethod
-    def execute(
-        cls, model: HostModel, video: dict[str, object], audio: dict[str, object], part: str = CHUNK
-    ) -> io.NodeOutput:
-        """Decode both."""
-        bundle = model.bundle
-        origin = origin_of(video, audio)
-        check_state(origin.state, bundle)
-        model.make_ready()
-        state = chunk_state(origin, video["samples"], audio["samples"])
-        first = origin.first_block if part == CHUNK else 0
-        decoded = joined(_watched(bundle.decoder().decode_from(state, first)))
-        return io.NodeOutput(
-            decoded.video.flatten(0, 1),
-            {"waveform": decoded.audio, "sample_rate": bundle.clock.sample_rate},
-            float(bundle.clock.fps),
-        )
-
-
-def origin_of(video: dict[str, object], audio: dict[str, object]) -> ChunkOrigin:
-    """Where the chunk on these two LATENT wires belongs.
-
-    Raises:
-        ValueError: they are not one chunk.
-    """
-    origins = video.get(ORIGIN), audio.get(ORIGIN)
-    for name, origin in zip(("video", "audio"), origins, strict=True):
-        if origin is None:
-            raise ValueError(
-                f"the '{name}' input did not come from Sample Chunk: connect Sample Chunk's {name} "
-                "output"
-            )
-    if origins[0] is not origins[1]:
-        raise ValueError(
-            "video and audio come from two different chunks: connect both of one Sample Chunk"
-        )
-    return origins[0]
-
-
-def _watched(blocks):  # noqa: ANN001, ANN202 - passes an iterator through
-    for block in blocks:
-        compat.stop_if_asked()
-        yield block

@@ -15,18 +15,24 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from .clock import Clock
 from .state import BlockLatents, StreamState
 
 
 @dataclass(frozen=True)
 class ChunkOrigin:
-    """Where a chunk belongs: the stream up to its end (no keys and values), its first block.
+    """Where a chunk belongs.
 
-    `audio_bins` is q.
+    Attributes:
+        state: the stream up to the chunk's end, without keys and values.
+        first_block: of the chunk.
+        clock: of the stream.
+        audio_bins: q.
     """
 
     state: StreamState
     first_block: int
+    clock: Clock
     audio_bins: int = 1
 
     def __post_init__(self) -> None:
@@ -37,9 +43,11 @@ class ChunkOrigin:
             )
 
 
-def chunk_origin(state: StreamState, first_block: int, audio_bins: int = 1) -> ChunkOrigin:
+def chunk_origin(
+    state: StreamState, first_block: int, clock: Clock, audio_bins: int = 1
+) -> ChunkOrigin:
     """The origin of the chunk that ends with `state`; keys and values are left behind."""
-    return ChunkOrigin(state.without_keys(), first_block, audio_bins)
+    return ChunkOrigin(state.without_keys(), first_block, clock, audio_bins)
 
 
 def chunk_tensors(origin: ChunkOrigin) -> tuple[Tensor, Tensor]:
@@ -63,11 +71,9 @@ def chunk_state(origin: ChunkOrigin, video: Tensor, audio: Tensor) -> StreamStat
         if found.shape != made.shape:
             raise ValueError(
                 f"{name} latent has shape {tuple(found.shape)}, expected {tuple(made.shape)} as it "
-                "was "
-                "sampled; decode it without cutting or resizing it, and resize the frames instead "
-                "(latents of "
-                "LTX-2 that were cut or enlarged: with ComfyUI's VAE Decode and LTXV Audio VAE "
-                "Decode)"
+                "was sampled; decode it without cutting or resizing it, and resize the frames "
+                "instead (latents of LTX-2 that were cut or enlarged: with ComfyUI's VAE Decode "
+                "and LTXV Audio VAE Decode)"
             )
     video_cuts = [layout.video_span(block)[0] for block in range(first, last + 1)]
     audio_cuts = [layout.audio_span(block)[0] for block in range(first, last + 1)]

@@ -23,6 +23,8 @@ from .clock import Clock
 
 OVERLAP = 3
 """Video latents on either side, by default: one second of LTX-2."""
+REACH = 22
+"""Video latents before a moment that LTX-2's decoder may see; real weights see less far."""
 _AUDIO_BEFORE, _AUDIO_AFTER = 36, 4
 
 VideoDecoder = Callable[[Tensor], Tensor]
@@ -63,8 +65,7 @@ def piece_of(
     if settles <= settled:
         raise ValueError(
             f"the chunk adds {end - begin} video latents and {overlap} are held back until the "
-            "next one: make "
-            "the chunk longer or the overlap smaller, or switch 'last chunk' on"
+            "next one: make the chunk longer or the overlap smaller, or switch 'last chunk' on"
         )
     return Piece(
         max(0, settled - overlap),
@@ -72,6 +73,14 @@ def piece_of(
         _frames(clock, settled),
         _frames(clock, settles),
     )
+
+
+def added_by(clock: Clock, origin: ChunkOrigin) -> Piece:
+    """All frames of a chunk that nothing follows and before which nothing was held back."""
+    layout = origin.state.layout
+    begin = layout.video_span(origin.first_block)[0]
+    end = layout.video_latents(origin.state.next_block)
+    return Piece(max(0, begin - REACH), end, _frames(clock, begin), _frames(clock, end))
 
 
 def _frames(clock: Clock, latents: int) -> int:

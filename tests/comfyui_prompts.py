@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from copy import deepcopy
 from fractions import Fraction
@@ -15,7 +14,13 @@ import pytest
 import torch
 from mutual_forcing.samplers.state import BlockLatents, StreamState
 from mutual_forcing.samplers.state_file import load_state
-from mutual_forcing.tests.comfyui_server import ROOT, Server
+from mutual_forcing.tests.comfyui_server import (
+    ROOT,
+    Server,
+    browser,
+    comfyui_path,
+    comfyui_python,
+)
 from mutual_forcing.tests.ui_workflow import api_prompt, read_workflow
 
 
@@ -78,15 +83,19 @@ def refusal(server: Server, prompt: dict) -> str:
     return str(entry["status"]["messages"])
 
 
-def run_from_page(server: Server, workflow: Path, picture: Path) -> None:
-    """Open a workflow in ComfyUI's page, press Run, insist on success; skips without a browser."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not os.environ.get("PLAYWRIGHT_CORE") or chromium is None or shutil.which("node") is None:
-        pytest.skip("needs node, Chromium, and PLAYWRIGHT_CORE")
-    script = ROOT / "tests" / "web_page.js"
+def run_from_page(server: Server, workflow: Path, picture: Path) -> str:
+    """Open a workflow in ComfyUI's page, press Run, insist on success; what the script said.
+
+    Skips where there is no browser.
+    """
+    chromium = browser()
+    if chromium is None:
+        pytest.skip("needs Chromium, and playwright in ComfyUI's environment")
+    script = ROOT / "tests" / "web_page.py"
+    python = comfyui_python(comfyui_path())
     done = subprocess.run(
-        ["node", str(script), server.url, str(workflow), str(picture)],
-        env=os.environ | {"CHROMIUM": chromium},
+        [str(python), str(script), server.url, str(workflow), str(picture)],
+        env=os.environ | {"CHROMIUM": str(chromium)},
         capture_output=True,
         text=True,
         timeout=900,
@@ -94,3 +103,12 @@ def run_from_page(server: Server, workflow: Path, picture: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "missing: none" in done.stdout and "status: success" in done.stdout
     assert picture.stat().st_size > 10_000
+    return done.stdout
+
+
+def titled(prompt: dict, schemas: dict) -> dict:
+    """An API prompt as the page sends it: ComfyUI's replacement of nodes wants their titles."""
+    return {
+        key: node | {"_meta": {"title": schemas.get(node["class_type"], {}).get("display_name")}}
+        for key, node in deepcopy(prompt).items()
+    }

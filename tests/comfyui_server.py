@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,10 +19,12 @@ PACK = "ComfyUI-MutualForcing"
 
 
 def comfyui_path() -> Path | None:
-    """The checkout that COMFYUI_PATH names, or the one whose custom_nodes this pack lies in."""
+    """The ComfyUI of COMFYUI_PATH, or around this pack, or in ~/ComfyUI."""
     if os.environ.get("COMFYUI_PATH"):
         return Path(os.environ["COMFYUI_PATH"])
-    return ROOT.parents[1] if ROOT.parent.name == "custom_nodes" else None
+    around = ROOT.parents[1] if ROOT.parent.name == "custom_nodes" else None
+    places = [place for place in (around, Path.home() / "ComfyUI") if place is not None]
+    return next((place for place in places if (place / "main.py").is_file()), None)
 
 
 def comfyui_python(comfyui: Path) -> Path:
@@ -37,6 +40,17 @@ def comfyui_python(comfyui: Path) -> Path:
     found = [folder / "bin" / "python" for folder in folders]
     found += [comfyui.parent / "python_embeded" / "python.exe"]
     return next((path for path in found if path.exists()), Path(sys.executable))
+
+
+def browser() -> Path | None:
+    """A Chromium that ComfyUI's own Python can drive, if there is one."""
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    comfyui = comfyui_path()
+    if found is None or comfyui is None:
+        return None
+    probe = [str(comfyui_python(comfyui)), "-c", "import playwright.sync_api"]
+    works = subprocess.run(probe, capture_output=True, check=False).returncode == 0
+    return Path(found) if works else None
 
 
 class Server:

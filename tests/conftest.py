@@ -31,5 +31,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     from mutual_forcing.tests.comfyui_server import comfyui_path
 
     found = comfyui_path()
-    none = "none at COMFYUI_PATH or ~/ComfyUI, so the tests that need one were skipped"
+    none = "none at COMFYUI_PATH or in ~/ComfyUI, so the tests that need one were skipped"
     terminalreporter.write_line(f"ComfyUI: {found or none}")

@@ -35,7 +35,9 @@ launch = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(launch)
 launch.register()
 
-from mutual_forcing.host import ltx2 as compat_ltx2  # noqa: E402
+from mutual_forcing.host.load_ltx2 import load_generator, load_vaes  # noqa: E402
+from mutual_forcing.host.model_wire import stream_model  # noqa: E402
+from mutual_forcing.model_loaders.containers import Checkpoint  # noqa: E402
 from mutual_forcing.model_loaders.generator import CONNECTORS, assemble  # noqa: E402
 from mutual_forcing.model_loaders.ltx2 import load_transformer  # noqa: E402
 from mutual_forcing.networks.transformer import text_keys  # noqa: E402
@@ -77,9 +79,9 @@ def from_model(patcher: object, dtype: torch.dtype = torch.float32) -> torch.Ten
     """The stream of a MODEL, as Sample Chunk makes it."""
     patcher = patcher.clone()
     patcher.set_model_compute_dtype(dtype)
-    model = compat_ltx2.stream_model(patcher)
+    model = stream_model(patcher)
     assert model.like.dtype == dtype
-    model.make_ready()
+    model.load()
     return stream(model, model.prompt_of(CONDITIONING, None, guided=False))
 
 
@@ -128,14 +130,14 @@ def spoilt(change: dict[str, torch.Tensor]) -> Path:
     """The file with connectors, with some of its tensors replaced."""
     path = MODELS / "spoilt.safetensors"
     tensors = load_file(STOCK) | {f"model.diffusion_model.{k}": v for k, v in change.items()}
-    save_file(tensors, path, compat_ltx2.Checkpoint(STOCK).metadata)
+    save_file(tensors, path, Checkpoint(STOCK).metadata)
     return path
 
 
 def refused(path: Path) -> str:
     """What is said of a file that cannot be used."""
     try:
-        compat_ltx2.load_generator(path, None)
+        load_generator(path, None)
     except (TensorFileError, RuntimeError) as error:
         return str(error)
     raise AssertionError(f"{path} was loaded")
@@ -149,7 +151,7 @@ def memory(name: str) -> int:
 
 def load_peak() -> float:
     """The most that loading takes over the file's size, without its mapped (clean) pages."""
-    compat_ltx2.load_generator(STOCK, None)
+    load_generator(STOCK, None)
     comfy.cli_args.args.bf16_unet = True  # as in the file; on a CPU core would choose 32 bit
     before = peak = memory("RssAnon")
     done = threading.Event()
@@ -162,7 +164,7 @@ def load_peak() -> float:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    loaded = compat_ltx2.load_generator(LARGE, None)
+    loaded = load_generator(LARGE, None)
     done.set()
     watcher.join()
     comfy.cli_args.args.bf16_unet = False
@@ -191,7 +193,7 @@ with torch.inference_mode():
     if Path("/proc/self/status").exists():
         assert said("load_peak_over_file", load_peak()) < 1.1
 
-    model = compat_ltx2.load_generator(CAUSAL, BASE)
+    model = load_generator(CAUSAL, BASE)
     expected = plain(model)
     found = from_model(model)
     assert said("our_loader_vs_own_network", difference(found, expected)) < 1e-4
@@ -207,7 +209,7 @@ with torch.inference_mode():
     assert 0 < difference(half, found) < difference(changed, found)
     assert torch.equal(from_model(model), found), "a LoRA that was taken away left something behind"
 
-    eight = compat_ltx2.load_generator(CAUSAL, BASE, "fp8")
+    eight = load_generator(CAUSAL, BASE, "fp8")
     weight = eight.model.diffusion_model.transformer_blocks[0].attn1.to_q.weight
     assert weight.dtype == torch.float8_e4m3fn
     in_bf16 = from_model(model, torch.bfloat16)
@@ -215,11 +217,11 @@ with torch.inference_mode():
     eighth = said("fp8_weights_vs_bf16", difference(from_model(eight, torch.bfloat16), in_bf16))
     assert 0 < rounding < eighth < 1
 
-    lean = with_lora(compat_ltx2.load_generator(CAUSAL, BASE), 1.0)
+    lean = with_lora(load_generator(CAUSAL, BASE), 1.0)
     lean.set_model_compute_dtype(torch.float32)
     lean.load(lean.load_device, lowvram_model_memory=1)
     assert any(getattr(m, "weight_function", None) for m in lean.model.modules())
-    offloaded = compat_ltx2.stream_model(lean)
+    offloaded = stream_model(lean)
     offloaded = stream(offloaded, offloaded.prompt_of(CONDITIONING, None, guided=False))
     assert said("low_vram_with_lora_vs_loaded", difference(offloaded, changed)) < 1e-4
 
@@ -228,13 +230,13 @@ with torch.inference_mode():
     formats = {"float8_e4m3fn": 1e-4, "float8_e5m2": 1e-4, "nvfp4": 1e-4, "mxfp8": 1e-4}
     for name, limit in (formats | {"int8_tensorwise": 2e-2}).items():
         packed, unpacked = quantised(name)
-        short = compat_ltx2.load_generator(packed, BASE)
+        short = load_generator(packed, BASE)
         made = from_model(short)
         assert said(f"{name}_vs_multiplied_out", difference(made, plain(short, unpacked))) < limit
         said(f"{name}_vs_unquantised", difference(made, found))
         assert difference(from_model(with_lora(short, 1.0)), made) > 1e-3
-    scaled = from_model(compat_ltx2.load_generator(SCALED, BASE))
-    older = from_model(compat_ltx2.load_generator(older_fp8(), BASE))
+    scaled = from_model(load_generator(SCALED, BASE))
+    older = from_model(load_generator(older_fp8(), BASE))
     assert said("older_fp8_vs_scaled_fp8", difference(older, scaled)) < 1e-4
 
     registers = "video_embeddings_connector.learnable_registers"
@@ -244,5 +246,6 @@ with torch.inference_mode():
     )
     generator = assemble(CAUSAL, BASE)
     assert generator.from_base and all(n.startswith(CONNECTORS) for n in generator.from_base)
-    assert compat_ltx2.load_video_vae(BASE).latent_channels == 128
+    vae, audio_vae = load_vaes(BASE)
+    assert vae.latent_channels == 128 and audio_vae.audio_sample_rate_output == 24000
 sys.stdout.write("ok\n")

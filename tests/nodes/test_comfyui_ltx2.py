@@ -1,6 +1,6 @@
 """LTX-2 in a real ComfyUI: its own nodes around ours, over files of all keys and tiny widths.
 
-Skipped unless COMFYUI_PATH names a checkout. The weights are random: what is tested is the way, and
+Skipped where there is no ComfyUI. The weights are random: what is tested is the way, and
 the numbers against this pack's own network. Gemma is 16 numbers wide and otherwise whole
 (`shrunken_gemma`).
 """
@@ -29,14 +29,16 @@ from mutual_forcing.tests.comfyui_prompts import (
     refusal,
     run_from_page,
     same,
+    titled,
 )
 from mutual_forcing.tests.comfyui_server import ROOT, Server, comfyui_path, comfyui_python
 from mutual_forcing.tests.tiny import save_tiny
 from mutual_forcing.tests.ui_workflow import read_workflow
 from PIL import Image
 
-pytestmark = pytest.mark.skipif(comfyui_path() is None, reason="COMFYUI_PATH names no ComfyUI")
+pytestmark = pytest.mark.skipif(comfyui_path() is None, reason="no ComfyUI found")
 WORKFLOWS = sorted(path.name for path in (ROOT / "workflows").glob("*_ltx2_*.json"))
+OLD = sorted((ROOT / "tests" / "data" / "workflows_v1").glob("*_ltx2_*.api.json"))
 WIDTH, HEIGHT = 96, 64
 
 
@@ -86,7 +88,11 @@ def schemas(server: Server) -> dict:
 
 def shrunken(name: str, schemas: dict) -> dict:
     """A workflow of ours, as it is but for the size of its pictures."""
-    prompt = prompt_of(name, schemas)
+    return small(prompt_of(name, schemas))
+
+
+def small(prompt: dict) -> dict:
+    """A prompt with small pictures."""
     for node in prompt.values():
         if "width" in node["inputs"]:
             node["inputs"] |= {"width": WIDTH, "height": HEIGHT}
@@ -94,12 +100,15 @@ def shrunken(name: str, schemas: dict) -> dict:
 
 
 def text_to_clip(schemas: dict) -> dict:
-    """Workflow 4, in full precision and two blocks long, without what comes after the chunk."""
+    """Workflow 4 with a Sample Chunk for its button, in full precision and two blocks long."""
     prompt = shrunken("4_ltx2_text_to_clip.json", schemas)
     inputs_of(prompt, "MF_LoadLTX2")[0]["weights"] = "as in the file"
-    inputs_of(prompt, "MF_SampleChunk")[0]["seconds"] = 2
-    after = {"VAEDecode", "LTXVAudioVAEDecode", "CreateVideo", "SaveVideo"}
-    return {key: node for key, node in prompt.items() if node["class_type"] not in after}
+    chunk = prompt[node_of(prompt, "MF_GenerateClip")]
+    chunk["class_type"] = "MF_SampleChunk"
+    chunk["inputs"]["seconds"] = 2
+    del chunk["inputs"]["vae"], chunk["inputs"]["audio_vae"]
+    del prompt[node_of(prompt, "SaveVideo")]
+    return prompt
 
 
 def node_of(prompt: dict, kind: str) -> str:
@@ -114,10 +123,18 @@ def with_node(prompt: dict, key: str, kind: str, **inputs: object) -> dict:
 
 
 def made(server: Server, prompt: dict, name: str) -> StreamState:
-    """The stream after the prompt's one chunk."""
-    state = [node_of(prompt, "MF_SampleChunk"), 0]
-    server.run(with_node(prompt, "99", "MF_SaveState", state=state, name=name, memory=False))
+    """The stream after the prompt's one chunk, or its one clip."""
+    server.run(with_save(prompt, name))
     return load_state(server.output / "mutual_forcing" / f"{name}_00001_.safetensors")
+
+
+def with_save(prompt: dict, name: str = "x") -> dict:
+    """The prompt with an end, so that it can be queued."""
+    kinds = {node["class_type"] for node in prompt.values()}
+    chunk = "MF_SampleChunk" in kinds
+    node = node_of(prompt, "MF_SampleChunk" if chunk else "MF_GenerateClip")
+    saving = {"state": [node, 0 if chunk else 4], "name": name, "memory": False}
+    return with_node(prompt, "99", "MF_SaveState", **saving)
 
 
 def equal(one: StreamState, other: StreamState) -> bool:
@@ -153,7 +170,7 @@ def test_workflow_runs_and_its_clips_have_picture_and_sound(
 
 
 def test_workflow_4_runs_from_the_web_page(server: Server, tmp_path: Path) -> None:
-    """In Chromium, by the Run button. PLAYWRIGHT_CORE: the folder of playwright-core."""
+    """In Chromium, by the Run button."""
     workflow = read_workflow(ROOT / "workflows" / "4_ltx2_text_to_clip.json")
     (settings,) = [node for node in workflow["nodes"] if node["type"] == "MF_StreamSettings"]
     settings["widgets_values"][:2] = WIDTH, HEIGHT
@@ -182,11 +199,11 @@ def test_chunks_decoded_one_after_the_other_are_as_long_as_the_stream(
 ) -> None:
     prompt = shrunken("6_ltx2_chunks_and_a_fork.json", schemas)
     chunks = [key for key, node in prompt.items() if node["class_type"] == "MF_SampleChunk"][:3]
-    wires = {name: inputs_of(prompt, "MF_DecodeLTX2")[0][name] for name in ("vae", "audio_vae")}
+    wires = {name: inputs_of(prompt, "MF_Decode")[0][name] for name in ("vae", "audio_vae")}
     for index, chunk in enumerate(chunks):
         inputs = wires | {"video": [chunk, 1], "audio": [chunk, 2]}
         inputs |= {"part": "this chunk", "overlap": 2, "last": index == 2}
-        prompt |= with_node({}, f"d{index}", "MF_DecodeLTX2", **inputs)
+        prompt |= with_node({}, f"d{index}", "MF_Decode", **inputs)
         clip = {"images": [f"d{index}", 0], "audio": [f"d{index}", 1], "fps": [f"d{index}", 2]}
         prompt |= with_node({}, f"v{index}", "CreateVideo", bit_depth=8, **clip)
         save = {"filename_prefix": f"video/piece{index}", "format": "mp4", "format.codec": "h264"}
@@ -195,6 +212,37 @@ def test_chunks_decoded_one_after_the_other_are_as_long_as_the_stream(
     pieces = [len(frames_of(saved[f"piece{index}"])) for index in range(3)]
     assert pieces == [33, 48, 64]  # 7, 6 and 6 latents, two of each held back until the next
     assert sum(pieces) == 25 + 5 * 24
+
+
+def test_a_clip_is_what_core_decodes_of_the_same_stream(server: Server, schemas: dict) -> None:
+    """LTX-2's VAEs look ahead: Generate Clip decodes when everything is there."""
+    prompt = shrunken("4_ltx2_text_to_clip.json", schemas)
+    loader, button = node_of(prompt, "MF_LoadLTX2"), node_of(prompt, "MF_GenerateClip")
+    prompt[loader]["inputs"]["weights"] = "as in the file"
+    prompt[button]["inputs"]["seconds"] = 2
+    prompt[node_of(prompt, "SaveVideo")]["inputs"]["filename_prefix"] = "video/button"
+    chunk = {k: v for k, v in prompt[button]["inputs"].items() if k not in ("vae", "audio_vae")}
+    prompt = with_node(prompt, "80", "MF_SampleChunk", **chunk)
+    prompt = with_node(prompt, "81", "VAEDecode", samples=["80", 1], vae=[loader, 1])
+    sound = {"samples": ["80", 2], "audio_vae": [loader, 2]}
+    prompt = with_node(prompt, "82", "LTXVAudioVAEDecode", **sound)
+    clip = {"images": ["81", 0], "audio": ["82", 0], "fps": 24.0, "bit_depth": 8}
+    prompt = with_node(prompt, "83", "CreateVideo", **clip)
+    save = {"filename_prefix": "video/core", "format": "auto", "codec": "auto"}
+    save = inputs_of(prompt, "SaveVideo")[0] | save | {"video": ["83", 0]}
+    prompt = with_node(prompt, "84", "SaveVideo", **save)
+    ours, cores = sorted(server.saved(server.run(prompt)))
+    assert frames_of(ours).shape == (49, HEIGHT, WIDTH, 3)
+    assert np.array_equal(frames_of(ours), frames_of(cores))
+
+
+@pytest.mark.parametrize("path", OLD, ids=lambda path: path.stem)
+def test_a_graph_of_an_earlier_version_runs_as_it_was_saved(
+    path: Path, server: Server, schemas: dict
+) -> None:
+    prompt = small(titled(json.loads(path.read_text(encoding="utf-8")), schemas))
+    saved = server.saved(server.run(prompt))
+    assert saved and all(frames_of(clip).shape[1:] == (HEIGHT, WIDTH, 3) for clip in saved)
 
 
 # Core's nodes around ours.
@@ -236,17 +284,11 @@ def test_other_frame_rates_come_from_ltxvconditioning(server: Server, schemas: d
     assert "use one of" in refusal(server, with_save(prompt))
 
 
-def with_save(prompt: dict) -> dict:
-    """The prompt with an end, so that it can be queued."""
-    state = [node_of(prompt, "MF_SampleChunk"), 0]
-    return with_node(prompt, "99", "MF_SaveState", state=state, name="x", memory=False)
-
-
 def test_latents_go_through_cores_nodes_and_back(server: Server, schemas: dict) -> None:
     """Joined, separated, enlarged by the upsampler, and decoded by core and by us."""
     prompt = text_to_clip(schemas)
     loader, chunk = node_of(prompt, "MF_LoadLTX2"), node_of(prompt, "MF_SampleChunk")
-    sound = node_of(prompt, "LTXVAudioVAELoader")
+    sound = loader
     for key, kind, inputs in (
         ("80", "LTXVConcatAVLatent", {"video_latent": [chunk, 1], "audio_latent": [chunk, 2]}),
         ("81", "LTXVSeparateAVLatent", {"av_latent": ["80", 0]}),
@@ -257,13 +299,13 @@ def test_latents_go_through_cores_nodes_and_back(server: Server, schemas: dict) 
             {"samples": ["81", 0], "upscale_model": ["82", 0], "vae": [loader, 1]},
         ),
         ("84", "VAEDecode", {"samples": ["83", 0], "vae": [loader, 1]}),
-        ("85", "LTXVAudioVAEDecode", {"samples": ["81", 1], "audio_vae": [sound, 0]}),
+        ("85", "LTXVAudioVAEDecode", {"samples": ["81", 1], "audio_vae": [sound, 2]}),
         (
             "86",
-            "MF_DecodeLTX2",
+            "MF_Decode",
             {
                 "vae": [loader, 1],
-                "audio_vae": [sound, 0],
+                "audio_vae": [sound, 2],
                 "video": ["81", 0],
                 "audio": ["81", 1],
                 "part": "whole stream",
@@ -287,7 +329,7 @@ def test_a_start_image_is_what_the_stream_begins_with(server: Server, schemas: d
     """VAE Encode's latent, and LTXVImgToVideo's with its mask, are the same start."""
     prompt = shrunken("5_ltx2_image_to_clip.json", schemas)
     inputs_of(prompt, "MF_LoadLTX2")[0]["weights"] = "as in the file"
-    inputs_of(prompt, "MF_SampleChunk")[0]["seconds"] = 1
+    inputs_of(prompt, "MF_GenerateClip")[0]["seconds"] = 1
     plain = made(server, prompt, "encoded")
     free = deepcopy(prompt)
     del inputs_of(free, "MF_StreamSettings")[0]["start"]
@@ -329,6 +371,6 @@ def test_mistakes_are_named_with_a_next_step(server: Server, schemas: dict) -> N
 
     decoding = {"vae": [loader, 1], "audio_vae": [loader, 1], "part": "this chunk", "overlap": 3}
     decoding |= {"video": [chunk, 1], "audio": [chunk, 2], "last": True}
-    wrong = with_node(prompt, "81", "MF_DecodeLTX2", **decoding)
+    wrong = with_node(prompt, "81", "MF_Decode", **decoding)
     wrong = with_node(wrong, "82", "PreviewImage", images=["81", 0])
     assert "is not a VAE for sound" in refusal(server, wrong)

@@ -1,4 +1,4 @@
-"""What travels on ComfyUI's wires: CONDITIONING in, LATENT out and back."""
+"""What travels on ComfyUI's LATENT wires, out and back."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mutual_forcing.host.conditioning import StreamClip, prompt_of
 from mutual_forcing.model_loaders.bundle import Bundle
-from mutual_forcing.samplers.chunk import chunk_origin, chunk_state, chunk_tensors
+from mutual_forcing.samplers.chunk import ChunkOrigin, chunk_origin, chunk_state, chunk_tensors
+from mutual_forcing.samplers.clock import Clock
 from mutual_forcing.samplers.decode import joined
 from mutual_forcing.samplers.live import decoded_live
-from mutual_forcing.samplers.rollout import Prompt, rollout, sampler_settings
+from mutual_forcing.samplers.rollout import rollout, sampler_settings
 from mutual_forcing.samplers.state import StreamState
 
 
@@ -28,77 +28,20 @@ def made(bundle: Bundle, state: StreamState, blocks: int) -> StreamState:
     return list(rolled)[-1][1]
 
 
+def origin_of(stream: StreamState, first: int) -> ChunkOrigin:
+    """The stream's last blocks as a chunk."""
+    return chunk_origin(stream, first, Clock(stream.layout))
+
+
 @pytest.fixture(scope="module")
 def stream(bundle: Bundle) -> StreamState:
     """A stream of five blocks."""
     return made(bundle, bundle.begin((3,)), 5)
 
 
-def read(bundle: Bundle, clip: StreamClip, text: str, **options: object) -> Prompt:
-    """A prompt over the wires."""
-    positive = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    like = next(bundle.transformer.parameters())
-    settings = {"negative": None, "guided": True, "like": like} | options
-    negative = settings.pop("negative")
-    return prompt_of(bundle, positive, negative, **settings)
-
-
-def flat(prompt: Prompt) -> list[torch.Tensor]:
-    """All tensors of a prompt."""
-    texts = [text for text in prompt if text is not None]
-    return [tensor for text in texts for layers in text for pair in layers for tensor in pair]
-
-
-# CONDITIONING
-
-
-def test_a_prompt_over_the_wires_is_the_bundles_own(bundle: Bundle) -> None:
-    calls = []
-    clip = StreamClip(bundle, lambda: calls.append(1))
-    found, expected = (
-        flat(read(bundle, clip, "red ball")),
-        flat(bundle.prompt("red ball", guided=True)),
-    )
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert calls == [1]
-
-
-def test_no_negative_prompt_means_the_empty_one(bundle: Bundle) -> None:
-    clip = StreamClip(bundle, lambda: None)
-    empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-    one, other = read(bundle, clip, "red ball"), read(bundle, clip, "red ball", negative=empty)
-    assert all(torch.equal(a, b) for a, b in zip(flat(one), flat(other), strict=True))
-    assert read(bundle, clip, "red ball", guided=False).unguided is None
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [("", "is empty"), ("   ", "is empty"), ("zebra", "no word that this model knows")],
-)
-def test_a_prompt_that_says_nothing_is_refused(bundle: Bundle, text: str, said: str) -> None:
-    clip = StreamClip(bundle, lambda: None)
-    with pytest.raises(ValueError, match=said):
-        read(bundle, clip, text)
-
-
-def test_prompts_of_another_model_or_several_at_once_are_refused(bundle: Bundle) -> None:
-    like = next(bundle.transformer.parameters())
-
-    def ask(positive: list) -> None:
-        prompt_of(bundle, positive, None, guided=False, like=like)
-
-    with pytest.raises(ValueError, match="encoded for another model"):
-        ask([[torch.zeros(1, 4, 4096), {}]])
-    with pytest.raises(ValueError, match="carries 2 prompts"):
-        ask([[torch.zeros(1, 4, 12), {}], [torch.zeros(1, 4, 12), {}]])
-
-
-# LATENT
-
-
 def test_a_chunk_as_tensors_and_back_is_the_same_stream(stream: StreamState) -> None:
     for first in (0, 1, 3):
-        origin = chunk_origin(stream, first)
+        origin = origin_of(stream, first)
         again = chunk_state(origin, *chunk_tensors(origin))
         assert again.next_block == stream.next_block
         for one, other in zip(again.latents, stream.latents, strict=True):
@@ -106,7 +49,7 @@ def test_a_chunk_as_tensors_and_back_is_the_same_stream(stream: StreamState) -> 
 
 
 def test_the_wire_carries_no_keys(stream: StreamState) -> None:
-    origin = chunk_origin(stream, 2)
+    origin = origin_of(stream, 2)
     assert origin.state.cache is None and origin.state.unguided is None
     assert stream.cache is not None
 
@@ -114,7 +57,7 @@ def test_the_wire_carries_no_keys(stream: StreamState) -> None:
 def test_what_another_node_did_to_a_chunk_is_kept_and_the_stream_is_not_touched(
     stream: StreamState,
 ) -> None:
-    origin = chunk_origin(stream, 2)
+    origin = origin_of(stream, 2)
     video, audio = chunk_tensors(origin)
     before = stream.latents[2].video.clone()
     video.mul_(2)
@@ -125,7 +68,7 @@ def test_what_another_node_did_to_a_chunk_is_kept_and_the_stream_is_not_touched(
 
 
 def test_a_chunk_of_another_size_is_refused(stream: StreamState) -> None:
-    origin = chunk_origin(stream, 2)
+    origin = origin_of(stream, 2)
     video, audio = chunk_tensors(origin)
     with pytest.raises(ValueError, match="video latent has shape"):
         chunk_state(origin, video[:, :, 1:], audio)
@@ -138,7 +81,7 @@ def test_chunks_decoded_one_by_one_are_the_whole(bundle: Bundle, stream: StreamS
     whole = joined(decoder.decode_from(stream))
     parts = []
     for first, last in ((0, 3), (3, 4), (4, 5)):
-        chunk = chunk_origin(replace(stream, latents=stream.latents[:last]), first)
+        chunk = origin_of(replace(stream, latents=stream.latents[:last]), first)
         parts.append(joined(decoder.decode_from(chunk_state(chunk, *chunk_tensors(chunk)), first)))
     cut = joined(parts)
     assert torch.allclose(cut.video, whole.video, atol=1e-4)
@@ -165,4 +108,4 @@ def test_live_decoding_goes_on_without_a_seam(bundle: Bundle) -> None:
 def test_a_state_in_an_error_report_is_short(stream: StreamState) -> None:
     """ComfyUI prints the inputs of a node that fails; that must not be megabytes of numbers."""
     assert len(repr(stream)) < 1000
-    assert len(repr(chunk_origin(stream, 2))) < 1000
+    assert len(repr(origin_of(stream, 2))) < 1000

@@ -7,10 +7,10 @@ from fractions import Fraction
 
 import pytest
 import torch
-from mutual_forcing.host.ltx2_model import stream_clock
 from mutual_forcing.networks.layout import PAPER_LAYOUT, RELEASED_LAYOUT, BlockLayout
 from mutual_forcing.samplers.chunk import ChunkOrigin, chunk_origin, chunk_tensors
-from mutual_forcing.samplers.overlap import decode_pictures, decode_sound, piece_of
+from mutual_forcing.samplers.clock import Clock
+from mutual_forcing.samplers.overlap import added_by, decode_pictures, decode_sound, piece_of
 from mutual_forcing.samplers.state import BlockLatents, StreamSettings, StreamState
 
 BINS, RATE = 16, 24000
@@ -61,11 +61,11 @@ def audio_codec(before: int, after: int):
     return decode
 
 
-def chunks(state: StreamState, ends: tuple[int, ...]) -> list[ChunkOrigin]:
+def chunks(state: StreamState, ends: tuple[int, ...], clock: Clock) -> list[ChunkOrigin]:
     """The stream cut into chunks that end after these blocks."""
     starts = (0, *ends[:-1])
     return [
-        chunk_origin(replace(state, latents=state.latents[:end]), start, BINS)
+        chunk_origin(replace(state, latents=state.latents[:end]), start, clock, BINS)
         for start, end in zip(starts, ends, strict=True)
     ]
 
@@ -81,17 +81,16 @@ LAYOUTS = {
 @pytest.mark.parametrize("overlap", [1, 2, 3])
 def test_chunks_one_after_the_other_are_the_whole(name: str, overlap: int) -> None:
     layout, fps = LAYOUTS[name]
-    clock = stream_clock(layout)
-    assert clock.fps == fps
+    clock = Clock(layout, Fraction(fps))
     state = stream(layout, 9)
-    origins = chunks(state, (3, 5, 9))
-    video, audio = chunk_tensors(chunk_origin(state, 0, BINS))
+    origins = chunks(state, (3, 5, 9), clock)
+    video, audio = chunk_tensors(chunk_origin(state, 0, clock, BINS))
     pictures, sounds = [], []
     # The codec's first frame is its own: one latent of overlap is needed for it besides the reach.
     decode_video, decode_audio = video_codec(overlap - 1), audio_codec(30, 3)
     for origin in origins:
         piece = piece_of(clock, origin, overlap=overlap, is_last=origin is origins[-1])
-        so_far = chunk_tensors(ChunkOrigin(origin.state, 0, BINS))
+        so_far = chunk_tensors(replace(origin, first_block=0))
         pictures.append(decode_pictures(clock, so_far[0], piece, decode_video))
         sounds.append(decode_sound(clock, so_far[1], piece, RATE, decode_audio))
     found, expected = torch.cat(pictures, dim=1), decode_video(video)
@@ -104,23 +103,39 @@ def test_chunks_one_after_the_other_are_the_whole(name: str, overlap: int) -> No
 
 
 def test_picture_and_sound_of_a_piece_last_equally_long() -> None:
-    clock = stream_clock(RELEASED_LAYOUT)
+    clock = Clock(RELEASED_LAYOUT)
     state = stream(RELEASED_LAYOUT, 6)
-    first, second = chunks(state, (3, 6))
+    first, second = chunks(state, (3, 6), clock)
     for origin, last in ((first, False), (second, False), (second, True)):
         piece = piece_of(clock, origin, is_last=last)
-        video, audio = chunk_tensors(ChunkOrigin(origin.state, 0, BINS))
+        video, audio = chunk_tensors(replace(origin, first_block=0))
         frames = decode_pictures(clock, video, piece, video_codec(1)).shape[1]
         samples = decode_sound(clock, audio, piece, RATE, audio_codec(3, 3)).shape[-1]
         assert abs(Fraction(frames, 24) - Fraction(samples, RATE)) <= Fraction(1, 24)
 
 
 def test_a_chunk_that_would_be_held_back_whole_is_refused() -> None:
-    clock = stream_clock(RELEASED_LAYOUT)
-    (origin,) = chunks(stream(RELEASED_LAYOUT, 1), (1,))
+    clock = Clock(RELEASED_LAYOUT)
+    (origin,) = chunks(stream(RELEASED_LAYOUT, 1), (1,), clock)
     assert piece_of(clock, origin, overlap=3).stop == 1
     with pytest.raises(ValueError, match="at least 1"):
         piece_of(clock, origin, overlap=0)
     with pytest.raises(ValueError, match="last chunk"):
         piece_of(clock, origin, overlap=4)
     assert piece_of(clock, origin, overlap=4, is_last=True).stop == 25
+
+
+def test_what_new_blocks_add_is_the_end_of_the_whole() -> None:
+    """A clip that goes on from an earlier one, which was decoded to its end."""
+    clock = Clock(RELEASED_LAYOUT)
+    (origin,) = chunks(stream(RELEASED_LAYOUT, 12), (12,), clock)
+    video, audio = chunk_tensors(origin)
+    decode_video, decode_audio = video_codec(3), audio_codec(30, 3)
+    for first in (0, 4, 10):
+        piece = added_by(clock, replace(origin, first_block=first))
+        pictures = decode_pictures(clock, video, piece, decode_video)
+        assert torch.allclose(pictures, decode_video(video)[:, clock.frames(first) :], atol=1e-6)
+        sound = decode_sound(clock, audio, piece, RATE, decode_audio)
+        begin = clock.frames(first) * RATE // 24
+        expected = decode_audio(audio)[..., begin : begin + sound.shape[-1]]
+        assert torch.allclose(sound, expected, atol=1e-5)

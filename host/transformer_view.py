@@ -21,8 +21,8 @@ from ..networks.attention import AttentionKernel
 from ..networks.config import TransformerConfig
 
 
-class HostedTransformer:
-    """The host's module with a config and an attention kernel of ours.
+class TransformerView:
+    """A module of the host's with a config and an attention kernel of ours.
 
     Args:
         module: has LTX-2's submodules and parameters.

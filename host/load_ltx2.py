@@ -1,45 +1,36 @@
-"""The seam to ComfyUI's LTX-2: its loading code makes a MODEL, and any MODEL makes streams.
+"""LTX-2's files to a MODEL and its VAEs, made by ComfyUI's own loading code.
 
 ComfyUI builds the network, keeps its weights (16 bit, 8 bit, packed, offloaded, with LoRAs) and its
-connectors; the causal pass is ours (`hosted.py`). What is peculiar to a causal checkpoint travels
-with the MODEL as an attachment, which its clones (a LoRA loader's, for instance) keep.
+connectors; the causal pass is ours (`transformer_view.py`). What is peculiar to a causal checkpoint
+travels with the MODEL.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import comfy.model_management
+import comfy.model_patcher
 import comfy.ops
 import comfy.sd
 import comfy.utils
-import folder_paths
-import latent_preview
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from ..model_loaders.catalog import list_bases, list_ltx2
 from ..model_loaders.containers import REMEDY, Checkpoint
 from ..model_loaders.generator import CONNECTORS, QUANTISED, STEP_SIZE, Generator, assemble
 from ..model_loaders.ltx2 import SINKS, Preset
 from ..networks.checked import some
-from ..networks.config import TransformerConfig
 from ..networks.timestep import TimestepEmbedder
 from ..samplers.tensor_file import TensorFileError
-from .comfy import FOLDER, HostModel, attention_kernel, files_in_model_folders
-from .ltx2_model import LTX2Model, stock_config
-from .stream_model import StreamModel
+from .kinds import ltx2_model
+from .stream_model import ATTACHMENT
 
 logger = logging.getLogger("mutualforcing")
 
-ATTACHMENT = "mutual_forcing"
 Weights = Literal["as in the file", "fp8", "fp8, fast"]
 _OPTIONS: dict[Weights, dict[str, object]] = {
     "as in the file": {},
@@ -47,27 +38,9 @@ _OPTIONS: dict[Weights, dict[str, object]] = {
     "fp8, fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
 }
 WEIGHTS: tuple[Weights, ...] = tuple(_OPTIONS)
-_VIDEO_VAE = "vae."
-
-
-@dataclass(frozen=True)
-class _Causal:
-    """What our loader knows of a MODEL and ComfyUI does not."""
-
-    config: TransformerConfig
-    model_id: str
-    title: str = ""
-
-
-def generator_files() -> dict[str, Path]:
-    """Names and places of LTX-2 checkpoints in ComfyUI's model folders."""
-    own = map(Path, folder_paths.get_folder_paths(FOLDER))
-    return list_ltx2(files_in_model_folders(), own_folders=own)
-
-
-def base_files() -> dict[str, Path]:
-    """Names and paths of files that hold LTX-2's connectors."""
-    return list_bases(files_in_model_folders())
+# Keys of the base file and what ComfyUI's VAE calls them.
+_VIDEO_VAE = {"vae.": ""}
+_AUDIO_VAE = {"audio_vae.": "autoencoder.", "vocoder.": "vocoder."}
 
 
 def load_generator(
@@ -76,8 +49,14 @@ def load_generator(
     weights: Weights = "as in the file",
     preset: Preset | None = None,
     ema: bool = False,
-) -> object:
-    """A MODEL (ModelPatcher) of a causal checkpoint.
+    *,
+    vae: object = None,
+    audio_vae: object = None,
+) -> comfy.model_patcher.ModelPatcher:
+    """A MODEL of a causal checkpoint.
+
+    Args:
+        vae, audio_vae: its own, for nodes that no other is connected to.
 
     Raises:
         TensorFileError: see `assemble`.
@@ -98,7 +77,10 @@ def load_generator(
     module = patcher.model.diffusion_model
     _check_connectors(path, module, generator)
     _finish(module, generator, patcher.model.get_dtype_inference())
-    patcher.set_attachments(ATTACHMENT, _Causal(generator.config, generator.model_id, path.stem))
+    known = ltx2_model(
+        generator.config, generator.model_id, title=path.stem, vae=vae, audio_vae=audio_vae
+    )
+    patcher.set_attachments(ATTACHMENT, known)
     return patcher
 
 
@@ -148,75 +130,22 @@ def _finish(module: nn.Module, generator: Generator, dtype: torch.dtype) -> None
         module.get_submodule(place).step_size_embedder = embedder.requires_grad_(False)
 
 
-def load_video_vae(path: Path) -> object | None:
-    """The VAE for pictures out of LTX-2's own file, as ComfyUI's loader gives it, or None."""
+def load_vaes(path: Path) -> tuple[comfy.sd.VAE | None, comfy.sd.VAE | None]:
+    """The VAEs for pictures and for sound out of LTX-2's own file, as ComfyUI loads them."""
     checkpoint = Checkpoint(path)
+    return _vae(checkpoint, _VIDEO_VAE, "pictures"), _vae(checkpoint, _AUDIO_VAE, "sound")
+
+
+def _vae(checkpoint: Checkpoint, names: Mapping[str, str], what: str) -> comfy.sd.VAE | None:
     tensors = {
-        key.removeprefix(_VIDEO_VAE): checkpoint.tensor(key, keep=True)
+        own + key.removeprefix(prefix): checkpoint.tensor(key, keep=True)
         for key in checkpoint.shapes
-        if key.startswith(_VIDEO_VAE)
+        for prefix, own in names.items()
+        if key.startswith(prefix)
     }
     if not tensors:
-        logger.warning("%s has no video VAE in it: use Load VAE for one", path)
+        logger.warning("%s has no VAE for %s in it: load one by itself", checkpoint.path, what)
         return None
     vae = comfy.sd.VAE(sd=tensors, metadata=checkpoint.metadata)
     vae.throw_exception_if_invalid()
     return vae
-
-
-def sample_rate_of(audio_vae: object) -> int:
-    """Samples a second that a VAE for sound makes.
-
-    Raises:
-        ValueError: it is one for pictures.
-    """
-    rate = getattr(getattr(audio_vae, "first_stage_model", None), "output_sample_rate", None)
-    if rate is None:
-        raise ValueError(
-            "'audio_vae' is not a VAE for sound: connect Load LTXV Audio VAE, with LTX-2's own file"
-        )
-    return int(rate)
-
-
-def decode_audio(audio_vae: object, latents: Tensor) -> Tensor:
-    """Latents (b, 8, s, 16) to sound (b, channels, n), as ComfyUI's own node does it."""
-    return audio_vae.decode(latents).movedim(-1, 1)
-
-
-def stream_model(wire: object) -> StreamModel:
-    """What is on a model wire, MF_MODEL or MODEL, as a maker of streams.
-
-    Raises:
-        ValueError: a MODEL that is not LTX-2.
-    """
-    if isinstance(wire, HostModel):
-        return wire
-    base = wire.model
-    module = getattr(base, "diffusion_model", base)
-    known = wire.get_attachment(ATTACHMENT)
-    if known is None:
-        config = stock_config(module, base.model_config.unet_config)
-        described = json.dumps(config.to_dict(), sort_keys=True).encode()
-        known = _Causal(config, hashlib.blake2b(described, digest_size=8).hexdigest())
-    device = wire.load_device
-    # As core computes with it; another node may have asked for another precision.
-    dtype = wire.get_model_object("manual_cast_dtype") or base.get_dtype()
-    options = wire.model_options.get("transformer_options", {})
-    previewer = latent_preview.get_previewer(device, base.latent_format)
-
-    def load(memory_required: int) -> None:
-        comfy.model_management.load_models_gpu([wire], memory_required=memory_required)
-
-    def picture(latent: Tensor) -> Image.Image:
-        return previewer.decode_latent_to_preview(latent)
-
-    return LTX2Model(
-        module,
-        known.config,
-        known.model_id,
-        torch.empty(0, device=device, dtype=dtype),
-        attention_kernel("automatic", device, options),
-        load,
-        None if previewer is None else picture,
-        title=known.title,
-    )

@@ -6,14 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mutual_forcing.host.ltx2_model import LTX2Model, stock_config, stream_clock
+from mutual_forcing.host.conditioning import REFUSAL, TRANSCRIPT, Conditioning
+from mutual_forcing.host.kinds import OWN, ltx2_model, stock_config
+from mutual_forcing.host.stream_model import CausalModel, StreamModel
+from mutual_forcing.model_loaders.bundle import Bundle
 from mutual_forcing.model_loaders.ltx2 import PRESETS
 from mutual_forcing.networks.attention import sdpa
 from mutual_forcing.networks.config import TransformerConfig
 from mutual_forcing.networks.layout import RELEASED_LAYOUT, BlockLayout
 from mutual_forcing.networks.transformer import CausalAVTransformer, text_keys
 from mutual_forcing.samplers.chunk import chunk_origin, chunk_state, chunk_tensors
-from mutual_forcing.samplers.rollout import new_stream, rollout
+from mutual_forcing.samplers.rollout import Prompt, new_stream, rollout
 from mutual_forcing.samplers.state import StreamSettings
 from mutual_forcing.tests.ltx2_files import GOLDEN, WEIGHTS
 from torch import Tensor, nn
@@ -31,11 +34,12 @@ class Hosted(CausalAVTransformer):
 
 
 @pytest.fixture(scope="module")
-def model() -> LTX2Model:
+def model() -> StreamModel:
     """The fixture's weights as a host has them."""
     module = Hosted(GOLDEN.config)
     module.load_state_dict(WEIGHTS)
-    return LTX2Model(module, GOLDEN.config, "id", torch.empty(0), sdpa, lambda _bytes: None)
+    about = ltx2_model(GOLDEN.config, "id")
+    return StreamModel(module, about, torch.empty(0), sdpa, lambda *_: None)
 
 
 def wire(*, unprocessed: bool = True, width: int = WIDTH) -> list[list[object]]:
@@ -45,7 +49,7 @@ def wire(*, unprocessed: bool = True, width: int = WIDTH) -> list[list[object]]:
 
 
 def test_prompts_go_through_the_connectors_once_and_a_finished_one_not_at_all(
-    model: LTX2Model,
+    model: StreamModel,
 ) -> None:
     raw = wire()
     found = model.prompt_of(raw, None, guided=False).text
@@ -59,7 +63,7 @@ def test_prompts_go_through_the_connectors_once_and_a_finished_one_not_at_all(
 
 
 def test_the_connectors_run_once_per_prompt_however_long_the_stream(
-    model: LTX2Model, monkeypatch: pytest.MonkeyPatch
+    model: StreamModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
     run = Hosted.preprocess_text_embeds
@@ -75,7 +79,7 @@ def test_the_connectors_run_once_per_prompt_however_long_the_stream(
     assert len(list(rolled)) == 3 and len(calls) == 2
 
 
-def test_prompts_that_cannot_be_used_are_refused(model: LTX2Model) -> None:
+def test_prompts_that_cannot_be_used_are_refused(model: StreamModel) -> None:
     with pytest.raises(ValueError, match="encoded for another model"):
         model.prompt_of(wire(width=WIDTH + 1), None, guided=False)
     with pytest.raises(ValueError, match="carries 2 prompts"):
@@ -86,26 +90,25 @@ def test_prompts_that_cannot_be_used_are_refused(model: LTX2Model) -> None:
 
 
 def test_omniforcing_noises_again_and_a_model_told_its_step_size_follows_the_velocity(
-    model: LTX2Model,
+    model: StreamModel,
 ) -> None:
     assert model.sampler("few", None, None).method == "renoise"
-    told = replace(model, config=replace(model.config, step_size_embedding=True))
+    config = replace(GOLDEN.config, step_size_embedding=True)
+    told = replace(model, about=replace(model.about, config=config))
     assert told.sampler("few", None, None).method == "euler"
     assert model.sampler("multi", 10, 3.0).method == "euler"
 
 
-def test_a_stream_goes_on_at_the_rate_that_it_began_with(model: LTX2Model) -> None:
+def test_a_stream_goes_on_at_the_rate_that_it_began_with(model: StreamModel) -> None:
     fast = model.at_rate(25)
     assert fast.clock.fps == 25 and fast.clock.layout == BlockLayout(4, 25, 3, 24)
-    assert model.for_layout(fast.clock.layout).config == fast.config
-    assert stream_clock(fast.clock.layout).fps == 25
-    assert stream_clock(fast.clock.layout).frame_span(2) == fast.clock.frame_span(2)
+    assert model.for_layout(fast.clock.layout).about == fast.about
     assert model.at_rate(None) is model
     # A layout that is not ours is left for the check that names it.
     assert model.for_layout(BlockLayout(4, 26, 3, 7)) is model
 
 
-def test_chunks_are_latents_as_ltx2_nodes_have_them(model: LTX2Model) -> None:
+def test_chunks_are_latents_as_ltx2_nodes_have_them(model: StreamModel) -> None:
     settings = StreamSettings(2, 3, 2, (1,))
     rolled = rollout(
         model,
@@ -115,15 +118,88 @@ def test_chunks_are_latents_as_ltx2_nodes_have_them(model: LTX2Model) -> None:
         model.sampler("few", 1, None),
     )
     state = list(rolled)[-1][1]
-    bins = model.config.audio_in_channels // 2
-    origin = chunk_origin(state, 1, bins)
+    bins = GOLDEN.config.audio_in_channels // 2
+    origin = chunk_origin(state, 1, model.clock, bins)
     video, audio = chunk_tensors(origin)
-    assert video.shape == (1, model.config.in_channels, 3, 2, 3)
+    assert video.shape == (1, GOLDEN.config.in_channels, 3, 2, 3)
     assert audio.shape == (1, 2, 25, bins)
     # Channel-major, as LTX-2's audio VAE has them.
     assert torch.equal(audio[0, 1, 4], state.latents[1].audio[0, 4, bins:])
     again = chunk_state(origin, video, audio)
     assert torch.equal(again.latents[1].audio, state.latents[1].audio)
+
+
+# This pack's own model.
+
+
+@pytest.fixture(scope="module")
+def own(bundle: Bundle) -> StreamModel:
+    """A whole model of ours, as its loader hands it over."""
+    about = CausalModel(
+        OWN,
+        bundle.transformer.config,
+        bundle.model_id,
+        bundle.stream,
+        bundle.text_encoder.config.length,
+        fixed_length=True,
+        empty=bundle.embed(""),
+    )
+    return StreamModel(bundle.transformer, about, torch.empty(0), sdpa, lambda *_: None)
+
+
+def encoded(bundle: Bundle, text: str) -> Conditioning:
+    """CONDITIONING as our CLIP makes it."""
+    extras = {REFUSAL: bundle.prompt_refusal(text), TRANSCRIPT: bundle.transcript_of(text)}
+    return [[bundle.embed(text), extras]]
+
+
+def flat(prompt: Prompt) -> list[Tensor]:
+    """All tensors of a prompt."""
+    texts = [text for text in prompt[:2] if text is not None]
+    return [tensor for text in texts for layers in text for pair in layers for tensor in pair]
+
+
+def same(one: Prompt, other: Prompt) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(flat(one), flat(other), strict=True))
+
+
+def test_a_prompt_over_the_wires_is_the_bundles_own(own: StreamModel, bundle: Bundle) -> None:
+    found = own.prompt_of(encoded(bundle, "red ball"), None, guided=True)
+    assert same(found, bundle.prompt("red ball", guided=True))
+
+
+def test_no_negative_prompt_means_the_empty_one(own: StreamModel, bundle: Bundle) -> None:
+    positive, empty = encoded(bundle, "red ball"), encoded(bundle, "")
+    found = own.prompt_of(positive, None, guided=True)
+    assert same(found, own.prompt_of(positive, empty, guided=True))
+    assert own.prompt_of(positive, None, guided=False).unguided is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("", "is empty"), ("   ", "is empty"), ("zebra", "no word that this model knows")],
+)
+def test_a_prompt_that_says_nothing_is_refused(
+    own: StreamModel, bundle: Bundle, text: str, said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        own.prompt_of(encoded(bundle, text), None, guided=False)
+
+
+def test_prompts_of_another_model_or_another_length_are_refused(
+    own: StreamModel, bundle: Bundle
+) -> None:
+    with pytest.raises(ValueError, match="encoded for another model"):
+        own.prompt_of([[torch.zeros(1, 4, 4096), {}]], None, guided=False)
+    twice = bundle.embed("red ball").repeat(1, 2, 1)
+    with pytest.raises(ValueError, match=r"without Conditioning \(Concat\)"):
+        own.prompt_of([[twice, {}]], None, guided=False)
+
+
+def test_it_makes_one_frame_rate(own: StreamModel) -> None:
+    assert own.at_rate(24) is own and own.for_layout(own.clock.layout) is own
+    with pytest.raises(ValueError, match="take LTXVConditioning out of the way"):
+        own.at_rate(25)
 
 
 # A MODEL of ComfyUI's own loaders.
@@ -145,7 +221,7 @@ def test_a_file_that_says_nothing_is_run_as_omniforcing_and_one_that_does_as_it_
 
 
 def test_other_models_are_refused() -> None:
-    with pytest.raises(ValueError, match="is a Linear, expected LTX-2 with sound"):
+    with pytest.raises(ValueError, match="is a Linear, expected one that makes streams"):
         stock_config(nn.Linear(1, 1), {})
     with pytest.raises(ValueError, match="later version of LTX-2"):
         stock_config(Hosted(TransformerConfig(), device="meta"), {"cross_attention_adaln": True})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mutual_forcing.host.hosted import HostedTransformer
+from mutual_forcing.host.transformer_view import TransformerView
 from mutual_forcing.model_loaders.keymap import split_layout
 from mutual_forcing.networks.attention import sdpa
 from mutual_forcing.networks.config import TransformerConfig
@@ -36,7 +36,7 @@ def test_weights_in_file_order_give_the_same_numbers(rope_type: str) -> None:
     ours, theirs = CausalAVTransformer(config), CausalAVTransformer(config)
     ours.load_state_dict(split_layout(WEIGHTS, config))
     theirs.load_state_dict(WEIGHTS)
-    found = run(HostedTransformer(theirs, config, sdpa))
+    found = run(TransformerView(theirs, config, sdpa))
     expected = run(ours)
     assert torch.allclose(found, expected, atol=1e-5 * expected.abs().max().item())
 
@@ -48,8 +48,8 @@ def test_the_order_matters() -> None:
     theirs = CausalAVTransformer(config)
     theirs.load_state_dict(WEIGHTS)
     wrong = TransformerConfig.from_dict(config.to_dict() | {"rope_type": "split"})
-    found = run(HostedTransformer(theirs, wrong, sdpa))
-    expected = run(HostedTransformer(theirs, config, sdpa))
+    found = run(TransformerView(theirs, wrong, sdpa))
+    expected = run(TransformerView(theirs, config, sdpa))
     assert not torch.allclose(found, expected, atol=1e-3 * expected.abs().max().item())
 
 
@@ -59,7 +59,7 @@ def test_a_weight_that_the_host_changes_is_seen() -> None:
     config = GOLDEN.config
     theirs = CausalAVTransformer(config)
     theirs.load_state_dict(WEIGHTS)
-    hosted = HostedTransformer(theirs, config, sdpa)
+    hosted = TransformerView(theirs, config, sdpa)
     before = run(hosted)
     for key in ("transformer_blocks.0.attn1.to_q.weight", "transformer_blocks.0.scale_shift_table"):
         weight = theirs.get_parameter(key)

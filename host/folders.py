@@ -1,0 +1,86 @@
+"""ComfyUI's folders: where models, saved streams, outputs and working files lie."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import folder_paths
+
+from ..model_loaders.bundle import shipped_model_path
+from ..model_loaders.catalog import list_bases, list_ltx2, list_models, list_streams
+from ..samplers.tensor_file import is_regular
+
+FOLDER = "mutual_forcing"
+_MODEL_FOLDERS = (FOLDER, "diffusion_models", "checkpoints")
+
+
+def register_model_folder() -> None:
+    """Let ComfyUI know models/mutual_forcing, for files that artists add."""
+    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
+    _, extensions = folder_paths.folder_names_and_paths[FOLDER]
+    extensions |= {".safetensors", ".pt", ".pth"}
+
+
+def model_files() -> dict[str, Path]:
+    """Names and paths of the models that can be loaded, the shipped one first."""
+    return list_models(shipped_model_path(), files_in_model_folders())
+
+
+def files_in_model_folders(folders: Iterable[str] = _MODEL_FOLDERS) -> Iterator[tuple[str, Path]]:
+    """Names and paths of everything in these of ComfyUI's model folders."""
+    for folder in folders:
+        if folder not in folder_paths.folder_names_and_paths:
+            continue
+        for name in folder_paths.get_filename_list(folder):
+            # extra_model_paths.yaml may name several places, which may have files of one name.
+            for place in folder_paths.get_folder_paths(folder):
+                if is_regular(path := Path(place) / name):
+                    yield name, path
+
+
+def generator_files() -> dict[str, Path]:
+    """Names and places of LTX-2 checkpoints in ComfyUI's model folders."""
+    own = map(Path, folder_paths.get_folder_paths(FOLDER))
+    return list_ltx2(files_in_model_folders(), own_folders=own)
+
+
+def base_files() -> dict[str, Path]:
+    """Names and paths of files that hold LTX-2's connectors."""
+    return list_bases(files_in_model_folders())
+
+
+def output_file(name: str, extension: str) -> Path:
+    """The next free file `name_00001_.extension` in output/mutual_forcing; its folder is made.
+
+    Raises:
+        ValueError: the name leads out of the output folder.
+    """
+    try:
+        directory, stem, counter, _, _ = folder_paths.get_save_image_path(
+            f"{FOLDER}/{name}", folder_paths.get_output_directory()
+        )
+    except Exception as error:  # ComfyUI raises a bare Exception here
+        raise ValueError(
+            f"{name!r} lies outside ComfyUI's output folder; use a plain name, or one in a "
+            "subfolder"
+        ) from error
+    return Path(directory) / f"{stem}_{counter:05}_.{extension}"
+
+
+def temporary_file(extension: str) -> Path:
+    """A new file in ComfyUI's temporary folder, which is emptied when ComfyUI starts."""
+    return Path(folder_paths.get_temp_directory()) / f"{FOLDER}_{uuid.uuid4().hex}.{extension}"
+
+
+def saved_streams() -> dict[str, Path]:
+    """Saved streams below output/mutual_forcing and, as `name [input]`, input; newest first."""
+    output = Path(folder_paths.get_output_directory()) / FOLDER
+    return list_streams({"": output, "input": Path(folder_paths.get_input_directory())})
+
+
+def saved_stream(name: str) -> Path | None:
+    """The saved stream of this name; older graphs name those of the input folder without it."""
+    streams = saved_streams()
+    return streams.get(name, streams.get(f"{name} [input]"))
