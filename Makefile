@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-# `make test` runs the node tests and the workflows in the ComfyUI of COMFYUI_PATH, around this pack, or in
-# ~/ComfyUI (with its environment in .venv or venv), and says in one line which it was.
-PROMPT ?= a girl with red hair, pale skin and a green shirt on a blue background says ba mi tu in a high voice
+# `make test` runs the node tests and the workflows in the ComfyUI of COMFYUI_PATH, around this
+# pack, or in ~/ComfyUI (with its environment in .venv or venv), and says in one line which it was.
+PROMPT ?= a girl with red hair, pale skin and a green shirt on a blue background says ba mi tu \
+	in a high voice
 LENGTH ?= 10
 OUT ?= output
-# What `make evaluate` compares: name=file for each model, and name:mode:steps for each row of the tables.
+# What `make evaluate` compares: name=file for each model, name:mode:steps for each row of a table.
 MODELS ?= shipped=models/mutual_forcing_small.safetensors
 ROWS ?= shipped:few:4 shipped:few:8 shipped:multi:50
 LONG_ROWS ?= shipped:few:4
@@ -27,12 +28,14 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	# torchaudio's wheel is linked to CUDA; only its pure Python part (resampling) is used here.
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps torchaudio==2.11.0
-	$(PY) -c "import torch, sys; sys.exit(torch.version.cuda is None)" || rm -f $(VENV)/lib/python*/site-packages/torchaudio/lib/*.so
+	$(PY) -c "import torch, sys; sys.exit(torch.version.cuda is None)" \
+		|| rm -f $(VENV)/lib/python*/site-packages/torchaudio/lib/*.so
 	touch $@
 
 demo: $(VENV)/.run
 	mkdir -p $(OUT)
-	$(PY) generate.py "$(PROMPT)" --seconds $(LENGTH) --seed 7 -o $(OUT)/demo.mp4 --contact-sheet $(OUT)/demo.png
+	$(PY) generate.py "$(PROMPT)" --seconds $(LENGTH) --seed 7 \
+		-o $(OUT)/demo.mp4 --contact-sheet $(OUT)/demo.png
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .
@@ -40,18 +43,19 @@ lint: $(VENV)/.dev
 test: lint
 	$(PY) -m pytest -c tests/pytest.ini $(TESTS) -q --durations=10
 
-# What the shipped model makes of one prompt, in numbers that a test holds it to; again with each new model.
+# What the shipped model makes of one prompt, in numbers that a test holds it to; again with each
+# new model.
 golden: $(VENV)/.run
 	@$(PY) launch.py tests.golden
 
 parity: $(VENV)/.run
 	@$(PY) launch.py model_loaders.parity $(GOLDEN)
 
-# LTX-2 inside ComfyUI (COMFYUI_PATH) against this pack's own network, and what every 8-bit and 4-bit format
-# changes, on files with random weights: one number a line.
+# LTX-2 inside ComfyUI (COMFYUI_PATH) against this pack's own network, and what every 8-bit and
+# 4-bit format changes, on files with random weights: one number a line.
 COMFYUI_PATH ?= $(HOME)/ComfyUI
-COMFYUI_PYTHON ?= $(firstword $(wildcard $(COMFYUI_PATH)/venv/bin/python $(COMFYUI_PATH)/.venv/bin/python \
-	$(COMFYUI_PATH)/../venv/bin/python $(COMFYUI_PATH)/../.venv/bin/python) $(PYTHON))
+COMFYUI_PYTHON ?= $(firstword $(wildcard $(addsuffix /bin/python, $(COMFYUI_PATH)/venv \
+	$(COMFYUI_PATH)/.venv $(COMFYUI_PATH)/../venv $(COMFYUI_PATH)/../.venv)) $(PYTHON))
 
 ltx2:
 	@$(COMFYUI_PYTHON) tests/shrunken_ltx2.py $(COMFYUI_PATH) $(OUT)/ltx2
@@ -59,12 +63,13 @@ ltx2:
 
 evaluate: $(VENV)/.dev
 	mkdir -p $(OUT)/measured
-	$(PY) launch.py lab.metrics.evaluate --mode multi --prompts 64 --seconds 5 --out $(OUT)/measured/multi
+	$(PY) launch.py lab.metrics.evaluate --mode multi --prompts 64 --seconds 5 \
+		--out $(OUT)/measured/multi
 	$(PY) launch.py lab.metrics.longrun --seconds 60 --out $(OUT)/measured/longrun
-	$(PY) launch.py lab.metrics.compare --models $(MODELS) --rows $(ROWS) --prompts $(PROMPTS) --seeds $(SEEDS) \
-		--seconds 5 --jobs $(JOBS) --out $(OUT)/measured/compare
-	$(PY) launch.py lab.metrics.horizon --models $(MODELS) --rows $(LONG_ROWS) --prompts $(PROMPTS) --seeds $(SEEDS) \
-		--seconds 60 --jobs $(JOBS) --out $(OUT)/measured/horizon
+	$(PY) launch.py lab.metrics.compare --models $(MODELS) --rows $(ROWS) \
+		--prompts $(PROMPTS) --seeds $(SEEDS) --seconds 5 --jobs $(JOBS) --out $(OUT)/measured/compare
+	$(PY) launch.py lab.metrics.horizon --models $(MODELS) --rows $(LONG_ROWS) \
+		--prompts $(PROMPTS) --seeds $(SEEDS) --seconds 60 --jobs $(JOBS) --out $(OUT)/measured/horizon
 
 clean:
 	rm -rf $(VENV) output

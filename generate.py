@@ -49,7 +49,7 @@ A_DAY = 86_400
 SAVED_EVERY = 1.0
 """Seconds between two savings of the stream while it is made."""
 EXAMPLES = """examples:
-  python generate.py "a blue bell swings slowly on a white background with a high sound" -o bell.mp4
+  python generate.py "a blue bell swings slowly on a white background" -o bell.mp4
   python generate.py "a girl with red hair says ba mi tu" --seconds 20 --contact-sheet sheet.png
   python generate.py "a red drum beats fast" --state-out drum.state
   python generate.py "a red drum beats fast" --state-in drum.state -o more.mp4

@@ -103,7 +103,8 @@ def test_files_and_tests_that_texts_name_exist() -> None:
 def test_examples_use_words_that_the_small_model_knows() -> None:
     commands = [*in_help("generate.py"), *(words for _, words in shown())]
     prompts = [words[2] for words in commands if words[1:2] == ["generate.py"]]
-    prompts += re.findall(r"^PROMPT \?= (.+)$", (ROOT / "Makefile").read_text(), re.M)
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", "")
+    prompts += re.findall(r"^PROMPT \?= (.+)$", makefile, re.M)
     assert len(prompts) > 4
     for prompt in prompts:
         assert set(words_of(prompt)) <= set(VOCABULARY), prompt
