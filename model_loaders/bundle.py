@@ -45,6 +45,7 @@ TRANSFORMER, TEXT, VIDEO, AUDIO = (
     "audio_codec.",
 )
 PACKED_HEADER = "mutual_forcing_header"
+STORED = (torch.float32, torch.bfloat16, torch.float16)
 REMEDY = (
     "choose the model that ships with this pack (models/mutual_forcing_small.safetensors) or copy "
     "it again"
@@ -452,6 +453,14 @@ def _check_keys(path: Path, parts: Mapping[str, nn.Module], tensors: Mapping[str
     }
     found = {key: tuple(value.shape) for key, value in tensors.items()}
     check_shapes(f"the model file {path}", expected, found, REMEDY)
+    for key, value in tensors.items():
+        # Statistics and norms included; NaN would come out as a black clip, or as none.
+        if value.dtype not in STORED or not torch.isfinite(value).all():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise TensorFileError(
+                f"the model file {path} has {key} as {kind}, expected finite floating point; "
+                f"{REMEDY}"
+            )
 
 
 def _fingerprint(header: _Header, tensors: Mapping[str, Tensor]) -> str:

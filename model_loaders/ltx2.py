@@ -325,7 +325,7 @@ def _main_dtype(checkpoint: Checkpoint, keys: KeyMap) -> torch.dtype:
     for key in keys.names.values():
         values[checkpoint.dtypes[key]] += torch.Size(checkpoint.shapes[key]).numel()
     dtype = values.most_common(1)[0][0]
-    return dtype if dtype.itemsize > 1 else torch.bfloat16
+    return dtype if dtype.is_floating_point and dtype.itemsize > 1 else torch.bfloat16
 
 
 def _check(checkpoint: Checkpoint, keys: KeyMap, wanted: Mapping[str, Tensor], what: str) -> None:

@@ -23,6 +23,7 @@ from .atomic_file import write_whole
 # A header of LTX-2's 5,000 tensors is 1 MB; the same again in Python's objects is twenty times
 # that.
 LONGEST_HEADER = 16 * 1024 * 1024
+_ATTEMPTS = 100
 _PICKLED = (b"PK\x03\x04", b"\x80")
 # The second is a user's quota; Windows may not name it.
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
@@ -106,7 +107,27 @@ def open_tensors(path: Path, what: str, remedy: str) -> safe_open:
                 f"{what} {path} has a header of {size} bytes, expected at most {LONGEST_HEADER}; "
                 f"{remedy}"
             )
-        return safe_open(path, framework="pt")
+        return _open_once(path)
+
+
+def _open_once(path: Path) -> safe_open:
+    """The library opens a path twice, for the header and for the map; both must be of one file."""
+    for attempt in range(_ATTEMPTS):
+        before = _identity(path)
+        try:
+            opened = safe_open(path, framework="pt")
+        except (SafetensorError, OSError, RuntimeError):
+            if attempt == _ATTEMPTS - 1 or _identity(path) == before:
+                raise
+            continue
+        if _identity(path) == before:
+            return opened
+    raise OSError(errno.EBUSY, "it is replaced all the time")
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def look_at(path: Path, what: str, remedy: str) -> str:
@@ -149,7 +170,8 @@ def explained(path: Path, what: str, remedy: str) -> Iterator[None]:
         raise TensorFileError(
             f"{what} {path} is not a safetensors file ({reason}); {remedy}"
         ) from error
-    except (OSError, ValueError, MemoryError) as error:
+    # A RuntimeError is PyTorch's, of a file that was cut while it was opened.
+    except (OSError, ValueError, MemoryError, RuntimeError) as error:
         reason = reason_of(error)
         raise TensorFileError(f"{what} {path} cannot be read ({reason}); {remedy}") from error
 

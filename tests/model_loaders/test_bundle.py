@@ -232,6 +232,16 @@ WRONG_CONTENTS: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, str]], ob
     ),
     "hop": (config(audio_codec__hop=320), "audio_hop_length is 160, expected 320"),
     "codes": (config(transformer__rope_type="\x1b[31m" * 10**5), "rope_type is"),
+    "whole numbers": (
+        lambda t, m: t.update({"video_codec.latent_std": torch.ones(4, dtype=torch.int64)}),
+        "latent_std as int64, expected finite",
+    ),
+    "NaN": (
+        lambda t, m: t.update(
+            {"model.diffusion_model.proj_out.bias": torch.full((16,), torch.nan)}
+        ),
+        "proj_out.bias as float32, expected finite",
+    ),
     "more layers than weights": (config(transformer__num_layers=3), "lacks .*transformer_blocks.2"),
 }
 
