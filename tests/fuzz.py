@@ -221,7 +221,9 @@ class Parts:
             header["model_title"] = str(rng.choice(EXTREME))
         elif action < 0.6:
             dropped = rng.choice(("cache.", "unguided.", ""))
-            header["keys"] = {k: v for k, v in header["keys"].items() if not f"{k}.".startswith(dropped)}
+            header["keys"] = {
+                k: v for k, v in header["keys"].items() if not f"{k}.".startswith(dropped)
+            }
             self.tensors = {
                 name: value
                 for name, value in self.tensors.items()
