@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .few_step import adapted
 from .rope import RopeTable
 from .rope import rotate as plain_rotate
 
@@ -80,10 +81,12 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return rearrange(x, "b n (a d) -> b a n d", a=heads)
 
 
-def keys_values(module: nn.Module, context: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+def keys_values(
+    module: nn.Module, context: Tensor, heads: int, few_step: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Normalised, unrotated keys and values (b, a, m, d) of a context (b, m, c)."""
-    k = split_heads(module.k_norm(module.to_k(context)), heads)
-    return k, split_heads(module.to_v(context), heads)
+    k = split_heads(module.k_norm(adapted(module.to_k, context, few_step)), heads)
+    return k, split_heads(adapted(module.to_v, context, few_step), heads)
 
 
 def attend(
@@ -96,9 +99,10 @@ def attend(
     query_rope: RopeTable | None = None,
     mask: Tensor | KeyPattern | None = None,
     rotate: Callable[[Tensor, RopeTable], Tensor] = plain_rotate,
+    few_step: Tensor | None = None,
 ) -> Tensor:
     """Attend from x (b, n, c) over ready (rotated) keys and values; (b, n, c)."""
-    q = split_heads(module.q_norm(module.to_q(x)), heads)
+    q = split_heads(module.q_norm(adapted(module.to_q, x, few_step)), heads)
     if query_rope is not None:
         q = rotate(q, query_rope)
     k, v = key_values
@@ -108,4 +112,4 @@ def attend(
         if mask is None or isinstance(mask, Tensor)
         else mask.attend(q, k, v, kernel)
     )
-    return module.to_out[0](rearrange(out, "b a n d -> b n (a d)"))
+    return adapted(module.to_out[0], rearrange(out, "b a n d -> b n (a d)"), few_step)

@@ -62,6 +62,8 @@ class TransformerConfig:
     step_size_embedding: bool = False
     # Numbers per audio latent of the timed transcript (`transcript.py`); 0: it is told none.
     transcript_channels: Annotated[int, Field(ge=0, le=65536)] = 0
+    # Rank of the adapters that act in few-step mode alone (`few_step.py`); 0: both modes share all.
+    few_step_rank: Annotated[int, Field(ge=0, le=1024)] = 0
 
     @property
     def video_dim(self) -> int:
@@ -119,3 +121,8 @@ class TransformerConfig:
             ValueError: naming the key, the value and what would fit.
         """
         check(self, "transformer config")
+        if self.few_step_rank and not self.step_size_embedding:
+            raise ValueError(
+                "transformer config: step_size_embedding is false, expected true beside a "
+                f"few_step_rank of {self.few_step_rank}"
+            )

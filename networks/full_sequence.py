@@ -26,7 +26,7 @@ from .layer import FreshKeys, Masks, Pass, TextKeys
 from .layout import BlockLayout
 from .modulation import TokenModulation
 from .rope import ModalityTables, RopeTable, modality_tables
-from .timestep import timestep_embedding
+from .timestep import GUIDANCE, timestep_embedding
 from .transformer import patch_audio, patch_video, run_layers
 
 
@@ -38,11 +38,13 @@ class Told(NamedTuple):
         later: keys of the prompt that it changes to, as many, with (b, k) bool for the blocks under
             it; None: none.
         track: timed transcript (b, s, c) of all blocks; None: none.
+        guidance: of few-step mode, one for all or (b, 1), for a network that has adapters for it.
     """
 
     text: TextKeys
     later: tuple[TextKeys, Tensor] | None = None
     track: Tensor | None = None
+    guidance: float | Tensor = GUIDANCE
 
     def block(self, index: int) -> TextKeys:
         """Text keys of a block."""
@@ -355,6 +357,7 @@ def history_forward(
         with_clean(both[1]) if with_audio else None,
         None if step_size is None else with_clean(step_size),
         like.dtype,
+        told.guidance,
     )
     groups = plan.video_group.to(like.device), plan.audio_group.to(like.device)
     run = Pass(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .attention import KeyPattern, KeyValueStore, attend, keys_values
 from .config import TransformerConfig
+from .few_step import adapted
 from .kernels import PLAIN, Kernels
 from .lanes import ONE_LANE, Lanes
 from .modulation import ModalityModulation, Modulation
@@ -177,22 +178,33 @@ def _until_meeting(
         side.heads,
         model.kernel,
         key_values=store.extend(
-            side.modality, *keys_values(side.own, hidden, side.heads), side.rope
+            side.modality,
+            *keys_values(side.own, hidden, side.heads, mod.few_step),
+            side.rope,
         ),
         query_rope=side.rope,
         mask=getattr(run.masks, side.modality),
         rotate=kernels.rotate,
+        few_step=mod.few_step,
     )
     x, hidden = kernels.add_norm(x, mod.attn_gate, own, eps)
     text = getattr(run.text, side.modality)[index]
     mask = getattr(run.masks, f"{side.modality}_text")
-    from_text = attend(side.text, hidden, side.heads, model.kernel, key_values=text, mask=mask)
+    from_text = attend(
+        side.text,
+        hidden,
+        side.heads,
+        model.kernel,
+        key_values=text,
+        mask=mask,
+        few_step=mod.few_step,
+    )
     if not both:
         return _Meeting(x + from_text)
     x, query, shown = kernels.add_modulate_twice(
         x, from_text, mod.query_scale, mod.query_shift, mod.key_scale, mod.key_shift, eps
     )
-    keys = keys_values(side.outgoing, shown, side.cross_heads)
+    keys = keys_values(side.outgoing, shown, side.cross_heads, mod.few_step)
     return _Meeting(x, query, store.extend(side.outgoing_name, *keys, side.cross_rope))
 
 
@@ -218,12 +230,14 @@ def _after_meeting(
             query_rope=side.cross_rope,
             mask=getattr(run.masks, side.incoming_name),
             rotate=kernels.rotate,
+            few_step=mod.few_step,
         )
         x, hidden = kernels.add_modulate(
             meeting.x, mod.cross_gate, other, mod.ff_scale, mod.ff_shift, eps
         )
     net = side.feed_forward.net
-    return torch.addcmul(x, mod.ff_gate, net[2](F.gelu(net[0].proj(hidden), approximate="tanh")))
+    inner = F.gelu(adapted(net[0].proj, hidden, mod.few_step), approximate="tanh")
+    return torch.addcmul(x, mod.ff_gate, adapted(net[2], inner, mod.few_step))
 
 
 def run_layer(

@@ -27,7 +27,7 @@ class ModalityModulation(NamedTuple):
 
     Self-attention and feed-forward are the modality's own; towards the other one it is the query
     once (and gates what comes in) and the key once. The cross-modal ones are None where a modality
-    runs alone.
+    runs alone. `few_step` (b, n or 1, 1) is the adapters' factor; None where they do not act.
     """
 
     attn_scale: Tensor
@@ -41,6 +41,7 @@ class ModalityModulation(NamedTuple):
     key_scale: Tensor | None = None
     key_shift: Tensor | None = None
     cross_gate: Tensor | None = None
+    few_step: Tensor | None = None
 
 
 class LayerModulation(NamedTuple):
@@ -51,10 +52,10 @@ class LayerModulation(NamedTuple):
 
 
 class HeadModulation(NamedTuple):
-    """(scale, shift) of each modality's head; None for one that is not run."""
+    """(scale, shift, few_step) of each modality's head; None for one that is not run."""
 
-    video: tuple[Tensor, Tensor] | None
-    audio: tuple[Tensor, Tensor] | None
+    video: tuple[Tensor, Tensor, Tensor | None] | None
+    audio: tuple[Tensor, Tensor, Tensor | None] | None
 
 
 class Modulation(Protocol):
@@ -106,11 +107,11 @@ class TokenModulation:
 
         def one(
             table: Tensor, embedding: ModalityEmbedding | None, groups: Tensor | None
-        ) -> tuple[Tensor, Tensor] | None:
+        ) -> tuple[Tensor, Tensor, Tensor | None] | None:
             if embedding is None:
                 return None
             shift, scale = _spread(table, embedding.head[:, :, None], groups)
-            return 1 + scale, shift
+            return 1 + scale, shift, _gates(embedding, groups)
 
         return HeadModulation(
             one(self.model.scale_shift_table, self.embedding.video, self.video_groups),
@@ -138,14 +139,23 @@ def _modality(
 ) -> ModalityModulation:
     """From a modality's own table (6, c) and, where both are run, its cross-modal one (5, c)."""
     shift, scale, gate, ff_shift, ff_scale, ff_gate = _spread(own, embedding.own, groups)
-    alone = ModalityModulation(1 + scale, shift, gate, 1 + ff_scale, ff_shift, ff_gate)
+    few_step = _gates(embedding, groups)
+    alone = ModalityModulation(
+        1 + scale, shift, gate, 1 + ff_scale, ff_shift, ff_gate, few_step=few_step
+    )
     if cross is None:
         return alone
     a2v_scale, a2v_shift, v2a_scale, v2a_shift = _spread(cross[:4], embedding.cross, groups)
     (cross_gate,) = _spread(cross[4:], embedding.gate, groups)
     to_video, to_audio = (1 + a2v_scale, a2v_shift), (1 + v2a_scale, v2a_shift)
     query, key = (to_video, to_audio) if is_video else (to_audio, to_video)
-    return ModalityModulation(*alone[:6], *query, *key, cross_gate)
+    return ModalityModulation(*alone[:6], *query, *key, cross_gate, few_step)
+
+
+def _gates(embedding: ModalityEmbedding, groups: Tensor | None) -> Tensor | None:
+    """The adapters' factor for each token (b, n or 1, 1)."""
+    gates = embedding.few_step
+    return gates if gates is None or groups is None else gates[:, groups]
 
 
 class SharedModulation(NamedTuple):
@@ -179,7 +189,7 @@ def shared_modulation(model: nn.Module, embedding: TimestepEmbedding) -> SharedM
 def _vectors(layers: tuple[LayerModulation, ...], head: HeadModulation) -> Iterator[Tensor]:
     for modalities in (*layers, head):
         for modality in modalities:
-            yield from modality
+            yield from (vector for vector in modality if vector is not None)
 
 
 def _views(
@@ -189,9 +199,12 @@ def _views(
     widths = [vector.shape[-1] for vector in _vectors(layers, head)]
     cuts = iter(flat[:, None].split(widths, dim=-1))
 
-    def modality() -> ModalityModulation:
-        return ModalityModulation(*(next(cuts) for _ in ModalityModulation._fields))
+    def cut(vectors: tuple[Tensor | None, ...]) -> Iterator[Tensor | None]:
+        return (None if vector is None else next(cuts) for vector in vectors)
 
-    cut_layers = tuple(LayerModulation(modality(), modality()) for _ in layers)
-    cut_head = HeadModulation((next(cuts), next(cuts)), (next(cuts), next(cuts)))
+    cut_layers = tuple(
+        LayerModulation(*(ModalityModulation(*cut(modality)) for modality in layer))
+        for layer in layers
+    )
+    cut_head = HeadModulation(*(tuple(cut(modality)) for modality in head))
     return SharedModulation(flat, cut_layers, cut_head)

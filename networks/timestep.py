@@ -18,8 +18,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .config import TransformerConfig
+from .few_step import adapted
 
 SINUSOID_DIM = 256
+GUIDANCE = 3.0
+"""Of few-step mode, where nobody says another."""
 
 
 def sinusoid(t: Tensor) -> Tensor:
@@ -62,7 +65,12 @@ class AdaLNSingle(nn.Module):
 
 
 def adaln(
-    module: nn.Module, time: Tensor, step: Tensor | None, count: int, dtype: torch.dtype
+    module: nn.Module,
+    time: Tensor,
+    step: Tensor | None,
+    count: int,
+    dtype: torch.dtype,
+    few_step: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Vectors (b, g, count, c) of times (b, g) and step sizes (b, g) or None, and the embedding
     (b, g, c) behind them."""
@@ -72,8 +80,13 @@ def adaln(
 
     embedded = embed(module.emb.timestep_embedder, time)
     if step is not None and hasattr(module.emb, "step_size_embedder"):
-        embedded = embedded + embed(module.emb.step_size_embedder, step)
-    return rearrange(module.linear(F.silu(embedded)), "b g (k c) -> b g k c", k=count), embedded
+        told = embed(module.emb.step_size_embedder, step)
+        if few_step is not None:
+            # With adapters the modes share nothing that few-step mode's training moves.
+            told = told * (step > 0)[..., None]
+        embedded = embedded + told
+    vectors = adapted(module.linear, F.silu(embedded), few_step)
+    return rearrange(vectors, "b g (k c) -> b g k c", k=count), embedded
 
 
 class ModalityEmbedding(NamedTuple):
@@ -83,6 +96,7 @@ class ModalityEmbedding(NamedTuple):
     cross: Tensor  # (b, g, 4, c): scale, shift of A2V, then of V2A
     gate: Tensor  # (b, g, 1, c): gate of what the other modality adds to this one
     head: Tensor  # (b, g, c): for the output head
+    few_step: Tensor | None  # (b, g, 1): factor of few-step mode's adapters; None without any
 
 
 class TimestepEmbedding(NamedTuple):
@@ -98,11 +112,13 @@ def timestep_embedding(
     audio_sigma: Tensor | None,
     step_size: Tensor | None,
     dtype: torch.dtype,
+    guidance: float | Tensor = GUIDANCE,
 ) -> TimestepEmbedding:
     """Embeddings of noise levels (b, g) per modality.
 
     Step sizes (b, g) are in units of sigma; None is d = 0, multi-step mode. Each gate of the
-    cross-modal attentions is fed by the sigma of the modality that it adds to.
+    cross-modal attentions is fed by the sigma of the modality that it adds to. Few-step mode's
+    adapters, where there are any, are told its guidance, one for all or (b, 1).
     """
     config: TransformerConfig = model.config
     scale = config.timestep_scale_multiplier
@@ -112,13 +128,17 @@ def timestep_embedding(
         sigma: Tensor, own: nn.Module, cross: nn.Module, gate: nn.Module
     ) -> ModalityEmbedding:
         step = None
-        if config.step_size_embedding:
+        # With adapters multi-step mode has no step size at all.
+        if config.step_size_embedding and not (config.few_step_rank and step_size is None):
             step = torch.zeros_like(sigma) if step_size is None else step_size.expand_as(sigma)
             step = step * scale
-        for_layers, for_head = adaln(own, sigma * scale, step, 6, dtype)
-        for_cross, _ = adaln(cross, sigma * scale, step, 4, dtype)
-        for_gate, _ = adaln(gate, sigma * gate_scale, step, 1, dtype)
-        return ModalityEmbedding(for_layers, for_cross, for_gate, for_head)
+        few_step = None
+        if config.few_step_rank and step is not None:
+            few_step = ((step > 0) * (guidance - 1) / 2)[..., None].to(dtype)
+        for_layers, for_head = adaln(own, sigma * scale, step, 6, dtype, few_step)
+        for_cross, _ = adaln(cross, sigma * scale, step, 4, dtype, few_step)
+        for_gate, _ = adaln(gate, sigma * gate_scale, step, 1, dtype, few_step)
+        return ModalityEmbedding(for_layers, for_cross, for_gate, for_head, few_step)
 
     return TimestepEmbedding(
         None

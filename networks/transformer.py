@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention, AttentionKernel, keys_values, sdpa
 from .config import TransformerConfig
+from .few_step import adapted, attach
 from .layer import Pass, TextKeys, run_layer
 from .timestep import AdaLNSingle
 
@@ -161,6 +162,8 @@ class CausalAVTransformer(nn.Module):
             self.audio_transcript_proj = TranscriptProjection(
                 config.transcript_channels, audio, operations, dtype, device
             )
+        if config.few_step_rank:
+            attach(self, config.few_step_rank, operations, dtype, device)
         if config.num_audio_sink_tokens:
             # Initialised as OmniForcing's first release did: N(0, 0.02^2), after the patch
             # projection.
@@ -189,10 +192,13 @@ def text_keys(model: nn.Module, video_context: Tensor, audio_context: Tensor) ->
     )
 
 
-def _head(projection: nn.Module, modulation: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
+def _head(
+    projection: nn.Module, modulation: tuple[Tensor, Tensor, Tensor | None], x: Tensor
+) -> Tensor:
     """Tokens (b, n, c) to velocity (b, n, channels)."""
-    scale, shift = modulation
-    return projection(torch.addcmul(shift, F.layer_norm(x, (x.shape[-1],), eps=1e-6), scale))
+    scale, shift, few_step = modulation
+    x = torch.addcmul(shift, F.layer_norm(x, (x.shape[-1],), eps=1e-6), scale)
+    return adapted(projection, x, few_step)
 
 
 def run_layers(

@@ -24,6 +24,7 @@ from ..networks.execution import EAGER, Execution, Workspace, to_device
 from ..networks.kv_cache import OpenBlock, RollingCache
 from ..networks.layer import TextKeys
 from ..networks.modulation import Modulation, TokenModulation, shared_modulation
+from ..networks.timestep import GUIDANCE as FEW_STEP_GUIDANCE
 from ..networks.timestep import TimestepEmbedding, timestep_embedding
 from .model import StreamModel
 from .noise import NoiseSource, noise_of
@@ -49,12 +50,15 @@ class SamplerSettings:
             built in.
         method: `euler` follows the velocity; `renoise` predicts the clean block and adds fresh
             noise.
+        few_step_guidance: of few-step mode, 1 to 4, for a network that has adapters for it; any
+            other has the guidance that it was trained with.
     """
 
     mode: Mode
     sigmas: tuple[float, ...]
     guidance: float = 1.0
     method: Method = "euler"
+    few_step_guidance: float = FEW_STEP_GUIDANCE
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
@@ -68,6 +72,10 @@ class SamplerSettings:
             )
         if not 1 <= self.guidance < math.inf:
             raise ValueError(f"guidance is {self.guidance}, expected 1 (off) or more")
+        if not 1 <= self.few_step_guidance <= 4:
+            raise ValueError(
+                f"guidance of few-step mode is {self.few_step_guidance}, expected 1 to 4"
+            )
         # Guidance is folded into few-step mode by its training, so asking for it again is a
         # mistake.
         if self.mode == "few" and self.guidance != 1:
@@ -146,8 +154,8 @@ def new_stream(model: StreamModel, settings: StreamSettings) -> StreamState:
 class SigmaConstants:
     """What the network makes of a noise level and step size, computed once for each."""
 
-    def __init__(self, model: nn.Module, like: Tensor) -> None:
-        self.model, self.like = model, like
+    def __init__(self, model: nn.Module, like: Tensor, guidance: float = FEW_STEP_GUIDANCE) -> None:
+        self.model, self.like, self.guidance = model, like, guidance
         self._embeddings: dict[tuple[float, float], TimestepEmbedding] = {}
         self._modulations: dict[tuple[float, float], Modulation] = {}
 
@@ -157,7 +165,7 @@ class SigmaConstants:
             level = torch.full((1, 1), sigma, device=self.like.device, dtype=torch.float32)
             step = torch.full_like(level, step_size)
             self._embeddings[sigma, step_size] = timestep_embedding(
-                self.model, level, level, step, self.like.dtype
+                self.model, level, level, step, self.like.dtype, self.guidance
             )
         return self._embeddings[sigma, step_size]
 
@@ -167,6 +175,9 @@ class SigmaConstants:
             # Shared, every layer's gradient would be as large as all layers' modulation together.
             make = TokenModulation if torch.is_grad_enabled() else shared_modulation
             embedding = self.embedding(sigma, step_size)
+            if not step_size:
+                # Nothing of few-step mode's acts, so nothing of it is computed.
+                embedding = TimestepEmbedding(*(one._replace(few_step=None) for one in embedding))
             self._modulations[sigma, step_size] = make(self.model, embedding)
         return self._modulations[sigma, step_size]
 
@@ -285,7 +296,7 @@ def rollout(
     # The checks above must not wait for the first block to be asked for, so the loop is a generator
     # inside.
     def generate(state: StreamState) -> Iterator[tuple[BlockLatents, StreamState]]:
-        constants = SigmaConstants(network, like)
+        constants = SigmaConstants(network, like, sampler.few_step_guidance)
         config = network.config
 
         def track(block: int) -> Tensor | None:

@@ -55,7 +55,9 @@ class Start:
     ) -> TokenModulation:
         """Of a block with video latents (b, c, f, h, w): all but the given ones noisy."""
         levels = zip(clean.video, noisy.video, strict=True)
-        both = ModalityEmbedding(*(torch.cat(level, dim=1) for level in levels))
+        both = ModalityEmbedding(
+            *(None if None in level else torch.cat(level, dim=1) for level in levels)
+        )
         frames = torch.arange(video.shape[2], device=video.device) >= self.latents.shape[2]
         groups = frames.long().repeat_interleave(video.shape[3] * video.shape[4])
         return TokenModulation(model, TimestepEmbedding(both, noisy.audio), groups)

@@ -32,14 +32,15 @@ class Guided(NamedTuple):
     model: nn.Module
     told: Told
     empty: Told
-    video_guidance: float
-    audio_guidance: float
+    video_guidance: float | Tensor
+    audio_guidance: float | Tensor
 
     @torch.no_grad()
     def velocity(self, history: Pair | None, x: Pair, sigma: Tensor) -> Pair:
         """Guided velocity: u + w (c - u). Without a history the teacher sees the whole clip."""
         conditional = velocity(self.model, history, x, sigma, self.told)
-        if self.video_guidance == self.audio_guidance == 1:
+        scales = self.video_guidance, self.audio_guidance
+        if all(not isinstance(scale, Tensor) and scale == 1 for scale in scales):
             return conditional
         empty = velocity(self.model, history, x, sigma, self.empty)
         return Pair(
@@ -49,7 +50,9 @@ class Guided(NamedTuple):
 
 
 @torch.no_grad()
-def guided_teacher(system: Parts, asked: Asked, guidance: tuple[float, float]) -> Guided:
+def guided_teacher(
+    system: Parts, asked: Asked, guidance: tuple[float | Tensor, float | Tensor]
+) -> Guided:
     """Multi-step mode of a network as a teacher."""
     return Guided(system.transformer, system.told(asked), system.told_nothing(asked), *guidance)
 

@@ -63,9 +63,27 @@ class HistoryMix:
             return steps
         if draw < share(self.real) + share(self.rollout):
             return 0
+        low = self._low_steps(steps)
+        return low[draws.choice(len(low))]
+
+    def _low_steps(self, steps: int) -> list[int]:
         sigmas = few_step_sigmas(steps)
-        low = [step for step in range(1, steps) if sigmas[step] <= self.highest]
-        return low[draws.choice(len(low))] if low else steps
+        return [step for step in range(1, steps) if sigmas[step] <= self.highest]
+
+    def check_levels(self, grids: tuple[int, ...]) -> None:
+        """Refuse a mix that resamples from levels that a grid does not have.
+
+        Raises:
+            ValueError: naming the grid and its lowest level.
+        """
+        resamples = any(a + b < 1 for a, b in zip(self.real, self.rollout, strict=True))
+        for steps in grids if resamples else ():
+            if not self._low_steps(steps):
+                raise ValueError(
+                    f"history mix: highest is {self.highest}, below every level of the grid of "
+                    f"{steps} steps, whose lowest is {few_step_sigmas(steps)[-2]:.3f}; raise it, "
+                    "or make real and rollout 1 together"
+                )
 
     def further_blocks(self, start_step: int, draws: Draws) -> int:
         """By how many blocks this history is rolled out further than the clip is long."""

@@ -149,11 +149,12 @@ class SampleSheets:
         system.to(self.device).eval().requires_grad_(False)
         parts = system.transformer, system.text_encoder, *self.codecs
         told = TRANSCRIPT if self.config.transcript_channels else None
-        about = self.clock, self.stream, "in training", self.device, torch.float32, told
+        about = self.clock, self.stream, "in training", self.device, torch.float32
+        model = Bundle(*parts, *about, transcript=told)
         prompts = held_out(PROMPTS)
         blocks = self.clock.blocks_for(SECONDS)
         try:
-            clips = generate(Bundle(*parts, *about), prompts, range(PROMPTS), blocks, self.sampler)
+            clips = generate(model, prompts, range(PROMPTS), blocks, self.sampler)
         except NonFiniteBlockError as error:
             return {"step": step, "samples": str(error)}
         judged = [judge(clip, self.clock) for clip in clips]

@@ -49,7 +49,8 @@ class MutualRecipe:
         steps: few-step grids that are trained, drawn at random.
         teacher_steps: Euler steps of the teacher over all noise levels, divided among the intervals
             of a grid.
-        guidance: of video and audio, folded into few-step mode.
+        guidance: of video and audio, folded into few-step mode. A network with few-step adapters
+            has one knob for both, which the adapters are told as video's.
         matching_range: noise levels at which the two scores are compared.
     """
 
@@ -70,6 +71,10 @@ class MutualRecipe:
     sigma_spread: float = 1.2
     caption_dropout: float = 0.1
     track_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.teacher == "self":  # the rival has no histories
+            self.history.check_levels(self.steps)
 
     @classmethod
     def from_dict(cls, values: dict[str, object]) -> MutualRecipe:
@@ -175,13 +180,21 @@ def shortcut_loss(system: Parts, teacher: Parts, taught: Taught, recipe: MutualR
     start, end = draw_interval(block_count(clip, layout), steps, draws)
     x = noised(clip, clip.noise(draws), start, layout)
 
+    told, guidance = system.told(asked), recipe.guidance
+    if system.transformer.config.few_step_rank:
+        # Half of the clips at guidance 1, where the adapters rest and the step size alone learns.
+        strong = draws.integers(2)
+        told = told._replace(guidance=1 + (guidance[0] - 1) * strong[:, None])
+        video, audio = (1 + (w - 1) * strong for w in guidance)
+        guidance = video.view(-1, 1, 1, 1, 1), audio.view(-1, 1, 1)
+
     def displacement() -> Pair:
-        score = guided_teacher(teacher, asked, recipe.guidance)
+        score = guided_teacher(teacher, asked, guidance)
         substeps = max(1, recipe.teacher_steps // steps)
         return shortcut_target(score, history, x, start, end, substeps, layout)
 
     target = teacher(displacement)
-    out = velocity(system.transformer, history, x, start, system.told(asked), start - end)
+    out = velocity(system.transformer, history, x, start, told, start - end)
     return sum(block_error(out, target, layout))
 
 

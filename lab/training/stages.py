@@ -31,7 +31,7 @@ from .optimiser import MasterWeights
 from .pair import block_count
 from .parallel import Processes
 from .self_forcing import exit_rollout, rollout_matching
-from .system import Parts, twin, without_some
+from .system import Parts, only_few_step, twin, without_some
 
 Logged = dict[str, Tensor]
 STAGES = ("unimodal", "joint", "mutual", "bidirectional")
@@ -203,6 +203,30 @@ class MutualStage:
             self.weights.write_average(self.teacher)
 
 
+class AdapterStage(MutualStage):
+    """Few-step mode in its own adapters, over a network that stays as it is.
+
+    The teacher is the same network with the adapters at rest; nothing learns from flow.
+    """
+
+    def __init__(self, system: Parts, trained: Trained, recipe: MutualRecipe) -> None:
+        self.system, self.recipe, self.teacher = system, recipe, system
+        self.fake = self.fake_weights = None
+        only_few_step(system)
+        self.weights = trained.weights(system)
+
+    def step(self, batch: Batch, draws: Draws, number: int, progress: float, rate: float) -> Logged:
+        """One update."""
+        system, recipe = self.system, self.recipe
+        _, taught = system(prepare, system, batch, recipe, progress, draws)
+        loss = system(shortcut_loss, system, system, taught, recipe)
+        loss.backward()
+        return {"shortcut": loss.detach(), "gradient": self.weights.step(rate)}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Nothing beyond the weights."""
+
+
 class SelfForcingStage:
     """The rival (lab.training.self_forcing): fake updates, and every few steps the network's."""
 
@@ -274,6 +298,8 @@ def build_stage(
     values = dict(settings["mutual"])
     fake_rate = values.pop("fake_learning_rate")
     recipe = MutualRecipe.from_dict(values)
+    if system.transformer.config.few_step_rank:
+        return AdapterStage(system, trained, recipe)
     if recipe.teacher == "self":
         return MutualStage(system, trained, recipe, fake_rate)
     if teacher is None:

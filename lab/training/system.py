@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...networks.config import TransformerConfig
 from ...networks.full_sequence import Told
 from ...networks.text_encoder import TextEncoder, TextEncoderConfig
+from ...networks.timestep import sinusoid
 from ...networks.transformer import CausalAVTransformer, TextKeys, text_keys
 from ..world.scene import VOCABULARY
 from .data import Asked
@@ -113,6 +115,24 @@ def without_some(
     return Asked(ids, later, asked.prompts, track)
 
 
+@torch.no_grad()
+def only_few_step(system: Parts) -> None:
+    """Freeze all but what acts in few-step mode alone: its adapters and the step size's embedders.
+
+    What a step size of 0 adds becomes a part of the noise level's embedding: from here on step
+    sizes act in few-step mode alone, and multi-step mode stays as it was.
+    """
+    for module in system.transformer.modules():
+        embedder = getattr(module, "step_size_embedder", None)
+        if embedder is not None:
+            zero = torch.zeros(1, device=embedder.linear_2.weight.device)
+            nothing = embedder.linear_2(F.silu(embedder.linear_1(sinusoid(zero))))[0]
+            module.timestep_embedder.linear_2.bias.add_(nothing)
+            embedder.linear_2.bias.sub_(nothing)
+    for name, parameter in system.named_parameters():
+        parameter.requires_grad_(".few_step." in name or ".step_size_embedder." in name)
+
+
 def twin(system: PartsType) -> PartsType:
     """A copy with weights of its own; what is frozen is shared with the original."""
     frozen = {id(p): p for p in system.parameters() if not p.requires_grad}
@@ -167,5 +187,8 @@ def initialise(system: System, seed: int) -> None:
             attention.to_out[0].weight.mul_(0.1)
     if model.config.transcript_channels:
         nn.init.zeros_(model.audio_transcript_proj.linear_2.weight)
+    for name, module in model.named_modules():
+        if name.endswith(".few_step"):
+            nn.init.zeros_(module.up.weight)
     nn.init.zeros_(model.proj_out.weight)
     nn.init.zeros_(model.audio_proj_out.weight)

@@ -45,7 +45,7 @@ from .system import EmbeddedSystem, Parts, System, initialise, placed, twin
 logger = logging.getLogger("mutualforcing")
 CONFIGS = Path(__file__).parent / "configs"
 SAVE_SECONDS = 120
-TRANSCRIPT = ".audio_transcript_proj."
+ADDITIONS = (".audio_transcript_proj.", ".few_step.")
 
 
 def read_settings(config: Path, stage: str, method: str) -> dict[str, dict[str, object]]:
@@ -92,13 +92,14 @@ def starting_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_starting(system: System, weights: Mapping[str, Tensor]) -> None:
-    """Set a system to the weights of another one, which may lack a timed transcript.
+    """Set a system to the weights of another one, which may lack additions: transcript, adapters.
 
     Raises:
         RuntimeError: other weights are missing, or there are some that it does not have.
     """
-    fresh = {name: value for name, value in system.state_dict().items() if TRANSCRIPT in name}
-    system.load_state_dict(fresh | dict(weights))
+    fresh = system.state_dict()
+    added = {name: fresh[name] for name in fresh if any(part in name for part in ADDITIONS)}
+    system.load_state_dict(added | dict(weights))
 
 
 class Run:
@@ -215,6 +216,14 @@ class Run:
         self.step += 1
         return logged
 
+    def averaged(self) -> dict[str, Tensor]:
+        """The averaged weights; with those that are not trained, unless they are a base's own."""
+        average = self.stage.weights.averaged()
+        if self.base is not None:
+            return average
+        frozen = self.stage.system.named_parameters()
+        return {name: p.detach().float() for name, p in frozen if not p.requires_grad} | average
+
     def save(self) -> None:
         """Write the averaged weights and the state to go on from; all processes must ask for it."""
         state = {
@@ -224,7 +233,7 @@ class Run:
             "step": self.step,
             "seconds": self.seconds,
         }
-        average = self.stage.weights.averaged()
+        average = self.averaged()
         if self.processes.rank:
             return
         out = self.args.out
@@ -269,7 +278,7 @@ class Run:
             self.log.add(logged, elapsed)
             self.log.line(self.step, self.seconds)
             if self.args.samples_every and self.step % self.args.samples_every == 0:
-                average = self.stage.weights.averaged()
+                average = self.averaged()
                 if self.sheets is not None:
                     self.log.write(self.sheets.write(average, self.step))
             if due > SAVE_SECONDS:

@@ -347,11 +347,11 @@ def test_the_comparison_is_the_shipped_recipe_in_smaller_batches() -> None:
 
 
 def test_histories_start_low_enough_to_stay_in_step_or_from_noise() -> None:
-    for steps in (1, 2, 4, 8):
-        mix = HistoryMix(real=(0.0, 0.0), rollout=(0.2, 0.2), highest=0.75)
+    mix = HistoryMix(real=(0.0, 0.0), rollout=(0.2, 0.2), highest=0.75)
+    for steps in (4, 8):
         starts = {mix.start_step(steps, 0.5, Draws(0, n, ())) for n in range(200)}
         low = {s for s in range(1, steps) if few_step_sigmas(steps)[s] <= 0.75}
-        assert starts == {0} | (low or {steps})
+        assert starts == {0} | low
     mix = HistoryMix(further=2)
     assert {mix.further_blocks(0, Draws(0, n, ())) for n in range(50)} == {0, 1, 2}
     assert mix.further_blocks(1, draws()) == HistoryMix().further_blocks(0, draws()) == 0
