@@ -76,10 +76,11 @@ def main() -> None:
             viewport={"width": 1600, "height": 1000},
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         )
+        context.set_default_timeout(300_000)  # a machine may be busy with other work
         context.route("**/*", only_here)
         page = context.pages[0]
         page.goto(URL, wait_until="domcontentloaded")
-        page.wait_for_function(READY, timeout=120_000)
+        page.wait_for_function(READY)
         page.wait_for_timeout(4000)
         page.keyboard.press("Escape")  # the templates dialog that greets a first visit
         page.wait_for_timeout(500)
