@@ -50,7 +50,6 @@ class GenerateClip(io.ComfyNode):
                 io.Vae.Input(
                     "audio_vae",
                     optional=True,
-                    display_name="audio VAE",
                     tooltip="For sound, from the model's loader. Without it the model's own.",
                 ),
                 io.Int.Input(

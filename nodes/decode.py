@@ -44,7 +44,6 @@ class DecodeChunk(io.ComfyNode):
                 io.Vae.Input(
                     "audio_vae",
                     optional=True,
-                    display_name="audio VAE",
                     tooltip="The VAE for sound, from the model's loader. Not needed where a model "
                     "is connected to 'vae'.",
                 ),

@@ -41,6 +41,7 @@ from mutual_forcing.model_loaders.containers import Checkpoint  # noqa: E402
 from mutual_forcing.model_loaders.generator import CONNECTORS, assemble  # noqa: E402
 from mutual_forcing.model_loaders.ltx2 import load_transformer  # noqa: E402
 from mutual_forcing.networks.transformer import text_keys  # noqa: E402
+from mutual_forcing.samplers.model import BareModel  # noqa: E402
 from mutual_forcing.samplers.rollout import (  # noqa: E402
     Prompt,
     new_stream,
@@ -90,10 +91,8 @@ def plain(patcher: object, path: Path = CAUSAL) -> torch.Tensor:
     network = load_transformer(path, overrides=HEADS).transformer
     context = patcher.model.diffusion_model.preprocess_text_embeds(CONTEXT, unprocessed=True)
 
-    class Own:
-        transformer, model_id, like = network, "own", torch.empty(0)
-
-    return stream(Own, Prompt(text_keys(network, *context.chunk(2, dim=-1))))
+    bare = BareModel(network, "own")
+    return stream(bare, Prompt(text_keys(network, *context.chunk(2, dim=-1))))
 
 
 def quantised(name: str) -> tuple[Path, Path]:
