@@ -32,7 +32,7 @@ except ImportError:  # not on Windows, where memory is not measured
 
 
 @dataclass(frozen=True)
-class Plan:
+class Workload:
     """What to measure; see the command line of `lab.bench.rollout`."""
 
     setup: Setup
@@ -108,58 +108,62 @@ class Measured:
 
 
 @torch.no_grad()
-def measure(plan: Plan) -> Measured:
+def measure(load: Workload) -> Measured:
     """Run it once, after a block or two to warm up (libraries, compilers, memory)."""
-    setup, device = plan.setup, plan.device
-    model = setup.model(plan.dtype, device)
-    context = setup.context(torch.empty(0, dtype=plan.dtype, device=device))
-    decoder = setup.decoder(device) if plan.decode else None
-    difference = _in_eight_bits(plan, model, context) if plan.fp8 else None
+    setup, device = load.setup, load.device
+    model = setup.model(load.dtype, device)
+    context = setup.context(torch.empty(0, dtype=load.dtype, device=device))
+    decoder = setup.decoder(device) if load.decode else None
+    difference = _in_eight_bits(load, model, context) if load.fp8 else None
     # What lays out a past is compiled for the first block that has one.
-    first = replace(plan, blocks=2 if plan.execution.compiled else 1)
+    first = replace(load, blocks=2 if load.execution.compiled else 1)
     for _ in _blocks(first, model, context, decoder, Stopwatch(device)):
         pass
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     watch, blocks, rates, past = Stopwatch(device), [], [], ()
     # The machine is measured between the blocks, where that does not get in the way of an overlap.
-    between = not plan.overlap
-    rates.append(measure_rates(setup, plan.dtype, device))
+    between = not load.overlap
+    rates.append(measure_rates(setup, load.dtype, device))
     prompt = spanned(lambda: text_keys(model, context, context), device).wall
-    for latents, block in _blocks(plan, model, context, decoder, watch):
-        if plan.plain:
-            _beside(plan, model, context, past, latents, block)
+    for latents, block in _blocks(load, model, context, decoder, watch):
+        if load.plain:
+            _beside(load, model, context, past, latents, block)
         past = (*past, latents)
         blocks.append(block)
         if between:
-            rates.append(measure_rates(setup, plan.dtype, device))
-    rates = rates if between else [*rates, measure_rates(setup, plan.dtype, device)]
+            rates.append(measure_rates(setup, load.dtype, device))
+    rates = rates if between else [*rates, measure_rates(setup, load.dtype, device)]
     typical = _typical(rates)
     for index, block in enumerate(blocks):
         around = _typical(rates[index : index + 2]) if between else typical
-        work = block_work(setup, index, plan.steps, plan.element_size)
+        work = block_work(setup, index, load.steps, load.element_size)
         clocks = [attrgetter(name) for name in Span._fields]
         block.floor = Span(*(around.floor(work, clock) for clock in clocks))
         block.attended = Span(*(around.floor(work, clock, apart=True) for clock in clocks))
-    stages = watch.read() if plan.overlap else {}
+    stages = watch.read() if load.overlap else {}
     for block in blocks:
         for stage, seconds in block.stages.items():
             stages[stage] = stages.get(stage, 0.0) + seconds
-    return Measured(prompt, blocks, typical, _peak(plan), stages, difference)
+    return Measured(prompt, blocks, typical, _peak(load), stages, difference)
 
 
 def _blocks(
-    plan: Plan, model: nn.Module, context: Tensor, decoder: StreamDecoder | None, watch: Stopwatch
+    load: Workload,
+    model: nn.Module,
+    context: Tensor,
+    decoder: StreamDecoder | None,
+    watch: Stopwatch,
 ) -> Iterator[tuple[BlockLatents, Block]]:
-    setup = plan.setup
+    setup = load.setup
     bare = BareModel(model, setup.name, context.new_empty(0))
     made = rollout(
         bare,
         Prompt(text_keys(model, context, context)),
         setup.begin(bare),
-        plan.blocks,
-        plan.sampler,
-        execution=replace(plan.execution, watch=watch),
+        load.blocks,
+        load.sampler,
+        execution=replace(load.execution, watch=watch),
     )
     video_memory = audio_memory = None
 
@@ -173,18 +177,18 @@ def _blocks(
                 _, audio_memory = decoder.decode_audio(latents.audio, audio_memory)
         return latents
 
-    decoded = behind(made, decode, plan.device) if plan.overlap else map(decode, made)
-    for index in range(plan.blocks):
+    decoded = behind(made, decode, load.device) if load.overlap else map(decode, made)
+    for index in range(load.blocks):
         start = now()
         latents = next(decoded)
         span = since(start)
         first, last = setup.clock.frame_span(index)
         # While the next block is on its way its stages cannot be told apart from this one's.
-        yield latents, Block(last - first, span, {} if plan.overlap else watch.read())
+        yield latents, Block(last - first, span, {} if load.overlap else watch.read())
 
 
 def _beside(
-    plan: Plan,
+    load: Workload,
     model: nn.Module,
     context: Tensor,
     past: tuple[BlockLatents, ...],
@@ -193,22 +197,22 @@ def _beside(
 ) -> None:
     """Make the same block plainly, and note its time and how far it is from ours."""
     start = now()
-    made = plain_block(plan.setup, model, context, past, plan.sampler)
+    made = plain_block(load.setup, model, context, past, load.sampler)
     block.plain = since(start)
     pairs = zip(ours, made, strict=True)
     block.difference = max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
 
 
-def _in_eight_bits(plan: Plan, model: nn.Module, context: Tensor) -> dict[str, float]:
+def _in_eight_bits(load: Workload, model: nn.Module, context: Tensor) -> dict[str, float]:
     """Turn the model to eight bits; how far block 0 is from what it was before."""
-    first = replace(plan, blocks=1, overlap=False)
+    first = replace(load, blocks=1, overlap=False)
 
     def block() -> BlockLatents:
-        ((latents, _),) = _blocks(first, model, context, None, Stopwatch(plan.device))
+        ((latents, _),) = _blocks(first, model, context, None, Stopwatch(load.device))
         return latents
 
     before = block()
-    use_fp8(model, compiled=plan.execution.compiled)
+    use_fp8(model, compiled=load.execution.compiled)
     return {
         name: ((a - b).norm() / b.norm()).item()
         for name, a, b in zip(BlockLatents._fields, block(), before, strict=True)
@@ -223,11 +227,11 @@ def _typical(rates: list[Rates]) -> Rates:
     return rates[0]._replace(**{name: middle(name) for name in ("matmul", "copy", "attention")})
 
 
-def _peak(plan: Plan) -> int | None:
-    if plan.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(plan.device)
+def _peak(load: Workload) -> int | None:
+    if load.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(load.device)
     # The process's peak: beside a plain rollout it would be that one's.
-    if resource is None or plan.plain:
+    if resource is None or load.plain:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 2**10

@@ -21,23 +21,20 @@ import torch
 
 from ...networks.execution import WAYS, Execution, device_named
 from ...networks.fp8 import unavailable
-from ..bench import against, plain
-from .measure import Measured, Plan, measure
-from .report import said, write
+from .. import command
+from ..report import publish, said, table
+from . import against, plain
+from .measure import Measured, Workload, measure
 from .setups import NAMES, setup
 
+MODULE = "lab.bench.rollout"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _STAGES = ("refresh", "open", "denoise", "video decode", "audio decode")
-_LAUNCH = Path(__file__).resolve().parents[2] / "launch.py"
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="lab.bench.rollout",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = command.parser(MODULE, __doc__)
     add = made.add_argument
     add(
         "--config",
@@ -82,7 +79,7 @@ def _add_comparison(made: argparse.ArgumentParser) -> None:
     made.add_argument("--out", type=Path, help="write OUT.json and OUT.md as well")
 
 
-def plan_of(arguments: argparse.Namespace) -> Plan:
+def workload_of(arguments: argparse.Namespace) -> Workload:
     """What was asked for.
 
     Raises:
@@ -94,15 +91,12 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         if not (height.isdigit() and width.isdigit()):
             raise ValueError(f"--grid is {arguments.grid!r}, expected HEIGHTxWIDTH such as 16x24")
         grid = int(height), int(width)
-    for name in ("blocks", "steps", "rounds"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"--{name} is {getattr(arguments, name)}, expected at least 1")
     device = device_named(arguments.device)
     execution = Execution.named(arguments.path)
     reason = execution.unavailable(device) or (arguments.fp8 and unavailable(device))
     if reason:
         raise ValueError(reason)
-    plan = Plan(
+    load = Workload(
         setup(arguments.config, arguments.layers, arguments.window, grid),
         arguments.blocks,
         arguments.steps,
@@ -114,12 +108,12 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         arguments.plain,
         arguments.fp8,
     )
-    if plan.plain:
-        plain.check(plan.setup, plan.blocks)
-    return plan
+    if load.plain:
+        plain.check(load.setup, load.blocks)
+    return load
 
 
-def results(plan: Plan, found: Measured) -> dict[str, object]:
+def results(load: Workload, found: Measured) -> dict[str, object]:
     """Everything as JSON."""
     seconds = sum(block.span.wall for block in found.blocks)
     frames = sum(block.frames for block in found.blocks)
@@ -135,13 +129,13 @@ def results(plan: Plan, found: Measured) -> dict[str, object]:
         / sum(block.attended.wall for block in found.blocks),
         "ratio to the floor, processor time": sum(block.span.cpu for block in found.blocks)
         / sum(block.floor.cpu for block in found.blocks)
-        if plan.device.type == "cpu"
+        if load.device.type == "cpu"
         else None,
         "plain over ours": sum(block.plain.wall for block in found.blocks) / seconds
-        if plan.plain
+        if load.plain
         else None,
         "difference to plain": max(block.difference for block in found.blocks)
-        if plan.plain
+        if load.plain
         else None,
         "fp8 against the same without": found.fp8,
         "stages, seconds": found.stages,
@@ -164,39 +158,21 @@ def results(plan: Plan, found: Measured) -> dict[str, object]:
     }
 
 
-def table(plan: Plan, found: Measured, summary: dict[str, object]) -> str:
-    """The same for people, in Markdown."""
+def rows_of(load: Workload, found: Measured) -> list[str]:
+    """A table of a line per block."""
     stages = [stage for stage in _STAGES if any(stage in block.stages for block in found.blocks)]
-    head = [
-        "block",
-        "seconds",
-        "FPS",
-        *stages,
-        "floor",
-        "ratio",
-        *(["plain"] if plan.plain else []),
-    ]
-    lines = [" | ".join(head), "|".join(["---"] * len(head))]
+    heads = ["block", "seconds", "FPS", *stages, "floor", "ratio", *["plain"] * load.plain]
+    rows = []
     for index, block in enumerate(found.blocks):
-        wall = block.span.wall
-        cells = [
-            str(index),
-            f"{wall:.3f}",
-            f"{block.frames / wall:.2f}",
-            *(f"{block.stages.get(stage, 0.0):.3f}" for stage in stages),
-            f"{block.floor.wall:.3f}",
-            f"{wall / block.floor.wall:.2f}",
-            *([f"{block.plain.wall:.3f}"] if block.plain else []),
-        ]
-        lines.append(" | ".join(cells))
-    rows = [f"| {line} |" for line in lines]
-    for key, value in summary.items():
-        if key != "blocks" and value is not None:
-            rows.append(f"\n{key}: {said(value)}")
-    return "\n".join(rows) + "\n"
+        wall, floor = block.span.wall, block.floor.wall
+        seconds = [said(block.stages.get(stage, 0.0), 3) for stage in stages]
+        cells = [index, said(wall, 3), said(block.frames / wall, 2), *seconds]
+        cells += [said(floor, 3), said(wall / floor, 2)]
+        rows.append([*cells, *([said(block.plain.wall, 3)] if block.plain else [])])
+    return table(heads, rows)
 
 
-def compare(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
+def compare(arguments: argparse.Namespace) -> None:
     """This command without --against, and the other one, in turn.
 
     Raises:
@@ -204,37 +180,33 @@ def compare(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     """
     own = argparse.ArgumentParser(add_help=False)
     _add_comparison(own)
-    _, rest = own.parse_known_args(argv)
-    commands = [
-        [sys.executable, str(_LAUNCH), "lab.bench.rollout", *rest],
-        shlex.split(arguments.against),
-    ]
+    _, rest = own.parse_known_args(arguments.given)
+    commands = [command.started(MODULE, *rest), shlex.split(arguments.against)]
     found = against.compared(*against.in_turn(commands, arguments.rounds))
-    write(
-        arguments.out,
-        {"commands": commands, **found},
-        "".join(f"{key}: {said(value)}\n" for key, value in found.items()),
-    )
+    lines = [f"{key}: {said(value)}" for key, value in found.items()]
+    publish(arguments.out, {"commands": commands, **found}, lines)
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """Measure, print and write."""
+    load = workload_of(arguments)
+    if arguments.against:
+        compare(arguments)
+        return
+    found = measure(load)
+    summary = results(load, found)
+    lines = rows_of(load, found)
+    for key, value in summary.items():
+        if key != "blocks" and value is not None:
+            lines += ["", f"{key}: {said(value)}"]
+    publish(arguments.out, summary, lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 2: it cannot be done."""
-    argv = sys.argv[1:] if argv is None else argv
-    arguments = parser().parse_args(argv)
-    try:
-        plan = plan_of(arguments)
-        if arguments.threads:
-            torch.set_num_threads(arguments.threads)
-        if arguments.against:
-            compare(arguments, argv)
-            return 0
-        found = measure(plan)
-    except ValueError as error:
-        sys.stderr.write(f"lab.bench.rollout: {error}\n")
-        return 2
-    summary = results(plan, found)
-    write(arguments.out, summary, table(plan, found, summary))
-    return 0
+    """Command line."""
+    p = parser()
+    p.set_defaults(given=sys.argv[1:] if argv is None else argv)
+    return command.run(p, work, argv)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ from statistics import mean
 import torch
 
 from ...networks.config import TransformerConfig
+from .. import command
 from ..metrics.longrun import peak_mb, resident_mb
+from ..report import publish, said, table
 from ..training.data import Batch
 from ..training.draws import Draws
 from ..training.parallel import Processes
@@ -33,7 +35,6 @@ from ..training.system import System, initialise, placed
 from ..training.train import CONFIGS, read_settings
 from ..world.scene import VOCABULARY
 from .against import finished
-from .report import said, write
 from .stopwatch import spanned
 
 OURS, RIVAL, TEACHER = "Mutual Forcing", "DMD + Self-Forcing", "the teacher of DMD + Self-Forcing"
@@ -42,7 +43,7 @@ METHODS = {
     RIVAL: ("mutual", "dmd_self_forcing"),
     TEACHER: ("bidirectional", "mutual"),
 }
-_LAUNCH = Path(__file__).resolve().parents[2] / "launch.py"
+MODULE = "lab.bench.training_cost"
 Settings = dict[str, dict[str, object]]
 Round = dict[str, float | list[float]]
 
@@ -137,21 +138,20 @@ def compared(rows: dict[str, dict[str, object]]) -> dict[str, float]:
     }
 
 
-def table(rows: dict[str, dict[str, object]], ratios: dict[str, float]) -> str:
+def lines_of(rows: dict[str, dict[str, object]], ratios: dict[str, float]) -> list[str]:
     """Rows and ratios in Markdown."""
     columns = [key for key in rows[OURS] if key != "lowest and highest round"]
-    lines = ["| | " + " | ".join(columns) + " |", "|" + "---|" * (1 + len(columns))]
+    lines = []
     for name, found in rows.items():
         low, high = found["lowest and highest round"]
         cells = [said(found[key]) for key in columns]
         cells[0] += f" ({low:.3g} to {high:.3g})"
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", f"{RIVAL} over {OURS}:", ""]
-    lines += [f"- {name}: {ratio:.2f}" for name, ratio in ratios.items()]
-    return "\n".join(lines) + "\n"
+        lines.append([name, *cells])
+    told = [f"- {name}: {ratio:.2f}" for name, ratio in ratios.items()]
+    return [*table(["", *columns], lines), "", f"{RIVAL} over {OURS}:", "", *told]
 
 
-def run(arguments: argparse.Namespace, options: Sequence[str]) -> None:
+def run(arguments: argparse.Namespace) -> None:
     """All methods in turn, each round in a process of its own that is given these options again.
 
     Raises:
@@ -160,8 +160,8 @@ def run(arguments: argparse.Namespace, options: Sequence[str]) -> None:
     found: dict[str, list[Round]] = {name: [] for name in METHODS}
     for number in range(arguments.rounds):
         for name in METHODS:
-            command = [sys.executable, str(_LAUNCH), "lab.bench.training_cost", *options]
-            printed = finished([*command, "--round", str(number), "--method", name])
+            one = command.started(MODULE, *arguments.given, "--round", number, "--method", name)
+            printed = finished(one)
             found[name].append(json.loads(printed))
     rows = {}
     for name, measured in found.items():
@@ -175,16 +175,12 @@ def run(arguments: argparse.Namespace, options: Sequence[str]) -> None:
         "rival over ours": ratios,
         "rounds": found,
     }
-    write(arguments.out, summary, table(rows, ratios))
+    publish(arguments.out, summary, lines_of(rows, ratios))
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog="lab.bench.training_cost",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = command.parser(MODULE, __doc__)
     p.add_argument("--config", type=Path, default=CONFIGS / "small.json")
     p.add_argument("--batch", type=int, default=4, help="clips (4)")
     p.add_argument("--blocks", type=int, default=5, help="blocks of each, with the prefix (5)")
@@ -196,31 +192,26 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def work(arguments: argparse.Namespace) -> None:
+    """All rounds of all methods, or the one round that this process is asked for."""
+    if arguments.method is None:
+        run(arguments)
+        return
+    stage, method = METHODS[arguments.method]
+    settings = read_settings(arguments.config, stage, method)
+    if stage == "bidirectional":
+        # As many steps as a round of the method that it is the teacher of.
+        taught = read_settings(arguments.config, *METHODS[RIVAL])
+        settings = settings | {"mutual": taught["mutual"]}
+    sizes = arguments.batch, arguments.blocks, arguments.round, arguments.rounds
+    sys.stdout.write(json.dumps(measure(settings, stage, *sizes)))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 2: it cannot be done."""
-    argv = sys.argv[1:] if argv is None else argv
-    arguments = parser().parse_args(argv)
-    try:
-        for name in ("batch", "blocks", "rounds", "threads"):
-            if getattr(arguments, name) < 1:
-                raise ValueError(f"--{name} is {getattr(arguments, name)}, expected at least 1")
-        if arguments.method is None:
-            run(arguments, argv)
-            return 0
-        torch.set_num_threads(arguments.threads)
-        stage, method = METHODS[arguments.method]
-        settings = read_settings(arguments.config, stage, method)
-        if stage == "bidirectional":
-            # As many steps as a round of the method that it is the teacher of.
-            settings = settings | {
-                "mutual": read_settings(arguments.config, *METHODS[RIVAL])["mutual"]
-            }
-        sizes = arguments.batch, arguments.blocks, arguments.round, arguments.rounds
-        sys.stdout.write(json.dumps(measure(settings, stage, *sizes)))
-    except ValueError as error:
-        sys.stderr.write(f"lab.bench.training_cost: {error}\n")
-        return 2
-    return 0
+    """Command line."""
+    p = parser()
+    p.set_defaults(given=sys.argv[1:] if argv is None else argv)
+    return command.run(p, work, argv)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """What "within 5 %", "better" and "no worse" mean, and which claims a comparison meets.
 
-Every metric has a direction, and a mean and a spread over the sampling seeds. With `a` the row and
-`b` the row that it is held against:
+Every metric has a direction, and a mean with the limits that chance leaves it: the 95 % interval of
+Student's t. Where a row has several trainings of its method, what differs by chance from one to the
+next is the training seed, and a training counts once, as the mean over its sampling seeds. Where it
+has one, the limits are those of the sampling seeds, and say nothing of another training. With `a`
+the row and `b` the row that it is held against:
 
 within 5 %   a is worse than b by no more than 5 % of b. Shares, correlations and distances alike
              are compared as they are measured: a distance with its floor, not as the excess over
@@ -9,8 +12,9 @@ within 5 %   a is worse than b by no more than 5 % of b. Shares, correlations an
              both rows are as good as the estimate can tell, an excess is the noise of the estimate,
              and 5 % of it means nothing. Floors and the ratio of the excesses are told beside it.
 better       a's mean is better than b's, by however little; or nothing is left to be better at.
-no worse     a is worse than b by no more than two standard errors, nor by more than 5 % of b. The
-             error is that of the differences seed by seed, since rows share prompts and noise.
+no worse     a is worse than b by no more than the limits of their difference, nor by more than 5 %
+             of b. Sampling seeds are paired, since rows share prompts and noise; trainings are not
+             (Welch's interval).
 kept         of a window against an earlier one: the ratio of the means, upside down where lower is
              better, so 1 is as good as before and less is worse.
 
@@ -20,26 +24,26 @@ claim.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+from scipy import stats
 
 from ...samplers.rollout import Mode
-from .rows import FARTHEST_MS, Row
+from .candidates import FARTHEST_MS, Candidate
 from .score import Table
 
 TOLERANCE = 0.05
-ERRORS = 2.0  # standard errors that "no worse" leaves to chance
+CONFIDENCE = 0.95
 KEPT = 0.95
 FEW, MORE, MANY = 4, 8, 50  # steps
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of `rows.scores`.
+    """A number of `candidates.scores`.
 
     Attributes:
         higher: whether more is better.
@@ -86,33 +90,62 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number from several sampling seeds."""
+    """A number, found several times.
 
-    seeds: tuple[float, ...]
+    Attributes:
+        values: one for each training, where there are several, or else for each sampling seed.
+        trainings: which of the two.
+    """
+
+    values: tuple[float, ...]
+    trainings: bool = False
 
     @property
     def mean(self) -> float:
         """Over the seeds."""
-        return float(np.mean(self.seeds))
+        return float(np.mean(self.values))
 
     @property
-    def spread(self) -> float | None:
-        """Standard deviation over the seeds; None with one."""
-        return float(np.std(self.seeds, ddof=1)) if len(self.seeds) > 1 else None
+    def limit(self) -> float | None:
+        """How far off the mean may be by chance, either way; None with one value."""
+        if len(self.values) < 2:
+            return None
+        return student(stats.sem(self.values), len(self.values) - 1)
 
 
-Estimates = Mapping[
-    str, Estimate
-]  # by the metric's key; a metric that nothing was found for is not there
+def student(error: float, freedom: float) -> float:
+    """Half the width of the interval about a mean with this standard error."""
+    return float(error * stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
-def estimates(scored: Sequence[Table]) -> dict[str, Estimate]:
-    """Each metric over the seeds, from one table of scores per seed."""
+def limit_of_difference(found: Estimate, other: Estimate) -> float | None:
+    """How far off the difference of two means may be by chance; None where that is not known."""
+    a, b = found.values, other.values
+    if not (found.trainings or other.trainings) and len(a) == len(b):
+        return Estimate(tuple(np.subtract(a, b).tolist())).limit
+    if min(len(a), len(b)) < 2:
+        return None
+    errors = np.square([stats.sem(a), stats.sem(b)])
+    if not errors.any():
+        return 0.0
+    freedom = errors.sum() ** 2 / (errors**2 / [len(a) - 1, len(b) - 1]).sum()
+    return student(np.sqrt(errors.sum()), freedom)
+
+
+# By the metric's key; a metric that nothing was found for is not there.
+Estimates = Mapping[str, Estimate]
+
+
+def estimates(scored: Sequence[Sequence[Table]]) -> dict[str, Estimate]:
+    """Each metric from one table of scores per training and sampling seed."""
     found = {}
     for metric in METRICS:
-        values = [table[metric.key] for table in scored]
-        if None not in values:
-            found[metric.key] = Estimate(tuple(values))
+        values = [[table[metric.key] for table in seeds] for seeds in scored]
+        if any(None in seeds for seeds in values):
+            continue
+        several = len(values) > 1
+        means = (float(np.mean(seeds)) for seeds in values)
+        found[metric.key] = Estimate(tuple(means if several else values[0]), several)
     return found
 
 
@@ -122,7 +155,8 @@ class Claim:
 
     Attributes:
         found, limit: the row's mean, and the worst mean that would do.
-        errors: by how many standard errors the row is better; None where that is not known.
+        gain: by how much the row is better.
+        chance: how far off that may be by chance; None where that is not known.
         excess: of distances, the row's excess over the floor in units of the other row's.
     """
 
@@ -133,7 +167,8 @@ class Claim:
     found: float
     limit: float
     met: bool
-    errors: float | None
+    gain: float
+    chance: float | None
     excess: float | None = None
 
 
@@ -155,17 +190,9 @@ def better(metric: Metric, found: Estimate, other: Estimate) -> tuple[float, boo
 
 def no_worse(metric: Metric, found: Estimate, other: Estimate) -> tuple[float, bool]:
     """Worse by no more than chance explains, and by no more than 5 %."""
-    chance = ERRORS * (standard_error(found, other) or 0.0)
+    chance = limit_of_difference(found, other) or 0.0
     limit = metric.limit(other.mean, min(chance, TOLERANCE * abs(other.mean)))
     return limit, metric.gain(found.mean, limit) >= 0
-
-
-def standard_error(found: Estimate, other: Estimate) -> float | None:
-    """Of the mean difference seed by seed; None with a single seed."""
-    if len(found.seeds) < 2:
-        return None
-    apart = np.subtract(found.seeds, other.seeds)
-    return float(np.std(apart, ddof=1) / math.sqrt(len(apart)))
 
 
 @dataclass(frozen=True)
@@ -174,35 +201,29 @@ class Question:
 
     name: str
     rule: Rule
-    rows: tuple[Row, ...]
-    others: tuple[Row, ...]
+    candidates: tuple[Candidate, ...]
+    others: tuple[Candidate, ...]
 
     def answers(self, found: Mapping[str, Estimates], floor: Estimates) -> list[Claim]:
         """Every pair of rows, metric by metric; none where a row is missing."""
         told = []
-        for row, other in product(self.rows, self.others):
+        for row, other in product(self.candidates, self.others):
             for metric in METRICS:
                 a, b = (found[one.label].get(metric.key) for one in (row, other))
                 if a is None or b is None:
                     continue
                 limit, met = self.rule(metric, a, b)
                 met &= a.mean != metric.lost
-                error = standard_error(a, b)
-                # Differences that agree to rounding, as shares of few clips do, tell nothing of
-                # chance.
-                known = error is not None and error > 1e-9
-                errors = metric.gain(a.mean, b.mean) / error if known else None
+                gain, chance = metric.gain(a.mean, b.mean), limit_of_difference(a, b)
                 least = floor.get(metric.key) if metric.floored else None
                 above = least is not None and b.mean > least.mean
                 excess = (a.mean - least.mean) / (b.mean - least.mean) if above else None
-                labels = row.label, other.label
-                told.append(
-                    Claim(self.name, metric.key, *labels, a.mean, limit, met, errors, excess)
-                )
+                which = self.name, metric.key, row.label, other.label
+                told.append(Claim(*which, a.mean, limit, met, gain, chance, excess))
         return told
 
 
-def questions(rows: Sequence[Row], model: str, baselines: Sequence[str]) -> list[Question]:
+def questions(rows: Sequence[Candidate], model: str, baselines: Sequence[str]) -> list[Question]:
     """The three claims of a comparison.
 
     Args:
@@ -211,7 +232,7 @@ def questions(rows: Sequence[Row], model: str, baselines: Sequence[str]) -> list
         baselines: names of the models that it is to beat.
     """
 
-    def asked(steps: int, modes: Sequence[Mode], names: Sequence[str]) -> tuple[Row, ...]:
+    def asked(steps: int, modes: Sequence[Mode], names: Sequence[str]) -> tuple[Candidate, ...]:
         return tuple(
             row
             for row in rows

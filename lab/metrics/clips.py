@@ -42,7 +42,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Clip:
+class PromptedClip:
     """Video (f, h, w, 3) uint8 and audio (n) float32 of a prompt."""
 
     prompt: HeldOut
@@ -79,14 +79,14 @@ def redrawn(prompts: Sequence[HeldOut], draw: int) -> list[HeldOut]:
     return others
 
 
-def true_clip(prompt: HeldOut, seconds: int, start: int = 0) -> Clip:
+def true_clip(prompt: HeldOut, seconds: int, start: int = 0) -> PromptedClip:
     """The clip as the world renders it, from second `start` of the scene on."""
     made = render(prompt.scene, seconds, start)
-    return Clip(prompt, 0, made.video, made.audio)
+    return PromptedClip(prompt, 0, made.video, made.audio)
 
 
 @torch.no_grad()
-def through_codecs(bundle: Bundle, clip: Clip) -> Clip:
+def through_codecs(bundle: Bundle, clip: PromptedClip) -> PromptedClip:
     """A clip encoded and decoded again: what the codecs alone leave of it."""
     device = bundle.device
     pixels = torch.from_numpy(clip.video).to(device).float().permute(3, 0, 1, 2)[None] / 127.5 - 1
@@ -95,7 +95,7 @@ def through_codecs(bundle: Bundle, clip: Clip) -> Clip:
         bundle.audio_codec.encode(torch.from_numpy(clip.audio).to(device)[None]),
     )
     decoded, _ = bundle.decoder().decode(latents)
-    return Clip(clip.prompt, clip.seed, *as_arrays(decoded))
+    return PromptedClip(clip.prompt, clip.seed, *as_arrays(decoded))
 
 
 def as_arrays(
@@ -153,7 +153,7 @@ def generate(
     sampler: SamplerSettings,
     window: int | None = None,
     on_step: Callable[[Step], None] | None = None,
-) -> list[Clip]:
+) -> list[PromptedClip]:
     """One batch of whole clips; arguments as for `decoded_blocks`."""
     made = joined(decoded_blocks(bundle, prompts, seeds, blocks, sampler, window, on_step))
     return _clips(made, prompts, seeds)
@@ -167,7 +167,7 @@ def generate_pieces(
     pieces: int,
     sampler: SamplerSettings,
     on_step: Callable[[Step], None] | None = None,
-) -> Iterator[list[Clip]]:
+) -> Iterator[list[PromptedClip]]:
     """One batch of streams in pieces of `seconds`, each given as soon as it is made.
 
     Only one piece is held, however long the stream.
@@ -199,8 +199,10 @@ def in_pieces(made: Iterable[DecodedBlock], clock: Clock, seconds: int) -> Itera
         held = [DecodedBlock(*rest)]
 
 
-def _clips(made: DecodedBlock, prompts: Sequence[HeldOut], seeds: Sequence[int]) -> list[Clip]:
+def _clips(
+    made: DecodedBlock, prompts: Sequence[HeldOut], seeds: Sequence[int]
+) -> list[PromptedClip]:
     return [
-        Clip(prompt, seed, *as_arrays(made, i))
+        PromptedClip(prompt, seed, *as_arrays(made, i))
         for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
     ]

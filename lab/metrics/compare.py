@@ -19,20 +19,19 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
+from .. import command
+from ..report import publish, said, table
+from .candidates import CODEC, TRUTH, WITHOUT_MODEL, Protocol
 from .claims import METRICS, Claim, Estimate, Estimates, Question, estimates, questions
-from .command import at_least_one, log, log_to_the_screen, write_report
-from .record import record
-from .row_runner import Made, Plan, Scores, add_row_options, plan_of, run
-from .rows import CODEC, TRUTH, WITHOUT_MODEL, Protocol, Row
+from .runner import Comparison, Made, Scores, add_row_options, comparison_of, run
 from .score import Table
+
+MODULE = "lab.metrics.compare"
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog="launch.py lab.metrics.compare",
-        description="Compare models and numbers of steps; write OUT/compare.json and compare.md.",
-    )
+    p = command.parser(MODULE, __doc__)
     add_row_options(p)
     p.add_argument("--seconds", type=int, default=5)
     p.add_argument("--claims", metavar="NAME", help="whose claims; default: the first model")
@@ -42,22 +41,36 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def described(estimate: Estimate) -> Table:
-    """An estimate for the JSON file."""
-    return {"mean": estimate.mean, "spread": estimate.spread, "seeds": list(estimate.seeds)}
+def described(estimates: Estimates) -> Table:
+    """Estimates for the JSON file."""
+    return {
+        key: {
+            "mean": one.mean,
+            "95 % limit": one.limit,
+            "over": "trainings" if one.trainings else "sampling seeds",
+            "values": list(one.values),
+        }
+        for key, one in estimates.items()
+    }
 
 
 def cell(estimate: Estimate | None, digits: int) -> str:
-    """An estimate for a table: mean and spread."""
+    """An estimate for a table: the mean and how far off it may be."""
     if estimate is None:
         return "-"
-    spread = "" if estimate.spread is None else f" ± {estimate.spread:.{digits}f}"
-    return f"{estimate.mean:.{digits}f}{spread}"
+    limit = "" if estimate.limit is None else f" ± {estimate.limit:.{digits}f}"
+    return f"{estimate.mean:.{digits}f}{limit}"
 
 
-def made_of(made: Made) -> Table:
-    """When and with what a row was made, and the time that it took."""
-    return {"CPU seconds": made.cpu_seconds, "record": made.record}
+def explained(protocol: Protocol, found: Mapping[str, Sequence[Estimates]], seconds: int) -> str:
+    """What the numbers of a table are, in words; of each row the estimates."""
+    ones = [one for rows in found.values() for row in rows for one in row.values()]
+    chance = ["sampling seeds of one training"] * any(not one.trainings for one in ones)
+    chance += ["trainings of a method"] * any(one.trainings for one in ones)
+    return (
+        f"{protocol.prompts} prompts, {protocol.seeds} sampling seeds, {seconds} s. Mean ± 95 % "
+        f"limits (Student's t) over the {' or the '.join(chance)}. ↓: less is better."
+    )
 
 
 def share_of(found: Estimates, own: Estimates) -> float | None:
@@ -69,26 +82,22 @@ def share_of(found: Estimates, own: Estimates) -> float | None:
 
 def by_attribute(scores: Scores) -> dict[str, float]:
     """Share that is right of each attribute, over the seeds."""
-    parts = [seed[0]["by attribute"] for seed in scores]
+    parts = [seed[0]["by attribute"] for seeds in scores for seed in seeds]
     names = sorted({name for part in parts for name in part})
     return {name: float(np.mean([part[name] for part in parts if name in part])) for name in names}
 
 
-def table(rows: Sequence[Row], found: Mapping[str, Estimates]) -> list[str]:
-    """Markdown: a line per row, mean ± spread over the seeds."""
+def rows_of(comparison: Comparison, found: Mapping[str, Estimates]) -> list[str]:
+    """A table of a line per row."""
     heads = [metric.title + ("" if metric.higher else " ↓") for metric in METRICS]
-    heads = ["", "passes a block", *heads, "mouth, of codec's own"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for row in rows:
-        if row.label not in found:
-            continue
-        ones = found[row.label]
-        cells = [cell(ones.get(metric.key), metric.digits) for metric in METRICS]
-        share = share_of(ones, found.get(CODEC, {}))
-        cells.append("-" if share is None else f"{share:.2f}")
-        passes = str(row.evaluations) if row.sampler is not None else "-"
-        lines.append("| " + " | ".join([row.label, passes, *cells]) + " |")
-    return lines
+    lines = []
+    for one in comparison.candidates:
+        if one.label in found:
+            row = found[one.label]
+            cells = [cell(row.get(metric.key), metric.digits) for metric in METRICS]
+            share = said(share_of(row, found.get(CODEC, {})), 2)
+            lines.append([one.label, one.evaluations or None, *cells, share])
+    return table(["", "passes a block", *heads, "mouth, of codec's own"], lines)
 
 
 def told(claim: Claim) -> str:
@@ -99,45 +108,45 @@ def told(claim: Claim) -> str:
         f"{'met   ' if claim.met else 'MISSED'} {claim.name}: {metric.title}, {claim.row} "
         f"{claim.found:.{digits}f}, {claim.against} allows {claim.limit:.{digits}f}"
     )
-    if claim.errors is not None:
-        side = "better" if claim.errors >= 0 else "worse"
-        line += f"; {side} by {abs(claim.errors):.1f} standard errors"
+    line += f"; {'better' if claim.gain >= 0 else 'worse'} by {abs(claim.gain):.{digits}f}"
+    if claim.chance is not None:
+        line += f" ± {claim.chance:.{digits}f}"
     if claim.excess is not None:
         line += f"; excess over the floor {claim.excess:.2f} of the other's"
     return line
 
 
 def report(
-    plan: Plan, rows: Mapping[str, Made], asked: Sequence[Question]
+    comparison: Comparison, rows: Mapping[str, Made], asked: Sequence[Question]
 ) -> tuple[Table, list[str], bool]:
     """Results for the JSON file, lines for the reader, and whether every claim is met."""
-    found = {label: estimates([seed[0] for seed in made.scores]) for label, made in rows.items()}
+    protocol, own = comparison.protocol, comparison.candidates
+    found = {
+        label: estimates([[seed[0] for seed in seeds] for seeds in made.scores])
+        for label, made in rows.items()
+    }
     claims = [claim for one in asked for claim in one.answers(found, found.get(TRUTH, {}))]
-    unasked = [one.name for one in asked if not (one.rows and one.others)]
+    unasked = [one.name for one in asked if not (one.candidates and one.others)]
     results: Table = {
-        "record": record(),
-        "protocol": asdict(plan.protocol),
-        "codecs": plan.codecs.model_id,
+        "protocol": asdict(protocol),
+        "codecs": comparison.codecs.model_id,
         "rows": {
-            row.label: {
-                "evaluations per block": row.evaluations,
-                **{key: described(one) for key, one in found[row.label].items()},
-                "mouth over codec's own": share_of(found[row.label], found.get(CODEC, {})),
-                "by attribute": by_attribute(rows[row.label].scores),
+            one.label: {
+                "evaluations per block": one.evaluations,
+                **described(found[one.label]),
+                "mouth over codec's own": share_of(found[one.label], found.get(CODEC, {})),
+                "by attribute": by_attribute(rows[one.label].scores),
             }
-            for row in plan.rows
-            if row.label in found
+            for one in own
+            if one.label in found
         },
         "claims": [asdict(claim) for claim in claims],
-        "made": {label: made_of(made) for label, made in rows.items()},
+        "made": {label: made.records for label, made in rows.items()},
     }
-    protocol = plan.protocol
     lines = [
-        f"{protocol.prompts} prompts, {protocol.seeds} sampling seeds, {protocol.seconds} s; mean "
-        "± "
-        "standard deviation over the seeds. ↓: less is better.",
+        explained(protocol, {label: [one] for label, one in found.items()}, protocol.seconds),
         "",
-        *table(plan.rows, found),
+        *rows_of(comparison, found),
         "",
         *(f"- {told(claim)}" for claim in claims),
         *(f"- not measured, a row is missing: {name}" for name in unasked),
@@ -145,37 +154,35 @@ def report(
     return results, lines, all(claim.met for claim in claims) and not unasked
 
 
-def main() -> int:
+def work(args: argparse.Namespace) -> int:
     """Make the rows that are missing, compare, print and write. Returns the exit status."""
-    args = parser().parse_args()
-    log_to_the_screen()
-    if not at_least_one(args, "prompts", "seeds", "seconds", "jobs"):
-        return 2
     protocol = Protocol(args.prompts, args.seeds, args.seconds)
-    try:
-        plan = plan_of(args, protocol, WITHOUT_MODEL)
-    except (ValueError, OSError) as error:
-        log.error("%s", error)
-        return 2
-    names = list(plan.files)
+    comparison = comparison_of(args, protocol, WITHOUT_MODEL)
+    names = comparison.names
     model = names[0] if args.claims is None else args.claims
     others = [name for name in names if name != model]
     baselines = others if args.baselines is None else args.baselines
     strangers = [name for name in (model, *baselines) if name not in names]
     if strangers:
-        log.error("found %s in --claims or --baselines, expected names of --models", strangers)
-        return 2
-    rows = run(plan, args, "lab.metrics.compare")
+        raise ValueError(
+            f"found {strangers} in --claims or --baselines, expected names of --models"
+        )
+    rows = run(comparison, args, MODULE)
     if args.only:
-        return int(args.only not in rows)
-    measured = [row for row in plan.rows if row.label in rows]
-    results, lines, met = report(plan, rows, questions(measured, model, baselines))
-    write_report(args.out, "compare", results, lines)
-    if len(measured) < len(plan.rows):
+        return int(not rows)
+    measured = [one for one in comparison.candidates if one.label in rows]
+    results, lines, met = report(comparison, rows, questions(measured, model, baselines))
+    publish(args.out / "compare", results, lines)
+    if len(measured) < len(comparison.candidates):
         return 1
     return int(args.check and not met)
 
 
+@torch.no_grad()
+def main() -> int:
+    """Command line."""
+    return command.run(parser(), work)
+
+
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     sys.exit(main())

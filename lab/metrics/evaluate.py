@@ -10,7 +10,6 @@ prints the table. The three rows of numbers are: truth (how well measuring itsel
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
 from dataclasses import asdict
@@ -21,21 +20,12 @@ import torch
 from ... import shell
 from ...model_loaders.bundle import Bundle
 from ...samplers.rollout import SamplerSettings, Step
-from .clips import Clip, HeldOut, generate, held_out, through_codecs, true_clip
-from .command import (
-    add_model_options,
-    add_result_options,
-    at_least_one,
-    log_to_the_screen,
-    open_model,
-    write_json,
-)
-from .overview import Row, overview
-from .record import record
+from .. import command
+from ..report import publish, said, table
+from .clips import HeldOut, PromptedClip, generate, held_out, through_codecs, true_clip
+from .overview import Strip, overview
 from .reference import KINDS
-from .score import Judged, Table, judge, summary, targets
-
-log = logging.getLogger("mutualforcing")
+from .score import Judged, Number, Table, judge, summary, targets
 
 
 def generate_all(
@@ -46,11 +36,11 @@ def generate_all(
     sampler: SamplerSettings,
     window: int | None,
     batch: int,
-) -> list[Clip]:
+) -> list[PromptedClip]:
     """Every prompt from `seeds` seeds, in batches, under a progress bar."""
     asked = [(prompt, 1000 * j + i) for j in range(seeds) for i, prompt in enumerate(prompts)]
     batches = [asked[i : i + batch] for i in range(0, len(asked), batch)]
-    clips: list[Clip] = []
+    clips: list[PromptedClip] = []
     with shell.progress(total=len(batches) * blocks * sampler.steps, unit="step") as bar:
 
         def progress(_: Step) -> None:
@@ -62,8 +52,8 @@ def generate_all(
     return clips
 
 
-def overview_rows(judged: list[Judged], fps: float) -> list[Row]:
-    """Rows to look at: what was asked, what is wrong, and where hits are seen."""
+def strips_of(judged: list[Judged], fps: float) -> list[Strip]:
+    """Strips to look at: what was asked, what is wrong, and where hits are seen."""
     rows = []
     for one in judged:
         named = one.clip.prompt.named
@@ -79,7 +69,7 @@ def overview_rows(judged: list[Judged], fps: float) -> list[Row]:
         title = f"{one.clip.prompt.text}   [{sync}]"
         if wrong:
             title += f"   WRONG {', '.join(wrong)}"
-        rows.append(Row(title, one.clip.video, one.clip.audio, tuple(t / length for t in seen)))
+        rows.append(Strip(title, one.clip.video, one.clip.audio, tuple(t / length for t in seen)))
     return rows
 
 
@@ -102,35 +92,27 @@ def clip_facts(one: Judged) -> Table:
     return facts
 
 
-def table(columns: dict[str, Table]) -> str:
-    """Markdown: one line per number, one column per set of clips."""
+def flat(values: Table, prefix: str = "") -> dict[str, Number]:
+    """Numbers of a table within tables by one name each."""
+    lines: dict[str, Number] = {}
+    for key, value in values.items():
+        deep = isinstance(value, dict)
+        lines |= flat(value, f"{prefix}{key}: ") if deep else {prefix + key: value}
+    return lines
 
-    def flat(values: Table, prefix: str = "") -> dict[str, object]:
-        lines: dict[str, object] = {}
-        for key, value in values.items():
-            deep = isinstance(value, dict)
-            lines |= flat(value, f"{prefix}{key}: ") if deep else {prefix + key: value}
-        return lines
 
-    def text(value: object) -> str:
-        return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
-
-    flats = {name: flat(column) for name, column in columns.items()}
-    keys = list(dict.fromkeys(key for column in flats.values() for key in column))
-    lines = ["| | " + " | ".join(flats) + " |", "|---" * (len(flats) + 1) + "|"]
-    for key in keys:
-        cells = (text(column.get(key)) for column in flats.values())
-        lines.append(f"| {key} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def rows_of(columns: dict[str, Table]) -> list[str]:
+    """A table of a line per number and a column per set of clips."""
+    flats = [flat(column) for column in columns.values()]
+    keys = dict.fromkeys(key for column in flats for key in column)
+    rows = ([key, *(said(column.get(key), 3) for column in flats)] for key in keys)
+    return table(["", *columns], rows)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog="launch.py lab.metrics.evaluate",
-        description="Measure a model on held-out prompts; write OUT.json and OUT.png.",
-    )
-    add_model_options(p)
+    p = command.parser("lab.metrics.evaluate", __doc__)
+    command.add_model_options(p)
     p.add_argument("--prompts", type=int, default=64)
     p.add_argument("--seeds", type=int, default=1, help="clips per prompt")
     p.add_argument("--seconds", type=int, default=5)
@@ -138,20 +120,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     p.add_argument("--free", action="store_true", help="free wording, some attributes left out")
     p.add_argument("--show", type=int, default=8, help="clips on the picture")
-    add_result_options(p)
+    command.add_result_options(p)
     return p
 
 
-def main() -> int:
+def work(args: argparse.Namespace) -> int:
     """Generate, measure, print and write. Returns the exit status."""
-    args = parser().parse_args()
-    log_to_the_screen()
-    if not at_least_one(args, "prompts", "seeds", "seconds", "batch"):
-        return 2
-    opened = open_model(args)
-    if opened is None:
-        return 2
-    bundle, sampler = opened
+    bundle, sampler = command.open_model(args)
     prompts = held_out(args.prompts, args.kinds, args.free)
     blocks = bundle.clock.blocks_for(args.seconds)
 
@@ -167,7 +142,6 @@ def main() -> int:
     columns = {name: summary(ones) for name, ones in judged.items()}
     goals = targets(columns["generated"], columns["codec"], 1000 / float(bundle.clock.fps))
     results = {
-        "record": record(),
         "model": {"file": args.model.name, "id": bundle.model_id},
         "settings": {
             "mode": sampler.mode,
@@ -183,22 +157,22 @@ def main() -> int:
         "summary": columns,
         "clips": [clip_facts(one) for one in judged["generated"]],
     }
-    path = Path(f"{args.out}.json")
-    write_json(path, results)
-    sheet = Path(f"{args.out}.png")
-    fps = float(bundle.clock.fps)
-    overview(sheet, overview_rows(judged["generated"][: max(1, args.show)], fps))
-
-    log.info("%s\n", table(columns))
-    for goal in goals:
-        sign = ">=" if goal.at_least else "<="
-        found = "-" if goal.found is None else f"{goal.found:.3f}"
-        met = "met   " if goal.met else "MISSED"
-        log.info("%s %s: %s %s %.3f", met, goal.name, found, sign, goal.wanted)
-    log.info("%d clips in %.0f s; wrote %s and %s", len(made), took, path, sheet)
+    fps, shown = float(bundle.clock.fps), judged["generated"][: args.show]
+    overview(Path(f"{args.out}.png"), strips_of(shown, fps))
+    lines = [
+        f"{'met   ' if goal.met else 'MISSED'} {goal.name}: {said(goal.found, 3)} "
+        f"{'>=' if goal.at_least else '<='} {goal.wanted:.3f}"
+        for goal in goals
+    ]
+    publish(args.out, results, [*rows_of(columns), "", *(f"- {line}" for line in lines)])
     return int(args.check and not all(goal.met for goal in goals))
 
 
+@torch.no_grad()
+def main() -> int:
+    """Command line."""
+    return command.run(parser(), work)
+
+
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     sys.exit(main())

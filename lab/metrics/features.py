@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ...model_loaders.bundle import Bundle
 from ...samplers.tensor_file import read_tensors, write_tensors
-from .clips import Clip
+from .clips import PromptedClip
 from .frechet import Moments, frechet_distance, moments
 
 SPAN = 5  # audio latents of 40 ms; the fastest hits are 0.4 s apart
@@ -44,7 +44,7 @@ class Reference(NamedTuple):
 
 
 @torch.no_grad()
-def features(bundle: Bundle, clips: Sequence[Clip]) -> Features:
+def features(bundle: Bundle, clips: Sequence[PromptedClip]) -> Features:
     """Features of clips of one length, from the codecs of `bundle`.
 
     Raises:

@@ -19,25 +19,23 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
+from .. import command
+from ..report import publish, said, table
+from .candidates import TRUTH, Protocol
 from .claims import KEPT, METRICS, Estimate, Estimates, estimates
-from .command import at_least_one, log, log_to_the_screen, write_report
-from .compare import cell, described, made_of
+from .compare import cell, described, explained
 from .horizon_plot import plot
-from .record import record
-from .row_runner import Made, Plan, Scores, add_row_options, plan_of, run
-from .rows import TRUTH, Protocol
+from .runner import Comparison, Made, Scores, add_row_options, comparison_of, run
 from .score import Table
 
+MODULE = "lab.metrics.horizon"
 PIECE = 5  # seconds
 WINDOWS = ((0, 5), (5, 15), (15, 25), (25, 60))
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog="launch.py lab.metrics.horizon",
-        description="Measure long streams in windows; write OUT/horizon.json, .md and .png.",
-    )
+    p = command.parser(MODULE, __doc__)
     add_row_options(p)
     p.add_argument("--seconds", type=int, default=WINDOWS[-1][1])
     return p
@@ -57,13 +55,22 @@ def windows_of(seconds: int) -> list[tuple[int, int]]:
     return [*begun[:-1], (begun[-1][0], seconds)]
 
 
+def by_piece(scores: Scores) -> list[dict[str, Estimate]]:
+    """Each metric piece by piece."""
+    return [
+        estimates([[seed[piece] for seed in seeds] for seeds in scores])
+        for piece in range(len(scores[0][0]))
+    ]
+
+
 def in_window(scores: Scores, window: tuple[int, int]) -> dict[str, Estimate]:
     """Each metric in a window: the average over its pieces, seed by seed."""
-    pieces = range(window[0] // PIECE, window[1] // PIECE)
-    parts = [estimates([seed[piece] for seed in scores]) for piece in pieces]
+    parts = by_piece(scores)[window[0] // PIECE : window[1] // PIECE]
     return {
-        key: Estimate(tuple(np.mean([part[key].seeds for part in parts], axis=0).tolist()))
-        for key in parts[0]
+        key: Estimate(
+            tuple(np.mean([part[key].values for part in parts], axis=0).tolist()), one.trainings
+        )
+        for key, one in parts[0].items()
         if all(key in part for part in parts)
     }
 
@@ -82,12 +89,11 @@ def named(window: tuple[int, int]) -> str:
     return f"{window[0]}-{window[1]} s"
 
 
-def table(
+def rows_of(
     spans: Sequence[tuple[int, int]], found: Mapping[str, Sequence[Estimates]]
 ) -> tuple[list[str], bool]:
-    """Markdown, a line per row and metric, and whether every model keeps enough of everything."""
-    heads = ["", "", *(named(span) for span in spans), "kept", ""]
-    lines, all_met = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"], True
+    """A table of a line per row and metric, and whether every model keeps enough of everything."""
+    lines, all_met = [], True
     for label, windows in found.items():
         left = kept(windows)
         for metric in METRICS:
@@ -98,82 +104,66 @@ def table(
             all_met &= met or label == TRUTH
             cells = [cell(window.get(metric.key), metric.digits) for window in windows]
             verdict = "" if label == TRUTH else "met" if met else "**missed**"
-            cells += ["-" if share is None else f"{share:.2f}", verdict]
             title = metric.title + ("" if metric.higher else " ↓")
-            lines.append("| " + " | ".join([label, title, *cells]) + " |")
-    return lines, all_met
+            lines.append([label, title, *cells, said(share, 2), verdict])
+    return table(["", "", *(named(span) for span in spans), "kept", ""], lines), all_met
 
 
 def report(
-    plan: Plan, rows: Mapping[str, Made], spans: Sequence[tuple[int, int]]
+    comparison: Comparison, rows: Mapping[str, Made], spans: Sequence[tuple[int, int]]
 ) -> tuple[Table, list[str], bool]:
-    """Results for the JSON file, lines for the reader, and whether every row keeps enough."""
-    order = [row.label for row in plan.rows if row.label in rows]
+    """Results for the JSON file, lines for the reader, and whether all models keep enough."""
+    order = [one.label for one in comparison.candidates if one.label in rows]
     found = {label: [in_window(rows[label].scores, span) for span in spans] for label in order}
-    protocol = plan.protocol
-    lines, met = table(spans, found)
+    protocol = comparison.protocol
+    lines, met = rows_of(spans, found)
     results: Table = {
-        "record": record(),
         "protocol": asdict(protocol),
-        "codecs": plan.codecs.model_id,
+        "codecs": comparison.codecs.model_id,
         "rows": {
             label: {
                 "windows": {
-                    named(span): {key: described(one) for key, one in window.items()}
+                    named(span): described(window)
                     for span, window in zip(spans, found[label], strict=True)
                 },
                 "kept": kept(found[label]),
-                "pieces": [
-                    {key: described(one) for key, one in piece.items()}
-                    for piece in by_piece(rows[label].scores)
-                ],
+                "pieces": [described(piece) for piece in by_piece(rows[label].scores)],
             }
             for label in order
         },
-        "made": {label: made_of(rows[label]) for label in order},
+        "made": {label: rows[label].records for label in order},
     }
     lines = [
-        f"{protocol.prompts} prompts, {protocol.seeds} sampling seeds, {spans[-1][1]} s, measured "
-        "in "
-        f"pieces of {protocol.seconds} s; mean ± standard deviation over the seeds. ↓: less is "
-        f"better. kept: last window over first, upside down where less is better; goal {KEPT}.",
+        f"{explained(protocol, found, spans[-1][1])} Measured in pieces of {protocol.seconds} s. "
+        f"kept: last window over first, upside down where less is better; goal {KEPT}.",
         "",
         *lines,
     ]
     return results, lines, met
 
 
-def by_piece(scores: Scores) -> list[dict[str, Estimate]]:
-    """Each metric piece by piece."""
-    return [estimates([seed[piece] for seed in scores]) for piece in range(len(scores[0]))]
-
-
-def main() -> int:
+def work(args: argparse.Namespace) -> int:
     """Make the rows that are missing, measure, print, draw and write. Returns the exit status."""
-    args = parser().parse_args()
-    log_to_the_screen()
-    if not at_least_one(args, "prompts", "seeds", "jobs"):
-        return 2
-    try:
-        spans = windows_of(args.seconds)
-        protocol = Protocol(args.prompts, args.seeds, PIECE, args.seconds // PIECE)
-        plan = plan_of(args, protocol, (TRUTH,))
-    except (ValueError, OSError) as error:
-        log.error("%s", error)
-        return 2
-    rows = run(plan, args, "lab.metrics.horizon")
+    spans = windows_of(args.seconds)
+    protocol = Protocol(args.prompts, args.seeds, PIECE, args.seconds // PIECE)
+    comparison = comparison_of(args, protocol, (TRUTH,))
+    rows = run(comparison, args, MODULE)
     if args.only:
-        return int(args.only not in rows)
-    results, lines, met = report(plan, rows, spans)
-    write_report(args.out, "horizon", results, lines)
-    order = [row.label for row in plan.rows if row.label in rows]
-    curves = {label: by_piece(rows[label].scores) for label in order}
+        return int(not rows)
+    results, lines, met = report(comparison, rows, spans)
+    publish(args.out / "horizon", results, lines)
+    curves = {label: by_piece(rows[label].scores) for label in results["rows"]}
     plot(args.out / "horizon.png", curves, PIECE, [start for start, _ in spans[1:]])
-    if len(rows) < len(plan.rows):
+    if len(rows) < len(comparison.candidates):
         return 1
     return int(args.check and not met)
 
 
+@torch.no_grad()
+def main() -> int:
+    """Command line."""
+    return command.run(parser(), work)
+
+
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""How good streams are as they go on: a picture a metric, a curve a row, with its spread."""
+"""How good streams are as they go on: a picture a metric, a curve a row, with its 95 % limits."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .candidates import TRUTH
 from .claims import METRICS, Estimates
-from .rows import TRUTH
 
 COLUMNS = 3
 
@@ -40,7 +40,7 @@ def plot(
             at = [(i + 0.5) * seconds for i, piece in enumerate(pieces) if metric.key in piece]
             ones = [piece[metric.key] for piece in pieces if metric.key in piece]
             means = np.array([one.mean for one in ones])
-            spreads = np.array([one.spread or 0.0 for one in ones])
+            limits = np.array([one.limit or 0.0 for one in ones])
             plain = label == TRUTH
             (line,) = axes.plot(
                 at,
@@ -53,8 +53,8 @@ def plot(
             )
             axes.fill_between(
                 at,
-                means - spreads,
-                means + spreads,
+                means - limits,
+                means + limits,
                 color=line.get_color(),
                 alpha=0.15,
                 linewidth=0,

@@ -10,6 +10,7 @@ decoding the whole.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ from ...model_loaders.bundle import Bundle, load_bundle, shipped_model_path
 from ...networks.full_sequence import Told, causal_forward, history_forward
 from ...networks.kv_cache import OpenBlock, RollingCache
 from ...samplers.rollout import SigmaConstants, rollout, sampler_settings
+from .. import command
+
+log = logging.getLogger("mutualforcing")
 
 SIGMA, BLOCKS = 0.6, 6
 PROMPT = "a red ball bounces fast on a blue background with a high sound"
@@ -111,12 +115,9 @@ def chunks_against_whole(bundle: Bundle) -> tuple[float, float]:
     return rolled, max((streamed - expected).abs().max().item(), (sound - audio).abs().max().item())
 
 
-@torch.no_grad()
-def main() -> int:
+def work(args: argparse.Namespace) -> int:
     """Print the four numbers; 1 if one is out of bounds."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=shipped_model_path())
-    bundle = load_bundle(parser.parse_args().model)
+    bundle = load_bundle(args.model)
     rolled, decoded = chunks_against_whole(bundle)
     rows = (
         ("masked_whole_against_cached_blocks", masked_against_cached(bundle), 1e-5),
@@ -125,8 +126,21 @@ def main() -> int:
         ("streamed_against_whole_decoding", decoded, 1e-4),
     )
     for name, value, limit in rows:
-        sys.stdout.write(f"{name} {value:.3e} (limit {limit:g})\n")
+        log.info("%s %.3e (limit %g)", name, value, limit)
     return int(any(not value <= limit for _, value, limit in rows))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = command.parser("lab.metrics.identities", __doc__)
+    p.add_argument("--model", type=Path, default=shipped_model_path())
+    return p
+
+
+@torch.no_grad()
+def main() -> int:
+    """Command line."""
+    return command.run(parser(), work)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the first and of the last 5 seconds.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 import time
@@ -26,23 +25,15 @@ from ...model_loaders.bundle import Bundle
 from ...samplers.decode import DecodedBlock, joined
 from ...samplers.live import live_clip
 from ...samplers.rollout import SamplerSettings
+from .. import command
+from ..report import publish, said
 from .attributes import measure
 from .clips import HeldOut, as_arrays, held_out
-from .command import (
-    add_model_options,
-    add_result_options,
-    log_to_the_screen,
-    open_model,
-    write_json,
-)
-from .record import record
 
 try:
     import resource
 except ImportError:  # not on Windows, where memory is not measured
     resource = None
-
-log = logging.getLogger("mutualforcing")
 
 NEIGHBOURS = 2  # blocks to either side whose median stands for a block's time
 ENDS = 5  # blocks at either end whose attributes are measured
@@ -123,29 +114,20 @@ def kept(bundle: Bundle, prompt: HeldOut, part: DecodedBlock) -> dict[str, bool]
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog="launch.py lab.metrics.longrun",
-        description="Time and memory per block of one long stream; write OUT.json.",
-    )
-    add_model_options(p)
+    p = command.parser("lab.metrics.longrun", __doc__)
+    command.add_model_options(p)
     p.add_argument("--seconds", type=int, default=LATE)
     p.add_argument("--prompt", type=int, default=0, help="number of the held-out prompt")
     p.add_argument("--seed", type=int, default=0)
-    add_result_options(p)
+    command.add_result_options(p)
     return p
 
 
-def main() -> int:
+def work(args: argparse.Namespace) -> int:
     """Generate, measure, print and write. Returns the exit status."""
-    args = parser().parse_args()
-    log_to_the_screen()
     if args.seconds < EARLY + NEIGHBOURS:
-        log.error("--seconds is %d, expected at least %d", args.seconds, EARLY + NEIGHBOURS)
-        return 2
-    opened = open_model(args)
-    if opened is None:
-        return 2
-    bundle, sampler = opened
+        raise ValueError(f"--seconds is {args.seconds}, expected at least {EARLY + NEIGHBOURS}")
+    bundle, sampler = command.open_model(args)
     prompt = held_out(args.prompt + 1)[-1]
     costs, first, last = run(bundle, prompt.text, args.seconds, sampler, args.seed, args.window)
     late = len(costs) - 1
@@ -156,7 +138,6 @@ def main() -> int:
     peaks = costs[late].peak_mb / costs[EARLY].peak_mb if costs[EARLY].peak_mb else None
     met = ratios["seconds"] <= 1.10 and peaks is not None and peaks <= 1.05
     results = {
-        "record": record(),
         "model": {"file": args.model.name, "id": bundle.model_id},
         "settings": {"mode": sampler.mode, "steps": sampler.steps, "guidance": sampler.guidance},
         "prompt": prompt.text,
@@ -173,15 +154,16 @@ def main() -> int:
             for name in ("seconds", "cpu_seconds", "resident_mb", "peak_mb")
         },
     }
-    path = Path(f"{args.out}.json")
-    write_json(path, results)
-    for key, value in results.items():
-        if key not in ("record", "blocks"):
-            log.info("%s: %s", key, f"{value:.4f}" if isinstance(value, float) else value)
-    log.info("%s; wrote %s", "met" if met else "MISSED", path)
+    lines = [f"- {key}: {said(value)}" for key, value in results.items() if key != "blocks"]
+    publish(args.out, results, lines)
     return int(args.check and not met)
 
 
+@torch.no_grad()
+def main() -> int:
+    """Command line."""
+    return command.run(parser(), work)
+
+
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     sys.exit(main())

@@ -16,7 +16,7 @@ _LOOK = Look(columns=16, cell=96, wave=48)
 
 
 @dataclass(frozen=True)
-class Row:
+class Strip:
     """One clip on the sheet.
 
     Attributes:
@@ -32,7 +32,7 @@ class Row:
     marks: tuple[float, ...] = ()
 
 
-def overview(path: Path, rows: Sequence[Row]) -> None:
+def overview(path: Path, rows: Sequence[Strip]) -> None:
     """Write a PNG with one strip per clip.
 
     Raises:
@@ -45,7 +45,7 @@ def overview(path: Path, rows: Sequence[Row]) -> None:
     stacked([_strip(row) for row in rows]).save(path)
 
 
-def _strip(row: Row) -> Image.Image:
+def _strip(row: Strip) -> Image.Image:
     # The frame shown is the one at the middle of the wave below it.
     places = [int((i + 0.5) * len(row.video) / _LOOK.columns) for i in range(_LOOK.columns)]
     frames = [row.video[place] for place in places]

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...samplers.clock import Clock
 from .attributes import measure
-from .clips import Clip
+from .clips import PromptedClip
 from .seams import Steps, seam_steps, seams
 from .sync import HitSync, MouthSync, hit_sync, mouth_sync
 
@@ -31,7 +31,7 @@ class Judged:
         steps: at block borders and elsewhere.
     """
 
-    clip: Clip
+    clip: PromptedClip
     measured: dict[str, str]
     right: dict[str, bool]
     hits: HitSync | None
@@ -46,7 +46,7 @@ class Judged:
         )
 
 
-def judge(clip: Clip, clock: Clock) -> Judged:
+def judge(clip: PromptedClip, clock: Clock) -> Judged:
     """Measure one clip that begins at the start of a stream."""
     kind, rate, fps = clip.prompt.scene.kind, clock.sample_rate, float(clock.fps)
     measured = measure(clip.video, clip.audio, rate, fps, kind)

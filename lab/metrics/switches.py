@@ -20,12 +20,12 @@ import torch
 
 from ...model_loaders.bundle import Bundle
 from ...samplers.rollout import SamplerSettings
+from .. import command
 from ..world.scene import KINDS
 from ..world.switch import Switch, sample_switch
 from .attributes import measure
-from .clips import HELD_OUT, Clip, HeldOut, as_arrays, decoded_turns, joined
-from .command import add_model_options, at_least_one, log_to_the_screen, open_model
-from .overview import Row, overview
+from .clips import HELD_OUT, HeldOut, PromptedClip, as_arrays, decoded_turns, joined
+from .overview import Strip, overview
 from .score import THINGS
 
 log = logging.getLogger("mutualforcing")
@@ -55,7 +55,7 @@ def generated(
     switches: Sequence[Switch],
     sampler: SamplerSettings,
     window: int | None,
-) -> list[Clip]:
+) -> list[PromptedClip]:
     """A stream of each switch."""
     old, new = zip(*(switch.captions(None) for switch in switches), strict=True)
     first = bundle.clock.blocks_for(BEFORE)
@@ -63,14 +63,14 @@ def generated(
     seeds = range(len(switches))
     made = joined(decoded_turns(bundle, turns, seeds, sampler, window))
     return [
-        Clip(
+        PromptedClip(
             HeldOut(switch.after, text, dict(switch.after.attributes)), seed, *as_arrays(made, seed)
         )
         for switch, text, seed in zip(switches, new, seeds, strict=True)
     ]
 
 
-def answers(switch: Switch, clip: Clip) -> dict[int, dict[str, bool]]:
+def answers(switch: Switch, clip: PromptedClip) -> dict[int, dict[str, bool]]:
     """Which attributes of the new prompt are right, by the second after the switch."""
     kind, wanted = switch.after.kind, switch.after.attributes
     # A stream of the new scene alone begins with one frame, so every piece has one more.
@@ -95,10 +95,10 @@ def answers(switch: Switch, clip: Clip) -> dict[int, dict[str, bool]]:
     return found
 
 
-def sheet(path: Path, switches: Sequence[Switch], clips: Sequence[Clip]) -> None:
+def sheet(path: Path, switches: Sequence[Switch], clips: Sequence[PromptedClip]) -> None:
     """The streams to look at, what was asked above each."""
     rows = [
-        Row(f"{switch.captions(None)[0]} -> {clip.prompt.text}", clip.video, clip.audio, ())
+        Strip(f"{switch.captions(None)[0]} -> {clip.prompt.text}", clip.video, clip.audio, ())
         for switch, clip in zip(switches, clips, strict=True)
     ]
     overview(path, rows)
@@ -106,28 +106,17 @@ def sheet(path: Path, switches: Sequence[Switch], clips: Sequence[Clip]) -> None
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog="lab.metrics.switches",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_model_options(p)
+    p = command.parser("lab.metrics.switches", __doc__)
+    command.add_model_options(p)
     p.add_argument("--seed", type=int, default=0, help="of the pairs")
     p.add_argument("--pairs", type=int, default=16)
     p.add_argument("--sheet", type=Path, help="write a picture of the streams here")
     return p
 
 
-def main() -> int:
-    """Generate, measure and print. Returns the exit status."""
-    args = parser().parse_args()
-    log_to_the_screen()
-    if not at_least_one(args, "pairs"):
-        return 2
-    opened = open_model(args)
-    if opened is None:
-        return 2
-    bundle, sampler = opened
+def work(args: argparse.Namespace) -> None:
+    """Generate, measure and print."""
+    bundle, sampler = command.open_model(args)
     switches = held_out_switches(args.seed, args.pairs)
     clips = generated(bundle, switches, sampler, args.window)
     right: dict[tuple[str, int], list[bool]] = defaultdict(list)
@@ -150,9 +139,13 @@ def main() -> int:
         np.mean(right["switched", 2]),
         np.mean(right["kept", 2]),
     )
-    return 0
+
+
+@torch.no_grad()
+def main() -> int:
+    """Command line."""
+    return command.run(parser(), work)
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     sys.exit(main())

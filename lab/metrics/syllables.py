@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 
 from ...model_loaders.bundle import Bundle
 from ...samplers.rollout import SamplerSettings
+from .. import command
 from ..world.scene import caption, parse, sample_scene, sample_transcript
 from ..world.sound import synthesise
 from ..world.timing import spoken
 from ..world.vocabulary import SYLLABLES
-from .clips import HELD_OUT, Clip, HeldOut, decoded_turns, joined, through_codecs, true_clip
+from .clips import HELD_OUT, HeldOut, PromptedClip, decoded_turns, joined, through_codecs, true_clip
 from .clips import _clips as as_clips
-from .command import add_model_options, at_least_one, log_to_the_screen, open_model
 from .samples import pitch
 
 log = logging.getLogger("mutualforcing")
@@ -201,7 +201,10 @@ def told_by(bundle: Bundle, prompt: HeldOut, seconds: float) -> list[tuple[float
 
 
 def measured(
-    bundle: Bundle, clips: Sequence[Clip], told: Sequence[list[tuple[float, str]]], probe: Probe
+    bundle: Bundle,
+    clips: Sequence[PromptedClip],
+    told: Sequence[list[tuple[float, str]]],
+    probe: Probe,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Shares right of each clip (n, 3): freely, against the next clip's prompt, by the probe."""
     free, wrong, probed = [], [], []
@@ -225,7 +228,7 @@ def generated(
     seconds: int,
     sampler: SamplerSettings,
     window: int | None,
-) -> list[Clip]:
+) -> list[PromptedClip]:
     """Clips of prompts that change every `seconds` seconds, named by the last of them."""
     first = bundle.clock.blocks_for(seconds)
     asked = [
@@ -236,7 +239,7 @@ def generated(
     return as_clips(joined(decoded_turns(bundle, asked, seeds, sampler, window)), turns[-1], seeds)
 
 
-def after_change(clip: Clip, seconds: int) -> Clip:
+def after_change(clip: PromptedClip, seconds: int) -> PromptedClip:
     """What follows a change of the text at `seconds`, from a second later on."""
     return replace(clip, video=clip.video[:0], audio=clip.audio[RATE * (seconds + 1) :])
 
@@ -250,12 +253,8 @@ def line(name: str, shares: NDArray[np.float64]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog="lab.metrics.syllables",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_model_options(p)
+    p = command.parser("lab.metrics.syllables", __doc__)
+    command.add_model_options(p)
     p.add_argument("--seed", type=int, default=0, help="of the prompts")
     p.add_argument("--prompts", type=int, default=24)
     p.add_argument("--seconds", type=int, default=SECONDS)
@@ -267,16 +266,9 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main() -> int:
-    """Generate, decode and print. Returns the exit status."""
-    args = parser().parse_args()
-    log_to_the_screen()
-    if not at_least_one(args, "prompts", "seconds"):
-        return 2
-    opened = open_model(args)
-    if opened is None:
-        return 2
-    bundle, sampler = opened
+def work(args: argparse.Namespace) -> None:
+    """Generate, decode and print."""
+    bundle, sampler = command.open_model(args)
     prompts = speech_prompts(args.seed, args.prompts)
     turns = [prompts]
     if args.change:
@@ -308,7 +300,6 @@ def main() -> int:
         "syllable %.3f consonant %.3f vowel %.3f codec %s wrong %s",
         *(syllable, consonant, vowel, *numbers),
     )
-    return 0
 
 
 def changed(prompts: Sequence[HeldOut], seed: int) -> list[HeldOut]:
@@ -342,6 +333,11 @@ def told_after(
     ]
 
 
+@torch.no_grad()
+def main() -> int:
+    """Command line."""
+    return command.run(parser(), work)
+
+
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     sys.exit(main())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from ...samplers.contact_sheet import Look, outline, stacked, strip
 from ...samplers.decode import DecodedBlock, joined
 from ...samplers.noise import varied_seed
 from ...samplers.rollout import rollout, sampler_settings
+from .. import command
 
 logger = logging.getLogger("mutualforcing")
 
@@ -104,14 +106,17 @@ def thumbnail(clips: list[DecodedBlock]) -> Image.Image:
     return stacked([drawn(clip) for clip in clips])
 
 
-def main() -> None:
-    """Make the pictures of all workflows, or of those named."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     folder = Path(__file__).resolve().parents[2] / "workflows"
-    parser = argparse.ArgumentParser(prog="lab.metrics.thumbnails", description=__doc__)
-    parser.add_argument("workflows", nargs="*", type=Path, default=sorted(folder.glob("*.json")))
-    parser.add_argument("--model", type=Path, default=shipped_model_path())
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    p = command.parser("lab.metrics.thumbnails", __doc__)
+    p.add_argument("workflows", nargs="*", type=Path, default=sorted(folder.glob("*.json")))
+    p.add_argument("--model", type=Path, default=shipped_model_path())
+    return p
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """Make the pictures of all workflows, or of those named."""
     bundle = load_bundle(arguments.model)
     for path in arguments.workflows:
         workflow = json.loads(path.read_text(encoding="utf-8"))
@@ -123,5 +128,10 @@ def main() -> None:
         logger.info("%s", picture)
 
 
+def main() -> int:
+    """Command line."""
+    return command.run(parser(), work)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from ...model_loaders.ltx2 import load_transformer
 from ...networks.timestep import AdaLNSingle, TimestepEmbedder
 from ...networks.transformer import CausalAVTransformer
 from ...samplers.tensor_file import write_tensors
+from .. import command
 
 
 @dataclass(frozen=True)
@@ -155,15 +157,17 @@ def merged_weights(model: CausalAVTransformer) -> dict[str, Tensor]:
     return merged
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--run", type=Path, required=True, help="folder of lab.training.train")
-    parser.add_argument("--base", type=Path, required=True, help="the file it was trained over")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = command.parser("lab.training.adapters", __doc__)
+    p.add_argument("--run", type=Path, required=True, help="folder of lab.training.train")
+    p.add_argument("--base", type=Path, required=True, help="the file it was trained over")
+    p.add_argument("--out", type=Path, required=True)
+    return p
+
+
+def work(args: argparse.Namespace) -> None:
+    """Write the merged checkpoint."""
     settings = json.loads((args.run / "config.json").read_text())["adapters"]
     model = load_transformer(args.base).transformer
     adapt(model, AdapterSettings(**settings))
@@ -179,5 +183,10 @@ def main() -> None:
     write_tensors(args.out, tensors, {"config": json.dumps(header)}, "the merged checkpoint")
 
 
+def main() -> int:
+    """Command line."""
+    return command.run(parser(), work)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

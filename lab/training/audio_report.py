@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import time
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...networks.audio_codec import AudioCodec
+from .. import command
 from ..world.scene import KINDS, Scene, sample_scene
 from ..world.sound import SAMPLE_RATE, synthesise
 from ..world.timing import hits_between, speech_at
-from .audio_codec import load_codec
 from .audio_losses import frame_loudness, magnitudes
+from .latents import load_codec
 
 log = logging.getLogger("mutualforcing")
 
@@ -162,17 +164,20 @@ def seconds_per_second(codec: AudioCodec) -> float:
         return (time.perf_counter() - began) / 5
 
 
-def main() -> None:
-    """Read the command line, measure and draw."""
-    parser = argparse.ArgumentParser(description="Measure a trained audio codec.")
-    parser.add_argument("--codec", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
-    parser.add_argument("--clips", type=int, default=12, help="scenes per kind")
-    parser.add_argument("--seed", type=int, default=99)
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = command.parser("lab.training.audio_report", __doc__)
+    p.add_argument("--codec", type=Path, required=True)
+    p.add_argument("--out", type=Path, required=True, help="folder for the pictures")
+    p.add_argument("--clips", type=int, default=12, help="scenes per kind")
+    p.add_argument("--seed", type=int, default=99)
+    return p
+
+
+def work(args: argparse.Namespace) -> None:
+    """Measure and draw."""
     torch.set_num_threads(1)
-    codec = load_codec(args.codec)
+    codec = load_codec(args.codec, "audio_codec")
     parameters = sum(p.numel() for p in codec.parameters())
     log.info("%d parameters, %.4f s per second decoded", parameters, seconds_per_second(codec))
     for kind, row in measure(codec, args.clips, args.seed).items():
@@ -181,5 +186,10 @@ def main() -> None:
         log.info("%s", path)
 
 
+def main() -> int:
+    """Command line."""
+    return command.run(parser(), work)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

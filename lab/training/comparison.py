@@ -21,10 +21,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ...model_loaders.bundle import shipped_model_path
+from .. import command
 from .train import CONFIGS
 
 logger = logging.getLogger("mutualforcing")
-LAUNCH = Path(__file__).parents[2] / "launch.py"
 TAUGHT, TEACHER = "dmd_self_forcing", "bidirectional"
 # Teacher forcing alone has no few-step mode, and the rival's sampler is another. Fifty steps are a
 # row of the shipped model only (make evaluate): they take as long as all others together.
@@ -47,8 +47,8 @@ def launched(module: str, *args: object) -> None:
     Raises:
         subprocess.CalledProcessError: it failed; its own words are on the screen.
     """
-    command = [sys.executable, str(LAUNCH), module, *map(str, args)]
-    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    line = command.started(module, *args)
+    subprocess.run(line, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def train(args: argparse.Namespace, method: str) -> None:
@@ -84,10 +84,10 @@ def train_all(args: argparse.Namespace) -> None:
         list(pool.map(lambda method: train(args, method), methods))
 
 
-def main() -> None:
-    """Command line."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     known = list(json.loads((CONFIGS / "methods.json").read_text()))
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    p = command.parser("lab.training.comparison", __doc__)
     p.add_argument("--config", type=Path, default=CONFIGS / "comparison.json")
     p.add_argument("--init", type=Path, required=True, help="multi-step weights: run or model file")
     p.add_argument("--latents", type=Path, nargs="+", required=True)
@@ -101,8 +101,11 @@ def main() -> None:
     p.add_argument("--long-prompts", type=int, default=16)
     p.add_argument("--long-seeds", type=int, default=1)
     p.add_argument("--out", type=Path, required=True)
-    args = p.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    return p
+
+
+def work(args: argparse.Namespace) -> None:
+    """Train all methods and measure them."""
     train_all(args)
 
     models = [f"{method}={model_of(args.out, method)}" for method in args.methods]
@@ -119,5 +122,10 @@ def main() -> None:
     launched("lab.metrics.horizon", "--models", *models, "--rows", *rows, *long, *shared)
 
 
+def main() -> int:
+    """Command line."""
+    return command.run(parser(), work, timed=True)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

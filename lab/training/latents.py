@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -30,6 +31,7 @@ from ...networks.text_encoder import TextEncoder, TextEncoderConfig
 from ...networks.transcript import REST, UNKNOWN
 from ...networks.video_codec import VideoCodec, VideoCodecConfig
 from ...samplers.atomic_file import write_whole
+from .. import command
 from ..world.sound import SAMPLE_RATE
 from ..world.vocabulary import SYLLABLES, VOCABULARY
 from .data import CLIP_FACTS
@@ -41,9 +43,18 @@ EVENTS = 6
 
 
 def load_codec(path: Path, kind: str) -> VideoCodec | AudioCodec:
-    """A codec (`kind`: "video_codec" or "audio_codec") from its training's or a model's file."""
+    """ "video_codec" or "audio_codec", from the file its training wrote or from a model file.
+
+    Raises:
+        ValueError: another kind of file.
+    """
     with safe_open(path, framework="pt") as file:
-        config = json.loads(file.metadata()["config"])[kind]
+        config = json.loads((file.metadata() or {}).get("config", "{}")).get(kind)
+        if config is None:
+            raise ValueError(
+                f"{path}: found no config of a {kind}, expected a model file or what "
+                f"lab.training.{kind} writes"
+            )
         weights = {key: file.get_tensor(key) for key in file.keys()}
     if kind == "video_codec":
         codec = VideoCodec(VideoCodecConfig.from_dict(config))
@@ -132,26 +143,26 @@ def _like(part: np.ndarray, count: int) -> dict[str, object]:
     return {"dtype": part.dtype, "shape": (count, *part.shape)}
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--clips", type=int, default=6000)
-    parser.add_argument("--seconds", type=int, default=4, help="whole seconds after the prefix")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = command.parser("lab.training.latents", __doc__)
+    p.add_argument("--clips", type=int, default=6000)
+    p.add_argument("--seconds", type=int, default=4, help="whole seconds after the prefix")
+    p.add_argument(
         "--source",
         default="world",
         help="world, transcripts, switches, a folder of videos, or webdataset shards",
     )
-    parser.add_argument("--captions", type=int, default=4, help="caption variants per clip")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--codecs", type=Path, nargs=2, metavar=("VIDEO", "AUDIO"), required=True)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(args.threads)
+    p.add_argument("--captions", type=int, default=4, help="caption variants per clip")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--codecs", type=Path, nargs=2, metavar=("VIDEO", "AUDIO"), required=True)
+    p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--out", type=Path, required=True)
+    return p
+
+
+def work(args: argparse.Namespace) -> None:
+    """Encode the clips."""
     about = {"source": args.source, "clips": args.clips, "seconds": args.seconds, "seed": args.seed}
     clips = clips_from(args.source, args.seconds, args.seed, args.captions)
     tokenizer = TextEncoder(TextEncoderConfig(VOCABULARY))
@@ -162,5 +173,10 @@ def main() -> None:
     encode_set(clips, args.clips, video_codec, audio_codec, tokenizer, args.out, about)
 
 
+def main() -> int:
+    """Command line."""
+    return command.run(parser(), work, timed=True)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -23,7 +23,7 @@ from ...samplers.clip_writer import ClipWriter
 from ...samplers.decode import DecodedBlock
 from ...samplers.rollout import Method, Mode, NonFiniteBlockError, sampler_settings
 from ..metrics.clips import generate, held_out
-from ..metrics.evaluate import overview_rows
+from ..metrics.evaluate import strips_of
 from ..metrics.longrun import peak_mb
 from ..metrics.overview import overview
 from ..metrics.score import judge, summary
@@ -159,7 +159,7 @@ class SampleSheets:
             return {"step": step, "samples": str(error)}
         judged = [judge(clip, self.clock) for clip in clips]
         path = self.out / f"step_{step:07d}"
-        overview(path.with_suffix(".png"), overview_rows(judged, float(self.clock.fps)))
+        overview(path.with_suffix(".png"), strips_of(judged, float(self.clock.fps)))
         with ClipWriter(path.with_suffix(".mp4"), self.clock, *clips[0].video.shape[1:3]) as writer:
             for clip in clips:
                 video = torch.from_numpy(clip.video)[None].float() / 255

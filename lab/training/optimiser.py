@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +36,11 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised per weight matrix; a matrix entry changes by about 0.2 `lr`.
 
-    The iteration needs whole matrices and is most of a step's cost: the momenta are gathered once,
-    every process does its share of the matrices, and the results are gathered in turn.
+    It steps as `torch.optim.Muon` does with `adjust_lr_fn="match_rms_adamw"`, for what that one
+    lacks. It would orthogonalise each process's rows of a matrix for themselves: here the momenta
+    are gathered once, every process does its share of the matrices, and the results are gathered in
+    turn. And it always computes in bfloat16, which takes a CPU without such arithmetic 27 times as
+    long (286 against 10 ms of processor time for a matrix of 256 x 256). Kernels count as matrices.
 
     Args:
         parameters: this process's rows of the matrices.
@@ -64,12 +68,13 @@ class Muon(torch.optim.Optimizer):
             state = self.state[p]
             buffer = state.setdefault("momentum_buffer", torch.zeros_like(p))
             buffer.lerp_(p.grad, 1 - momentum)
-            update = p.grad.lerp(buffer, momentum)
-            updates.append(update.bfloat16() if p.is_cuda else update)
+            update = p.grad.lerp(buffer, momentum).flatten(1)
+            updates.append(update if p.device.type == "cpu" else update.bfloat16())
         directions = self._directions(updates, [rows for _, rows in stepped])
         for (p, rows), direction in zip(stepped, directions, strict=True):
             p.mul_(1 - lr * group["weight_decay"])
-            p.add_(direction, alpha=-0.2 * lr * math.sqrt(max(rows, p.shape[1])))
+            scale = 0.2 * math.sqrt(max(rows, direction.shape[1]))
+            p.add_(direction.view_as(p), alpha=-lr * scale)
 
     def _directions(self, updates: list[Tensor], rows: list[int]) -> list[Tensor]:
         """This process's rows of every matrix's direction."""
@@ -91,6 +96,11 @@ class Muon(torch.optim.Optimizer):
         return [directions[index] for index in range(len(whole))]
 
 
+def of_a_layer(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter of the transformer is a matrix inside one of its layers."""
+    return parameter.ndim == 2 and _MATRIX.search(name) is not None
+
+
 def _local(value: Tensor) -> Tensor:
     """This process's rows of a split tensor; any other is whole."""
     return value.detach().to_local() if isinstance(value, DTensor) else value.detach()
@@ -103,6 +113,7 @@ class MasterWeights:
         module: with float32 weights to start from; what is trained of it is brought to `dtype`,
             which it computes in. With many processes it is split, too.
         ema: decay of the moving average per step; None: there is none.
+        matrix: whether a parameter of a name is stepped by Muon.
     """
 
     def __init__(
@@ -113,6 +124,7 @@ class MasterWeights:
         *,
         dtype: torch.dtype = torch.bfloat16,
         processes: Processes = ALONE,
+        matrix: Callable[[str, Tensor], bool] = of_a_layer,
     ) -> None:
         self.module, self.decay, self.processes = module, ema, processes
         trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
@@ -125,9 +137,7 @@ class MasterWeights:
         self.parameters = copies if processes.world == 1 else list(map(_local, self.sources))
         self.average = [] if ema is None else [p.clone() for p in self.parameters]
         places = range(len(self.names))
-        matrices = [
-            i for i in places if _MATRIX.search(self.names[i]) and self.parameters[i].ndim == 2
-        ]
+        matrices = [i for i in places if matrix(self.names[i], self.parameters[i])]
         others = [i for i in places if i not in set(matrices)]
         # Each optimiser with the places of its parameters in the lists above.
         self.optimisers: list[tuple[torch.optim.Optimizer, list[int]]] = []

@@ -15,7 +15,6 @@ are FLOPs at a utilisation that is assumed, not measured. Takes some minutes.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +31,8 @@ from torch.utils.flop_counter import flop_registry
 from ...model_loaders.blank import BlankWeights
 from ...networks.config import TransformerConfig
 from ...networks.transformer import CausalAVTransformer
-from ...samplers.atomic_file import write_whole
+from .. import command
+from ..report import publish, said, table
 from .adapters import AdapterSettings, adapt
 from .data import Batch
 from .draws import Draws
@@ -329,38 +329,30 @@ def report(
     }
 
 
-def table(stage: str, found: Mapping[str, object], arguments: argparse.Namespace) -> str:
+def lines_of(stage: str, found: Mapping[str, object], arguments: argparse.Namespace) -> list[str]:
     """The same for people, in Markdown."""
     per_gpu = found["parts GB per GPU"]
     whole = found["parts GB on all GPUs together, each once"]
-    lines = [
+    rows = [[name, said(whole[name], 2), said(size, 2)] for name, size in per_gpu.items()]
+    fits = "fits" if found["sum GB per GPU"] < arguments.memory else "does not fit"
+    name = f"**sum** ({fits} into {arguments.memory:.0f} GB)"
+    rows.append([name, "", f"**{found['sum GB per GPU']:.1f}**"])
+    return [
         f"Stage {stage}, {arguments.gpus} GPUs",
         "",
-        "| GB | whole | per GPU |",
-        "|---|---|---|",
-    ]
-    lines += [f"| {name} | {whole[name]:.2f} | {size:.2f} |" for name, size in per_gpu.items()]
-    fits = "fits" if found["sum GB per GPU"] < arguments.memory else "does not fit"
-    lines += [
-        f"| **sum** ({fits} into {arguments.memory:.0f} GB) | | **{found['sum GB per GPU']:.1f}** "
-        "|",
+        *table(["GB", "whole", "per GPU"], rows),
         "",
         f"{found['PFLOP per step']:.1f} PFLOP per step of the whole batch; at "
-        f"{arguments.utilisation:.0%} of "
-        f"{arguments.tflops:.0f} TFLOP/s (assumed) {found['seconds per step']:.1f} s per step, "
-        f"{found['steps']} steps in {found['hours']:.0f} h ({found['GPU hours']:.0f} GPU hours).",
+        f"{arguments.utilisation:.0%} of {arguments.tflops:.0f} TFLOP/s (assumed) "
+        f"{found['seconds per step']:.1f} s per step, {found['steps']} steps in "
+        f"{found['hours']:.0f} h ({found['GPU hours']:.0f} GPU hours).",
         "",
     ]
-    return "\n".join(lines) + "\n"
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog="lab.training.plan",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = command.parser("lab.training.plan", __doc__)
     p.add_argument("--config", type=Path, default=CONFIGS / "ltx2_19b.json")
     p.add_argument("--stages", nargs="+", default=["joint", "mutual"])
     p.add_argument("--method", default="mutual", help="of stage mutual, from configs/methods.json")
@@ -370,25 +362,27 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--memory", type=float, default=80.0, help="GB of a GPU (80)")
     p.add_argument("--tflops", type=float, default=989.0, help="peak of a GPU (989: H100, bf16)")
     p.add_argument("--utilisation", type=float, default=0.35, help="share of it, assumed (0.35)")
-    p.add_argument("--out", type=Path, help="write the numbers to this JSON file as well")
+    p.add_argument("--out", type=Path, help="write OUT.json and OUT.md as well")
     return p
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line."""
-    arguments = parser().parse_args(argv)
-    tokens, found = arguments.text_tokens, {}
+def work(arguments: argparse.Namespace) -> None:
+    """Report on the stages, and on the disk that their data takes."""
+    tokens, found, lines = arguments.text_tokens, {}, []
     for stage in arguments.stages:
         settings = read_settings(arguments.config, stage, arguments.method)
         found[stage] = report(settings, stage, tokens, arguments)
-        sys.stdout.write(table(stage, found[stage], arguments))
-    sizes = clip_bytes(settings, tokens)
-    found["MB on disk per clip"] = {name: size / 1e6 for name, size in sizes.items()}
-    said = ", ".join(f"{name} {size / 1e6:.2f}" for name, size in sizes.items())
-    sys.stdout.write(f"MB on disk of the longest clip, with one caption: {said}\n")
-    if arguments.out:
-        write_whole(arguments.out, json.dumps(found, indent=1) + "\n")
+        lines += lines_of(stage, found[stage], arguments)
+    sizes = {name: size / 1e6 for name, size in clip_bytes(settings, tokens).items()}
+    found["MB on disk per clip"] = sizes
+    lines.append(f"MB on disk of the longest clip, with one caption: {said(sizes, 2)}")
+    publish(arguments.out, found, lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    return command.run(parser(), work, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from torch import Tensor
 
 from ...model_loaders.bundle import StreamDefaults, save_bundle, shipped_model_path
 from ...networks.config import TransformerConfig
+from .. import command
 from .data import TRANSCRIPT
 from .latents import load_codec
 from .system import System
@@ -43,23 +45,25 @@ def averaged(run: Path, other: Path | None) -> dict[str, Tensor]:
     return {name: (value + others[name]) / 2 for name, value in weights.items()}
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--run", type=Path, required=True, help="folder of lab.training.train")
-    parser.add_argument("--average-with", type=Path, help="run folder or model file")
-    parser.add_argument("--codecs", type=Path, nargs=2, metavar=("VIDEO", "AUDIO"), required=True)
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = command.parser("lab.training.ship", __doc__)
+    p.add_argument("--run", type=Path, required=True, help="folder of lab.training.train")
+    p.add_argument("--average-with", type=Path, help="run folder or model file")
+    p.add_argument("--codecs", type=Path, nargs=2, metavar=("VIDEO", "AUDIO"), required=True)
+    p.add_argument(
         "--window", type=int, default=3, help="blocks of history, as long as it was trained on"
     )
-    parser.add_argument("--default-mode", choices=("few", "multi"), default="multi")
-    parser.add_argument(
+    p.add_argument("--default-mode", choices=("few", "multi"), default="multi")
+    p.add_argument(
         "--title", default="Mutual Forcing small: cartoons that speak, bounce, ring and drum"
     )
-    parser.add_argument("--out", type=Path, default=shipped_model_path())
-    args = parser.parse_args()
+    p.add_argument("--out", type=Path, default=shipped_model_path())
+    return p
+
+
+def work(args: argparse.Namespace) -> None:
+    """Write the model file."""
     config = json.loads((args.run / "config.json").read_text())["transformer"]
     system = System(TransformerConfig.from_dict(config))
     system.load_state_dict(averaged(args.run, args.average_with))
@@ -74,5 +78,10 @@ def main() -> None:
     save_bundle(args.out, *parts, stream, transcript=told, title=args.title)
 
 
+def main() -> int:
+    """Command line."""
+    return command.run(parser(), work)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

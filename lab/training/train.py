@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sys
 import time
 from collections.abc import Mapping
 from math import cos, pi
@@ -33,7 +34,9 @@ from torch import Tensor
 from ...model_loaders.bundle import TEXT, TRANSFORMER, StreamDefaults
 from ...model_loaders.ltx2 import load_transformer
 from ...networks.config import TransformerConfig
-from ...samplers.atomic_file import replacing, write_whole
+from ...samplers.atomic_file import replacing
+from .. import command
+from ..report import write_json
 from .adapters import AdapterSettings, adapt, load_trained
 from .data import Batch, LatentSet
 from .draws import Draws
@@ -246,11 +249,11 @@ class Run:
         }
         if self.base is not None:
             record["adapters"] = self.settings["adapters"]
-        write_whole(out / "config.json", json.dumps(record))
-        with replacing(out / "resume.pt") as path:
-            torch.save(state, path)
-        with replacing(out / "weights.safetensors") as path:
-            save_file(average, path)
+        write_json(out / "config.json", record)
+        with replacing(out / "resume.pt") as part:
+            torch.save(state, part)
+        with replacing(out / "weights.safetensors") as part:
+            save_file(average, part)
 
     @property
     def progress(self) -> float:
@@ -289,7 +292,7 @@ class Run:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    p = command.parser("lab.training.train", __doc__)
     p.add_argument("--stage", choices=STAGES, required=True)
     p.add_argument("--method", default="mutual", help="of stage mutual, from configs/methods.json")
     p.add_argument("--config", type=Path, default=CONFIGS / "small.json")
@@ -315,13 +318,10 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main() -> None:
+def main() -> int:
     """Command line."""
-    args = parser().parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(args.threads)
-    Run(args).train()
+    return command.run(parser(), lambda args: Run(args).train(), timed=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,7 +11,7 @@ import pytest
 import torch
 from mutual_forcing.lab.bench import against, rollout
 from mutual_forcing.lab.bench.floor import Rates, Work, block_work, measure_rates, pass_work
-from mutual_forcing.lab.bench.measure import Plan, measure
+from mutual_forcing.lab.bench.measure import Workload, measure
 from mutual_forcing.lab.bench.setups import Setup, setup
 from mutual_forcing.lab.bench.stopwatch import Span, Stopwatch
 from mutual_forcing.networks.execution import Execution
@@ -99,8 +99,8 @@ def test_rates_are_of_the_work_that_they_name() -> None:
     assert all(span.wall > 0 and span.cpu >= 0 for span in (rates.matmul, rates.copy))
 
 
-def plan(**changes: object) -> Plan:
-    return replace(Plan(small(), 3, 2, torch.float32, CPU, Execution()), **changes)
+def plan(**changes: object) -> Workload:
+    return replace(Workload(small(), 3, 2, torch.float32, CPU, Execution()), **changes)
 
 
 def test_the_plain_rollout_makes_the_same_blocks() -> None:
@@ -147,13 +147,14 @@ def test_named_setups_have_the_sizes_of_the_19b_model() -> None:
 
 
 def test_the_command_writes_a_table_and_its_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "mutualforcing")
     monkeypatch.setattr(rollout, "setup", lambda *_: small())
     out = tmp_path / "here" / "bench"
     assert rollout.main(["--blocks", "2", "--steps", "2", "--plain", "--out", str(out)]) == 0
-    shown = capsys.readouterr().out
-    assert shown == Path(f"{out}.md").read_text(encoding="utf-8")
+    shown = caplog.messages[0]
+    assert f"{shown}\n" == Path(f"{out}.md").read_text(encoding="utf-8")
     assert "| 1 |" in shown and "ratio to the floor" in shown
     found = json.loads(Path(f"{out}.json").read_text(encoding="utf-8"))
     assert len(found["blocks"]) == 2 and found["difference to plain"] < 1e-4
@@ -162,7 +163,7 @@ def test_the_command_writes_a_table_and_its_numbers(
 
 
 def test_what_cannot_be_measured_says_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cases = {
@@ -174,10 +175,10 @@ def test_what_cannot_be_measured_says_so(
     }
     for arguments, message in cases.items():
         assert rollout.main(list(arguments)) == 2
-        assert message in capsys.readouterr().err
+        assert message in caplog.messages[-1]
     monkeypatch.setattr("mutual_forcing.lab.bench.setups._memory", lambda: 2**33)
     assert rollout.main(["--config", "19b", "--dtype", "bf16"]) == 2
-    assert "35 GiB of weights and this machine 8 GiB" in capsys.readouterr().err
+    assert "35 GiB of weights and this machine 8 GiB" in caplog.messages[-1]
 
 
 def test_commands_run_in_turn(tmp_path: Path) -> None:

@@ -10,7 +10,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from mutual_forcing.lab.metrics import claims, compare, horizon, row_runner
+from mutual_forcing.lab.metrics import claims, compare, horizon, runner
+from mutual_forcing.lab.metrics.candidates import (
+    Candidate,
+    Protocol,
+    candidate_of,
+    measure,
+    scores,
+    true_reference,
+)
 from mutual_forcing.lab.metrics.clips import (
     as_arrays,
     decoded_blocks,
@@ -29,14 +37,6 @@ from mutual_forcing.lab.metrics.features import (
     reference_of,
     save_reference,
     stacked,
-)
-from mutual_forcing.lab.metrics.rows import (
-    Protocol,
-    Row,
-    measure,
-    row_of,
-    scores,
-    true_reference,
 )
 from mutual_forcing.lab.metrics.score import judge, summary
 from mutual_forcing.lab.world.scene import caption
@@ -148,7 +148,7 @@ def test_pieces_are_the_stream_cut_and_do_not_depend_on_the_batch(bundle):
 
 @pytest.mark.parametrize("label", ["m:few:3", "m:multi:2", "m:multi:3:1", "m:few:2:renoise"])
 def test_passes_a_block_are_what_the_network_runs(bundle, label):
-    row, passes = row_of(label), []
+    row, passes = candidate_of(label), []
     hook = bundle.transformer.patchify_proj.register_forward_hook(lambda *_: passes.append(1))
     prompt, counts = bundle.prompt("red ball", guided=True), []
     try:
@@ -167,13 +167,13 @@ def test_passes_a_block_are_what_the_network_runs(bundle, label):
 )
 def test_rows_that_mean_nothing_are_named(label):
     with pytest.raises(ValueError, match=label):
-        row_of(label)
+        candidate_of(label)
 
 
 def test_rows_of_true_clips_have_known_scores(bundle):
     protocol = Protocol(prompts=4, seeds=2, seconds=3, pieces=2)
     reference = true_reference(bundle, protocol)
-    truth = measure(Row("truth", "truth"), protocol, bundle, bundle, reference)
+    truth = measure(Candidate("truth", "truth"), protocol, bundle, bundle, reference)
     assert [len(seed) for seed in truth] == [2, 2]
     for seed in truth:
         for piece in seed:
@@ -181,7 +181,7 @@ def test_rows_of_true_clips_have_known_scores(bundle):
             assert piece["offset ms"] < 5 and piece["mouth"] > 0.9
             assert piece["video distance"] > 0 and piece["audio distance"] > 0
     assert truth[0] != truth[1]
-    torn = measure(Row("unsynced", "unsynced"), protocol, bundle, bundle, reference)
+    torn = measure(Candidate("unsynced", "unsynced"), protocol, bundle, bundle, reference)
     for one, other in zip(torn[0], truth[0], strict=True):
         assert one["attributes"] == 1 and one["video distance"] == other["video distance"]
         assert one["offset ms"] > 40 and one["mouth"] < 0.7
@@ -203,14 +203,30 @@ def test_rules_follow_the_direction_of_the_metric():
     assert claims.better(down, estimate((39.0,)), late)[1]
     assert not claims.better(down, late, late)[1] and not claims.better(up, other, other)[1]
     assert claims.better(up, estimate((1.0,)), estimate((1.0,)))[1]
-    # Differences of -1, 0, 1, 2 ms: chance explains 1.3 ms, and 5 % are 2 ms.
-    noisy = estimate((39.0, 40.0, 41.0, 42.0))
+    # Differences of -0.5, 0, 0.5, 1 ms: chance explains 1.03 ms, and 5 % are 2 ms.
+    noisy = estimate((39.5, 40.0, 40.5, 41.0))
     steady = estimate((40.0,) * 4)
-    assert claims.no_worse(down, noisy, steady) == (pytest.approx(40 + 2 * 0.6455, abs=1e-3), True)
+    assert claims.no_worse(down, noisy, steady) == (pytest.approx(41.027, abs=1e-3), True)
     assert not claims.no_worse(down, estimate((41.5,) * 4), steady)[1]
     wild = estimate((20.0, 60.0, 45.0, 45.0))
     assert claims.no_worse(down, wild, steady) == (pytest.approx(42.0), False)
     assert claims.no_worse(up, other, other)[1]
+
+
+def test_limits_are_students_and_of_trainings_where_there_are_several():
+    estimate = claims.Estimate
+    # Tables of t give 4.3027 for 2 degrees of freedom at 97.5 %.
+    assert estimate((1.0, 2.0, 3.0)).limit == pytest.approx(4.3027 / 3**0.5, abs=1e-4)
+    assert estimate((1.0,)).limit is None
+    scored = [[{**_scores(1, 1, mouth=m)[0][0][0]} for m in pair] for pair in ((1, 3), (5, 7))]
+    assert claims.estimates(scored) == {"mouth": estimate((2.0, 6.0), trainings=True)}
+    assert claims.estimates(scored[:1]) == {"mouth": estimate((1.0, 3.0))}
+    # Sampling seeds go in pairs, trainings do not: Welch's interval, by hand.
+    a, b = (3.0, 4.0, 5.0), (1.0, 2.0, 3.0)
+    assert claims.limit_of_difference(estimate(a), estimate(b)) == 0
+    welch = claims.limit_of_difference(estimate(a, True), estimate(b, True))
+    assert welch == pytest.approx(2.7764 * (2 / 3) ** 0.5, abs=1e-4)
+    assert claims.limit_of_difference(estimate((1.0,)), estimate(b)) is None
 
 
 def test_what_is_kept_is_below_one_where_it_got_worse():
@@ -226,8 +242,10 @@ def _found(**means: float) -> dict[str, claims.Estimate]:
 
 
 def test_claims_hold_the_right_rows_against_each_other():
-    rows = [row_of(f"{name}:{how}") for name in "ab" for how in ("few:4", "few:8", "multi:50")]
-    rows += [row_of("c:multi:4")]
+    rows = [
+        candidate_of(f"{name}:{how}") for name in "ab" for how in ("few:4", "few:8", "multi:50")
+    ]
+    rows += [candidate_of("c:multi:4")]
     found = {row.label: _found(attributes=0.9, video_distance=4.0) for row in rows}
     found["a:few:4"] = _found(attributes=0.91, video_distance=4.3)
     found["c:multi:4"] = _found(attributes=0.5, video_distance=9.0)
@@ -249,17 +267,17 @@ def test_claims_hold_the_right_rows_against_each_other():
 
 
 def test_hits_without_partners_meet_no_claim():
-    rows = [row_of("a:few:4"), row_of("a:multi:50")]
+    rows = [candidate_of("a:few:4"), candidate_of("a:multi:50")]
     (question, *_) = claims.questions(rows, "a", [])
     for offset, met in ((200.0, False), (199.0, True)):
         found = {row.label: _found(offset_ms=offset) for row in rows}
         assert [claim.met for claim in question.answers(found, {})] == [met]
 
 
-def _scores(seeds: int, pieces: int, **values: float) -> list[list[dict[str, float | None]]]:
+def _scores(seeds: int, pieces: int, **values: float) -> runner.Scores:
     keys = [one.key for one in claims.METRICS]
     piece = dict.fromkeys(keys) | {key.replace("_", " "): value for key, value in values.items()}
-    return [[piece] * pieces for _ in range(seeds)]
+    return [[[piece] * pieces for _ in range(seeds)]]
 
 
 def test_windows_of_a_stream_that_never_changes_are_all_the_same():
@@ -278,7 +296,7 @@ def test_windows_of_a_stream_that_never_changes_are_all_the_same():
 
 
 def test_a_window_is_the_average_of_its_pieces():
-    rising = [[piece | {"mouth": i / 10} for i, piece in enumerate(_scores(1, 12)[0])]]
+    rising = [[[piece | {"mouth": i / 10} for i, piece in enumerate(_scores(1, 12)[0][0])]]]
     assert horizon.in_window(rising, (5, 15))["mouth"].mean == pytest.approx(0.15)
     assert horizon.in_window(rising, (25, 60))["mouth"].mean == pytest.approx(0.8)
 
@@ -328,6 +346,23 @@ def test_a_comparison_resumed_equals_one_uninterrupted(monkeypatch, tmp_path, fi
         run(monkeypatch, compare, *command(files, halves, "--rows", rows[0], "--seeds", "1")) == 0
     )
     assert len(_rows(halves)["a-few-4"]) == 1
+
+
+def test_several_trainings_of_a_method_are_one_row(monkeypatch, tmp_path, files):
+    models = ["--models", f"m={files[0]},{files[1]}", f"a={files[0]}"]
+    args = command(files, tmp_path, "--rows", "m:few:2", "a:few:2", *models)
+    assert run(monkeypatch, compare, *args) == 0
+    parts = _rows(tmp_path)
+    assert {"m-few-2#1", "m-few-2#2", "a-few-2"} <= set(parts)
+    assert parts["m-few-2#1"] == parts["a-few-2"]
+    results = json.loads((tmp_path / "compare.json").read_text())
+    found = results["rows"]["m:few:2"]["video distance"]
+    means = [np.mean([seed[0]["video distance"] for seed in parts[f"m-few-2#{n}"]]) for n in (1, 2)]
+    assert found["over"] == "trainings" and found["values"] == pytest.approx(means)
+    assert len(results["made"]["m:few:2"]) == 2
+    assert (
+        "sampling seeds of one training or the trainings" in (tmp_path / "compare.md").read_text()
+    )
 
 
 def test_rows_made_at_once_are_those_made_in_turn(monkeypatch, tmp_path, files):
@@ -382,7 +417,7 @@ def test_a_model_that_breaks_down_leaves_the_other_rows(monkeypatch, tmp_path, f
             raise ValueError("found features with NaN")
         return measure(row, *args)
 
-    monkeypatch.setattr(row_runner, "measure", broken)
+    monkeypatch.setattr(runner, "measure", broken)
     args = command(files, tmp_path, "--rows", "a:few:2", "b:few:2")
     assert run(monkeypatch, compare, *args) == 1
     assert "row b:few:2 cannot be measured: found features with NaN" in caplog.text

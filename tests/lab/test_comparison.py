@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from mutual_forcing.lab.metrics.rows import row_of
+from mutual_forcing.lab.metrics.candidates import candidate_of
 from mutual_forcing.lab.training import comparison
 from mutual_forcing.lab.training.train import CONFIGS
 
@@ -17,7 +17,7 @@ METHODS = list(json.loads((CONFIGS / "methods.json").read_text()))
 def test_every_method_has_rows_that_can_be_read() -> None:
     for method in METHODS:
         for row in comparison.rows_of(method):
-            assert row_of(row).name == method
+            assert candidate_of(row).name == method
     assert set(comparison.RIVALS) < set(METHODS) and set(comparison.ROWS) < set(METHODS)
 
 

@@ -325,9 +325,7 @@ def few_path(rates: Rates, x: Tensor, grid: tuple[float, ...], prompt: float) ->
 def test_a_few_step_sample_and_its_gradient_by_hand(gradient_step: int) -> None:
     """dx/db is -d of the one step that carries the gradient, b being a constant in the velocity."""
     system, noise = known_system(*FORGETFUL), clip()
-    sample = few_step_sample(
-        system.transformer, noise, noise, system.told(ASKED), 4, gradient_step
-    )
+    sample = few_step_sample(system.transformer, noise, noise, system.told(ASKED), 4, gradient_step)
     for kind, prompt in ((0, 2.0), (1, -1.0)):
         expected = few_path(FORGETFUL[kind], noise[kind], GRID, prompt)
         assert torch.allclose(sample[kind], expected, atol=1e-4)

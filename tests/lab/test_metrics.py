@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mutual_forcing.lab.metrics import evaluate, longrun, reference
 from mutual_forcing.lab.metrics.attributes import measure
-from mutual_forcing.lab.metrics.clips import Clip, held_out, true_clip
+from mutual_forcing.lab.metrics.clips import PromptedClip, held_out, true_clip
 from mutual_forcing.lab.metrics.frechet import frechet_distance, moments
 from mutual_forcing.lab.metrics.samples import onsets, pitch
 from mutual_forcing.lab.metrics.score import Target, judge, summary, targets
@@ -192,7 +192,7 @@ def test_scores_of_true_clips_meet_the_targets_and_of_wrong_ones_do_not():
     # Every prompt answered by another one's clip.
     others = [prompts[i - 1] for i in range(8)]
     swapped = [
-        judge(Clip(prompt, 0, true.video, true.audio), clock)
+        judge(PromptedClip(prompt, 0, true.video, true.audio), clock)
         for prompt, true in zip(prompts, (true_clip(other, 4) for other in others), strict=True)
     ]
     wrong = summary(swapped)

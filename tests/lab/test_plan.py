@@ -112,13 +112,14 @@ def test_the_full_size_is_ltx2_19b() -> None:
     )
 
 
-def test_the_command_prints_a_table_and_writes_its_numbers(tmp_path: Path, capsys) -> None:
+def test_the_command_prints_a_table_and_writes_its_numbers(tmp_path: Path, caplog) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps(adapted()))
-    out = tmp_path / "plan.json"
+    out = tmp_path / "plan"
+    caplog.set_level("INFO", "mutualforcing")
     plan.main(["--config", str(config), "--stages", "joint", "--gpus", "2", "--steps", "10",
                "--text-tokens", "3", "--out", str(out)])  # fmt: skip
-    found, printed = json.loads(out.read_text()), capsys.readouterr().out
+    found, printed = json.loads(Path(f"{out}.json").read_text()), caplog.text
     joint = found["joint"]
     assert joint["sum GB per GPU"] == pytest.approx(sum(joint["parts GB per GPU"].values()))
     seconds = joint["PFLOP per step"] * 1e15 / 2 / (989e12 * 0.35)

@@ -20,8 +20,8 @@ import numpy as np
 from ...model_loaders.bundle import Bundle
 from ...samplers.rollout import Method, Mode, SamplerSettings, Step, sampler_settings
 from .clips import (
-    Clip,
     HeldOut,
+    PromptedClip,
     generate_pieces,
     held_out,
     redrawn,
@@ -42,7 +42,7 @@ _ROW = re.compile(r"(?P<name>[\w.+-]+):(?P<mode>\w+):(?P<steps>\d+)(:(?P<more>[\
 
 
 @dataclass(frozen=True)
-class Row:
+class Candidate:
     """A model and how it is asked.
 
     Attributes:
@@ -63,7 +63,7 @@ class Row:
         return (self.sampler.steps + 1) * (1 if self.sampler.guidance == 1 else 2)
 
 
-def row_of(label: str) -> Row:
+def candidate_of(label: str) -> Candidate:
     """Read NAME:MODE:STEPS, or with a fourth part a guidance (multi) or a sampling method.
 
     Raises:
@@ -82,7 +82,7 @@ def row_of(label: str) -> Row:
         sampler = sampler_settings(found["mode"], int(found["steps"]), guidance, method)
     except ValueError as error:
         raise ValueError(f"row {label!r}: {error}") from error
-    return Row(label, found["name"], sampler)
+    return Candidate(label, found["name"], sampler)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def true_reference(codecs: Bundle, protocol: Protocol) -> Reference:
 
 
 def measure(
-    row: Row,
+    candidate: Candidate,
     protocol: Protocol,
     model: Bundle,
     codecs: Bundle,
@@ -133,9 +133,9 @@ def measure(
         judged: list[list[Judged]] = [[] for _ in range(protocol.pieces)]
         seen: list[list[Features]] = [[] for _ in range(protocol.pieces)]
         made = (
-            _true(row.name, protocol, model, prompts, seed)
-            if row.sampler is None
-            else _generated(row.sampler, protocol, model, prompts, seed, on_step)
+            _true(candidate.name, protocol, model, prompts, seed)
+            if candidate.sampler is None
+            else _generated(candidate.sampler, protocol, model, prompts, seed, on_step)
         )
         for piece, clips in made:
             judged[piece] += [judge(clip, model.clock).without_media() for clip in clips]
@@ -156,7 +156,7 @@ def _generated(
     prompts: list[HeldOut],
     seed: int,
     on_step: Callable[[Step], None] | None,
-) -> Iterator[tuple[int, list[Clip]]]:
+) -> Iterator[tuple[int, list[PromptedClip]]]:
     """(piece, clips) of one seed, batch by batch."""
     for first in range(0, len(prompts), BATCH):
         part = prompts[first : first + BATCH]
@@ -167,7 +167,7 @@ def _generated(
 
 def _true(
     name: str, protocol: Protocol, codecs: Bundle, prompts: list[HeldOut], seed: int
-) -> Iterator[tuple[int, list[Clip]]]:
+) -> Iterator[tuple[int, list[PromptedClip]]]:
     """Likewise of a row without a model."""
     seen = redrawn(prompts, REFERENCE_DRAWS + seed)
     heard = redrawn(prompts, _OTHER_SOUND + seed)
