@@ -114,16 +114,15 @@ def test_pixels_that_move_count_more() -> None:
 
 
 def test_the_reconstruction_loss_by_hand() -> None:
-    """One wrong pixel, by 0.4, in the corner of 2 x 2 x 2: itself and three edges.
+    """Of 2 x 2 x 2 pixels two beside each other are wrong, by 0.4 and 0.1, in one channel.
 
-    Each kind of edge has 4 of a channel, and a third of the channels is wrong.
+    An edge has the weight of the pixel that lies further on; there are 12 in each direction.
     """
     output = torch.zeros(1, 3, 2, 2, 2)
-    output[0, 0, 0, 0, 0] = 0.4
+    output[0, 0, 0, 0] = torch.tensor([0.4, 0.1])
     weight = torch.ones(1, 1, 2, 2, 2)
     weight[0, 0, 0, 0, 0] = 2.0
-    own = 2 * (0.4 + 0.5 * 0.16) / 24
-    # An edge has the weight of the pixel that lies further on.
-    edges = 3 * 0.3 * 0.4 / 12
+    own = (2 * (0.4 + 0.5 * 0.16) + 0.1 + 0.5 * 0.01) / 24
+    edges = 0.3 * ((0.4 + 0.1) + (0.4 + 0.1) + (0.4 - 0.1)) / 12
     found = reconstruction_loss(output, torch.zeros_like(output), weight)
     assert found.item() == pytest.approx(own + edges)

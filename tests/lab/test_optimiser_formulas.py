@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from mutual_forcing.lab.training.adapters import AdaptedLinear, AdapterSettings
 from mutual_forcing.lab.training.data import Batch
 from mutual_forcing.lab.training.history import HistoryMix
 from mutual_forcing.lab.training.mutual_forcing import (
@@ -81,6 +82,21 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
     assert learning_rate(9, 4, 0.25) == pytest.approx((1 + math.sqrt(0.5)) / 2)
     assert learning_rate(9, 4, 0.5) == pytest.approx(0.5)
     assert learning_rate(9, 4, 1.0) == learning_rate(9, 4, 2.0) == pytest.approx(0.0)
+
+
+def test_an_adapter_adds_its_share_of_two_products() -> None:
+    """y = W x + (alpha / rank) up(down(x)): 3 x + 6 / 2 * (2 * x) for the numbers here."""
+    base = nn.Linear(1, 1, bias=False)
+    adapted = AdaptedLinear(base, AdapterSettings(rank=2, alpha=6.0, modules=""))
+    with torch.no_grad():
+        base.weight.fill_(3.0)
+        adapted.down.copy_(torch.tensor([[1.0], [0.5]]))
+        adapted.up.copy_(torch.tensor([[1.0, 2.0]]))
+    assert adapted(torch.tensor([[10.0]])).item() == pytest.approx(30 + 3 * 20)
+    assert adapted.merged().item() == pytest.approx(3 + 3 * 2)
+    fresh = AdaptedLinear(nn.Linear(4, 3), AdapterSettings(rank=2, alpha=6.0, modules=""))
+    x = torch.ones(1, 4)
+    assert torch.equal(fresh(x), fresh.base(x))
 
 
 RECIPE = MutualRecipe(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from mutual_forcing.networks.full_sequence import Told, history_forward
 from mutual_forcing.networks.kv_cache import OpenBlock, RollingCache
 from mutual_forcing.samplers.rollout import SigmaConstants
-from mutual_forcing.tests.known_network import AUDIO, VIDEO, known_system, prompts
+from mutual_forcing.tests.known_network import AUDIO, PROMPT, VIDEO, known_system, prompts
 
 
 def test_its_velocity_is_the_closed_form() -> None:
@@ -53,3 +55,26 @@ def test_its_velocity_is_the_closed_form() -> None:
             assert torch.allclose(v, video[:, 0, :, vs], atol=1e-5)
             assert torch.allclose(a, audio[:, 0, as_], atol=1e-5)
             cache = opened.commit(clean[0][:, :, vs], clean[1][:, as_], text, constants.at(0.0))
+
+
+def test_the_feed_forward_is_a_gated_tanh_gelu() -> None:
+    """gelu(2) = 1 + tanh(sqrt(2/pi) (2 + 0.044715 * 8)), added to what stands for the prompt."""
+    system = known_system()
+    model = system.transformer
+    latents = torch.ones(1, 2, 1, 2, 2).double(), torch.ones(1, 1, 2).double()
+
+    def velocity() -> torch.Tensor:
+        noisy = tuple(x[:, None] for x in latents)
+        told = Told(system.text(prompts((0.0, 0.0))))
+        return history_forward(model, latents, noisy, torch.full((1, 1, 1), 0.5), told)[0]
+
+    with torch.no_grad():
+        before = velocity()
+        feed_forward = model.transformer_blocks[0].ff
+        feed_forward.net[0].proj.bias[0] = 2.0
+        feed_forward.net[2].weight[PROMPT, 0] = 10.0
+        model.transformer_blocks[0].scale_shift_table[5, PROMPT] = 0.5
+        added = velocity() - before
+    gelu = 1 + math.tanh(math.sqrt(2 / math.pi) * (2 + 0.044715 * 8))
+    expected = VIDEO.prompt * 0.5 * 10.0 * gelu
+    assert torch.allclose(added, torch.full_like(added, expected), atol=1e-5, rtol=0)

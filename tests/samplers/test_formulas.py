@@ -212,7 +212,8 @@ def test_codec_time_is_counted_in_frames_and_samples() -> None:
     clock = Clock(PAPER_LAYOUT)
     assert [clock.frames(n) for n in range(4)] == [0, 1, 25, 49]
     assert [clock.samples(n) for n in range(4)] == [0, 160, 16160, 32160]
-    assert clock.frame_span(2) == (25, 49) and clock.sample_span(1) == (160, 16160)
+    assert clock.frame_span(2) == (25, 49) and clock.frame_span(0) == (0, 1)
+    assert clock.sample_span(0) == (0, 160) and clock.sample_span(1) == (160, 16160)
     assert clock.seconds(3) * 24 == 49
     # 9 s are 216 frames: 1 + 9 * 24 = 217 of ten blocks. A second and a frame needs the third
     # block.
