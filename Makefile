@@ -17,7 +17,7 @@ SEEDS ?= 3
 JOBS ?= 2
 TESTS ?= tests
 
-.PHONY: demo test lint golden parity ltx2 evaluate clean
+.PHONY: demo test lint golden mutants parity ltx2 evaluate clean
 
 $(VENV)/.run: requirements-standalone.txt
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +47,10 @@ test: lint
 # new model.
 golden: $(VENV)/.run
 	@$(PY) launch.py tests.golden
+
+# Are formulas guarded by tests? Each of a list of wrong ones must turn a test red: `killed K of N`.
+mutants: $(VENV)/.dev
+	@$(PY) launch.py tests.mutants $(MUTANTS)
 
 parity: $(VENV)/.run
 	@$(PY) launch.py model_loaders.parity $(GOLDEN)
