@@ -755,7 +755,7 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
             (
                 "context[::-1]",
                 "context",
-                "one block has all three latents that the decoder looks back on, so there is no order",
+                "one block has all the latents that the decoder looks back on: there is no order",
             ),
             ("state.latents[block - 1 - len(context)]", "state.latents[block - len(context)]"),
         ],
