@@ -103,6 +103,87 @@ def test_the_file_plays_while_it_is_written(tmp_path: Path) -> None:
     assert frames >= CLOCK.frames(3)
 
 
+def test_the_file_is_at_most_a_second_behind_what_was_handed_over(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    writer = ClipWriter(path, CLOCK, 32, 32)
+    for index in range(4):
+        writer.write(block(index))
+        # As a kill would leave it, from the single frame of block 0 on.
+        frames, samples = playable(path)
+        assert frames >= max(1, CLOCK.frames(index + 1) - 24)
+        assert samples >= max(160, CLOCK.samples(index + 1) - 16000)
+    writer.close()
+    assert playable(path)[0] == CLOCK.frames(4)
+
+
+def test_an_older_clip_stays_until_the_first_block(tmp_path: Path) -> None:
+    old = written(tmp_path / "old.mp4", 4).read_bytes()
+    path, new = tmp_path / "clip.mp4", tmp_path / "new.mp4"
+    path.write_bytes(old)
+    with ClipWriter(path, CLOCK, 32, 32), ClipWriter(new, CLOCK, 32, 32):
+        assert path.read_bytes() == old
+    assert path.read_bytes() == old and not new.exists()
+    assert playable(written(path, 1)) == (1, 1024)
+    path.write_bytes(old)
+    assert playable(written(path, 2))[0] == CLOCK.frames(2)
+
+
+def test_a_second_writer_of_a_file_is_refused_while_the_first_one_writes(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    with ClipWriter(path, CLOCK, 32, 32) as first:
+        first.write(block(0))
+        with pytest.raises(OSError, match=r"another run is writing .*choose another name"):
+            ClipWriter(path, CLOCK, 32, 32)
+        first.write(block(1))
+    assert playable(path)[0] == CLOCK.frames(2)
+    written(path, 3)
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
+    """An FFmpeg that was built without some encoders."""
+    plain = av.open
+
+    class Container:
+        def __init__(self, container: object) -> None:
+            self._container = container
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._container, name)
+
+        def add_stream(self, name: str, **options: object) -> object:
+            if name in missing:
+                raise av.codec.codec.UnknownCodecError(name)
+            return self._container.add_stream(name, **options)
+
+    def opened(file: object, mode: str = "r", **options: object) -> object:
+        container = plain(file, mode, **options)
+        return Container(container) if mode == "w" else container
+
+    monkeypatch.setattr(clip_writer.av, "open", opened)
+
+
+def test_without_h264_another_encoder_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(monkeypatch, "libx264", "libopenh264")
+    path = written(tmp_path / "clip.mp4", 3)
+    with av.open(str(path)) as file:
+        assert file.streams.video[0].codec_context.name == "mpeg4"
+    assert playable(path)[0] == CLOCK.frames(3)
+
+
+@pytest.mark.parametrize("missing", [("aac",), ("libx264", "libopenh264", "mpeg4")])
+def test_without_any_encoder_the_older_clip_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...]
+) -> None:
+    without(monkeypatch, *missing)
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"an older clip")
+    with pytest.raises(ValueError, match=r"none of the encoders .*install PyAV"):
+        ClipWriter(path, CLOCK, 32, 32)
+    assert path.read_bytes() == b"an older clip"
+
+
 def test_a_full_disk_is_told_and_what_was_written_plays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,15 +7,19 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
 import mutual_forcing.launch as launch
 import pytest
 import torch
+from mutual_forcing.networks.layout import PAPER_LAYOUT
 from mutual_forcing.samplers import clip_writer
 from mutual_forcing.samplers import rollout as engine
+from mutual_forcing.samplers.clock import Clock
 from mutual_forcing.samplers.state_file import load_state
 from mutual_forcing.tests.samplers.test_clip_writer import playable
 from mutual_forcing.tests.tiny import save_tiny
@@ -83,30 +87,72 @@ def test_going_on_from_a_saved_stream_is_the_same_clip(
     assert not torch.equal(fork.latents[3].video, whole.latents[3].video)
 
 
-def test_ctrl_c_keeps_what_was_made(
+@pytest.mark.parametrize(
+    ("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")]
+)
+def test_what_was_made_is_kept_when_a_signal_stops_it(
     run: Callable[..., int],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    name: str,
 ) -> None:
-    plain, before = engine.OpenBlock.velocity, signal.getsignal(signal.SIGINT)
+    plain, before = engine.OpenBlock.velocity, signal.getsignal(number)
     passes = []
 
     def velocity(self: engine.OpenBlock, *arguments: object) -> object:
         passes.append(1)
         if len(passes) == 7:  # the first step of block 3
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return plain(self, *arguments)
 
     monkeypatch.setattr(engine.OpenBlock, "velocity", velocity)
     words = ("--seconds", "9", "--contact-sheet", "sheet.png", "--state-out", "s.state")
-    assert run(*words) == 130
+    assert run(*words) == 128 + number
     captured = capsys.readouterr()
-    assert "stopped by Ctrl-C; what was finished is kept" in captured.err
+    assert f"stopped by {name}; what was finished is kept" in captured.err
     assert "clip.mp4: 2.04 s" in captured.out and len(passes) == 7
     assert playable(tmp_path / "clip.mp4")[0] == 49
     assert load_state(tmp_path / "s.state").next_block == 3
-    assert (tmp_path / "sheet.png").exists() and signal.getsignal(signal.SIGINT) is before
+    assert (tmp_path / "sheet.png").exists() and signal.getsignal(number) is before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
+@pytest.mark.parametrize("blocks", [1, 4, 9])
+def test_kill_9_leaves_a_whole_state_and_a_clip_that_plays(tmp_path: Path, blocks: int) -> None:
+    model, state = save_tiny(tmp_path / "model.safetensors"), tmp_path / "s.state"
+    words = ["--model", model, "--steps", "2", "--seconds", "3600", "--state-out", state]
+    command = [sys.executable, ROOT / "generate.py", "a red ball", *words]
+    process = subprocess.Popen(list(map(str, command)), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        while not state.exists() or load_state(state).next_block < blocks:
+            assert process.poll() is None
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    made = load_state(state).next_block
+    frames, samples = playable(tmp_path / "clip.mp4")
+    clock = Clock(PAPER_LAYOUT)
+    assert made >= blocks
+    assert frames >= max(1, clock.frames(made) - 24)
+    assert samples >= max(160, clock.samples(made) - 16000)
+    # Its lock went with it.
+    words = ["--model", model, "--steps", "2", "--seconds", "1", "--state-in", state]
+    subprocess.run(list(map(str, [*command[:3], *words])), cwd=tmp_path, check=True)
+    assert playable(tmp_path / "clip.mp4")[0] == 24
+
+
+def test_the_state_is_saved_all_along(
+    generate: ModuleType, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = iter(x / 2 for x in range(100_000))
+    saved = []
+    monkeypatch.setattr(generate.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(generate, "save_state", lambda path, state: saved.append(state.next_block))
+    assert run("--seconds", "6", "--state-out", "s.state") == 0
+    assert saved[0] == 1 and max(b - a for a, b in pairwise(saved)) <= 3 and saved[-1] == 7
 
 
 def test_a_full_disk_is_told_and_the_rest_is_kept(
@@ -175,6 +221,19 @@ def test_mistakes_are_told_before_any_work(
         ("--state-in", "no.state"): "stream state no.state is not there",
         ("--state-in", "model.safetensors"): "not a stream state",
         ("--state-in", "s.state", "--window", "3"): "leave --window out",
+        ("--seconds", "1e300"): "expected at most 86400",
+        ("--seconds", "x"): "invalid float value",
+        ("--mode", "multi", "--steps", str(10**12)): "expected 1 to 1000",
+        ("--mode", "multi", "--guidance", "inf"): "guidance is inf",
+        ("--threads", "-1"): "expected a whole number from 1 to",
+        ("--device", "mps:7"): "leave it out to run on the CPU",
+        ("--device", ""): "expected cpu, cuda",
+        ("--model", "m" * 300): "File name too long",
+        ("--state-in", "n" * 300): "File name too long",
+        ("--state-out", "model.safetensors"): "--state-out and --model are both",
+        ("-o", "s.mp4", "--state-out", "s.mp4"): "are both s.mp4",
+        ("--state-out", "clip.mp4/state"): "cannot be written (Not a directory)",
+        ("--state-out", "o" * 256): "cannot be written (File name too long)",
     }.items():
         assert run(*words) == 2
         error = capsys.readouterr().err
