@@ -21,7 +21,7 @@ from typing import IO, NoReturn
 
 from tqdm import tqdm
 
-from .networks.execution import device_named
+from .networks.execution import cores, device_named
 
 STOPPED = 128
 """Exit status of a command that a signal stopped, less the signal's number (130 for Ctrl-C)."""
@@ -54,7 +54,7 @@ def whole(least: int, most: int) -> Callable[[str], int]:
 
 def threads(text: str) -> int:
     """The type of --threads: as many as this machine has cores, at most."""
-    return whole(1, os.cpu_count() or 1)(text)
+    return whole(1, cores())(text)
 
 
 def device(text: str) -> str:

@@ -127,6 +127,13 @@ def device_named(name: str) -> torch.device:
     return device
 
 
+def cores() -> int:
+    """Cores of the CPU that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def to_device(x: Tensor, like: Tensor) -> Tensor:
     """On its way to the device of `like`, in its own dtype; the host does not wait for it."""
     if like.device.type == "cuda" and x.device.type == "cpu":

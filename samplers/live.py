@@ -7,7 +7,6 @@ and, on a GPU, on a stream of its own, so that neither waits for the other.
 from __future__ import annotations
 
 import contextvars
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +14,7 @@ from typing import TypeVar
 
 import torch
 
+from ..networks.execution import cores
 from .decode import DecodedBlock, StreamDecoder
 from .model import StreamModel
 from .rollout import Prompt, SamplerSettings, rollout
@@ -69,7 +69,7 @@ def decoded_live(
     memory = decoder.remember(before, before.next_block)
     device = next(decoder.video_codec.parameters()).device
     if overlap is None:
-        overlap = device.type == "cuda" or (torch.get_num_threads() == 1 and _cores() > 1)
+        overlap = device.type == "cuda" or (torch.get_num_threads() == 1 and cores() > 1)
 
     def finish(item: tuple[BlockLatents, StreamState]) -> tuple[DecodedBlock, StreamState]:
         nonlocal memory
@@ -120,13 +120,6 @@ def behind(
                 break
     if failed is not None:
         raise failed
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _side_stream(device: torch.device) -> AbstractContextManager[object]:

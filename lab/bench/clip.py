@@ -1,0 +1,159 @@
+"""How fast a clip with sound comes, as people wait for it: denoised, decoded and written.
+
+    python launch.py lab.bench.clip --seconds 20 --neighbours 0 2 --out docs/measured/clip
+
+Several ways to share the machine's cores, timed in turn, so that whatever else it does meets all
+alike; alone and beside other programs that are busy. Writes OUT.json and OUT.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import torch
+
+from ... import shell
+from ...model_loaders.bundle import Bundle, load_bundle, shipped_model_path
+from ...networks.execution import cores
+from ...samplers.clip_writer import ClipWriter
+from ...samplers.live import live_clip
+from ...samplers.rollout import sampler_settings
+from .report import write
+
+PROMPT = "a red ball bounces on a blue background"
+
+
+class Way(NamedTuple):
+    """How the work is laid out.
+
+    Attributes:
+        threads: of torch, on either side.
+        overlap: decoding and writing beside denoising.
+    """
+
+    threads: int
+    overlap: bool
+
+    def __str__(self) -> str:
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        return f"{threads}, {'side by side' if self.overlap else 'one after the other'}"
+
+
+@contextmanager
+def neighbours(count: int) -> Iterator[None]:
+    """While inside, `count` other programs keep a core busy each, as well as they can."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def seconds_of(bundle: Bundle, way: Way, seconds: float, path: Path) -> float:
+    """How long a clip takes from its prompt until its file is closed."""
+    torch.set_num_threads(way.threads)
+    sampler = sampler_settings(bundle.stream.default_mode)
+    state = bundle.begin()
+    blocks = bundle.clock.blocks_for(seconds)
+    began = time.perf_counter()
+    with ClipWriter(path, bundle.clock, *bundle.pixel_size) as writer:
+        for _ in live_clip(
+            bundle,
+            bundle.prompt(PROMPT, guided=sampler.guidance != 1),
+            state,
+            blocks,
+            sampler,
+            bundle.decoder(),
+            lambda decoded, _: writer.write(decoded),
+            overlap=way.overlap,
+        ):
+            pass
+    return time.perf_counter() - began
+
+
+def parser() -> shell.Parser:
+    """The command line."""
+    made = shell.Parser(
+        prog="lab.bench.clip",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = made.add_argument
+    add("--model", type=shell.Input(), default=shipped_model_path(), help="default: shipped")
+    add("--seconds", type=shell.whole(1, 3600), default=20, help="length of the clip (20)")
+    add("--rounds", type=shell.whole(1, 100), default=3, help="how often each way (3)")
+    add(
+        "--threads",
+        type=shell.threads,
+        nargs="+",
+        default=[1, cores()],
+        help="of torch; each number is measured with both sides in turn and at once (1 and all)",
+    )
+    add(
+        "--neighbours",
+        type=shell.whole(0, 64),
+        nargs="+",
+        default=[0],
+        help="other busy programs, one measurement for each number (0)",
+    )
+    add("--out", type=Path, help="write OUT.json and OUT.md as well")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and write; the exit status."""
+    args = parser().parse_args(argv)
+    try:
+        bundle = load_bundle(args.model)
+    except ValueError as error:
+        shell.tell(f"lab.bench.clip: {error}\n", sys.stderr)
+        return 2
+    before = torch.get_num_threads()
+    every = [Way(n, overlap) for n in sorted(set(args.threads)) for overlap in (False, True)]
+    found: dict[str, dict[str, list[float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        seconds_of(bundle, every[0], 2, path)
+        for count in args.neighbours:
+            took = found.setdefault(f"{count} busy neighbours", {})
+            with neighbours(count):
+                for _ in range(args.rounds):
+                    for way in every:
+                        took.setdefault(str(way), []).append(
+                            seconds_of(bundle, way, args.seconds, path)
+                        )
+    torch.set_num_threads(before)
+    rates = {
+        beside: {way: args.seconds / median(times) for way, times in took.items()}
+        for beside, took in found.items()
+    }
+    lines = [
+        f"{args.seconds} s of clip, times real time (median of {args.rounds}):",
+        "",
+        "| way | " + " | ".join(found) + " |",
+        "|---" * (1 + len(found)) + "|",
+    ]
+    for way in map(str, every):
+        lines.append(f"| {way} | " + " | ".join(f"{rates[b][way]:.2f}" for b in found) + " |")
+    write(
+        args.out,
+        {"cores": cores(), "times real time": rates, "seconds": found},
+        "\n".join(lines) + "\n",
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        sys.exit(main())
