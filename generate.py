@@ -36,6 +36,7 @@ from mutual_forcing.samplers.clock import Clock  # noqa: E402
 from mutual_forcing.samplers.contact_sheet import ContactSheet  # noqa: E402
 from mutual_forcing.samplers.decode import DecodedBlock  # noqa: E402
 from mutual_forcing.samplers.live import live_clip  # noqa: E402
+from mutual_forcing.samplers.parking import spooled  # noqa: E402
 from mutual_forcing.samplers.rollout import (  # noqa: E402
     NonFiniteBlockError,
     SamplerSettings,
@@ -199,7 +200,8 @@ class Outputs:
             self.first_chunk = self.now - self.began
         if self.arguments.state_out and (self.blocks == 1 or self.now - self.saved >= SAVED_EVERY):
             with suppress(OSError):  # the last time tells why
-                save_state(self.arguments.state_out, state)
+                # Without what going on does not need, so that it takes as long at any age.
+                save_state(self.arguments.state_out, state.trimmed())
             self.saved = time.perf_counter()
 
     def finish(self) -> tuple[list[str], list[str]]:
@@ -262,6 +264,11 @@ def make(
                 bar.set_description(f"second {step.block}")
                 advance(1)
 
+            def settle(state: StreamState) -> StreamState:
+                if arguments.state_out is None:
+                    return state.trimmed(decoding=False)
+                return spooled(state, arguments.state_out.parent)
+
             try:
                 for _ in live_clip(
                     bundle,
@@ -274,6 +281,7 @@ def make(
                     on_step=on_step,
                     on_rebuild=lambda done, of: advance(0),
                     execution=execution,
+                    settle=settle,
                 ):
                     pass
             except (Interrupted, NonFiniteBlockError) as error:

@@ -52,7 +52,8 @@ def chunk_origin(
 
 def chunk_tensors(origin: ChunkOrigin) -> tuple[Tensor, Tensor]:
     """Video (b, c, f, h, w) and audio (b, c, s, q) of a chunk, new tensors."""
-    blocks = origin.state.latents[origin.first_block :]
+    state = origin.state
+    blocks = [state.block(index) for index in range(origin.first_block, state.next_block)]
     video = torch.cat([block.video for block in blocks], dim=2)
     audio = torch.cat([block.audio for block in blocks], dim=1)
     return video, rearrange(audio, "b s (c q) -> b c s q", q=origin.audio_bins).contiguous()
@@ -85,4 +86,8 @@ def chunk_state(origin: ChunkOrigin, video: Tensor, audio: Tensor) -> StreamStat
         )
         for (v0, v1), (a0, a1) in zip(pairwise(video_cuts), pairwise(audio_cuts), strict=True)
     ]
-    return replace(origin.state, latents=(*origin.state.latents[:first], *blocks))
+    kept = origin.state.latents[: first - origin.state.dropped]
+    memory = origin.state.memory
+    if memory is not None and memory.blocks > first:  # of latents that may be others now
+        memory = None
+    return replace(origin.state, latents=(*kept, *blocks), memory=memory)

@@ -9,6 +9,7 @@ decoder remembers is a value: decoding in any cut equals decoding the whole.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from ..networks.audio_codec import AudioCodec, AudioDecoderState
 from ..networks.video_codec import VideoCodec, VideoDecoderState
-from .state import BlockLatents, StreamState
+from .state import BlockLatents, DecodeState, Memory, StreamState
 
 LOOK_AHEAD_SECONDS = 0
 
@@ -27,13 +28,6 @@ class DecodedBlock(NamedTuple):
 
     video: Tensor
     audio: Tensor
-
-
-class DecodeState(NamedTuple):
-    """What both decoders remember of the blocks before; never written into."""
-
-    video: VideoDecoderState
-    audio: AudioDecoderState
 
 
 class StreamDecoder:
@@ -81,8 +75,12 @@ class StreamDecoder:
     def remember(self, state: StreamState, block: int) -> DecodeState | None:
         """What the decoders would remember had all blocks before `block` just been decoded.
 
-        The pictures need a few latents before the block; the sound's phase is a sum over all of
-        them, which takes about 1/20 of real time. None for block 0.
+        A stream that was decoded before brings it along (`StreamState.memory`), whatever its age.
+        Without that the pictures need a few latents before the block, and the sound's phase is a
+        sum over all of them, which takes about 1/20 of real time. None for block 0.
+
+        Raises:
+            ValueError: the stream has no such block, or its memory is of other decoders.
         """
         if not 0 <= block <= state.next_block:
             raise ValueError(
@@ -91,17 +89,49 @@ class StreamDecoder:
             )
         if block == 0:
             return None
+        memory = state.memory if state.memory and state.memory.blocks <= block else None
+        known = None if memory is None else self._checked(memory.decoders, state)
+        if memory and memory.blocks == block:
+            return known
         context: list[Tensor] = []
         while (
             len(context) < block
             and sum(v.shape[2] for v in context) < self.video_codec.context_latents
         ):
-            context.append(state.latents[block - 1 - len(context)].video)
+            context.append(state.block(block - 1 - len(context)).video)
         video = torch.cat(context[::-1], dim=2)
-        audio = torch.cat([latents.audio for latents in state.latents[:block]], dim=1)
+        first = memory.blocks if memory else 0
+        audio = torch.cat([state.block(index).audio for index in range(first, block)], dim=1)
         _, video_state = self.video_codec.decode(_placed(video, self.video_codec))
-        _, audio_state = self.audio_codec.decode(_placed(audio, self.audio_codec))
+        _, audio_state = self.audio_codec.decode(
+            _placed(audio, self.audio_codec), known and known.audio
+        )
         return DecodeState(video_state, audio_state)
+
+    def caught_up(self, state: StreamState) -> StreamState:
+        """The same state with what the decoders remember after all of its blocks."""
+        if not state.next_block or (state.memory and state.memory.blocks == state.next_block):
+            return state
+        memory = self.remember(state, state.next_block)
+        return replace(state, memory=Memory(state.next_block, memory))
+
+    def _checked(self, memory: DecodeState, state: StreamState) -> DecodeState:
+        """The memory on the decoders' device; refused if it has other shapes than theirs."""
+        settings, batch = state.settings, len(state.settings.seeds)
+        channels = self.video_codec.config.channels, self.audio_codec.config.latent_channels
+        # What they remember after a latent of each has the shapes of what they always remember.
+        video = torch.zeros(batch, channels[0], 1, settings.height, settings.width)
+        _, made = self.decode(BlockLatents(video, torch.zeros(batch, 1, channels[1])))
+        found, expected = (
+            {name: tuple(x.shape) for name, x in each.tensors().items()} for each in (memory, made)
+        )
+        for name in (*expected, *found):
+            if found.get(name) != expected.get(name):
+                raise ValueError(
+                    f"the stream's decoder memory has {name} of {found.get(name)}, expected "
+                    f"{expected.get(name)}: load the model that made it, or start a new stream"
+                )
+        return memory.to(next(self.video_codec.parameters()).device)
 
     def decode_from(self, state: StreamState, first_block: int = 0) -> Iterator[DecodedBlock]:
         """Decode the blocks of a stream from `first_block` on, exactly as if all had been decoded.
@@ -110,8 +140,8 @@ class StreamDecoder:
             ValueError: the stream has no such block.
         """
         memory = self.remember(state, first_block)
-        for latents in state.latents[first_block:]:
-            decoded, memory = self.decode(latents, memory)
+        for block in range(first_block, state.next_block):
+            decoded, memory = self.decode(state.block(block), memory)
             yield decoded
 
 

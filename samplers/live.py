@@ -10,6 +10,7 @@ import contextvars
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from ..networks.execution import cores
 from .decode import DecodedBlock, StreamDecoder
 from .model import StreamModel
 from .rollout import Prompt, SamplerSettings, rollout
-from .state import BlockLatents, StreamState
+from .state import BlockLatents, Memory, StreamState
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -75,6 +76,7 @@ def decoded_live(
         nonlocal memory
         latents, state = item
         decoded, memory = decoder.decode(latents, memory)
+        state = replace(state, memory=Memory(state.next_block, memory))
         if use is not None:
             use(decoded, state)
         return decoded, state

@@ -208,7 +208,7 @@ class _Branch:
     def caught_up(
         self,
         cache: RollingCache | None,
-        latents: tuple[BlockLatents, ...],
+        state: StreamState,
         clean: Modulation,
         track: Callable[[int], Tensor | None],
         on_rebuild: Callable[[int, int], None] | None,
@@ -220,11 +220,12 @@ class _Branch:
         stream itself wrote, if the prompt was the same throughout.
         """
         cache = cache or RollingCache(self.settings.window)
-        rebuilding = len(latents) - cache.next_block > 1
-        for index in range(cache.next_block, len(latents)):
+        rebuilding = state.next_block - cache.next_block > 1
+        for index in range(cache.next_block, state.next_block):
             if on_rebuild is not None and rebuilding:
-                on_rebuild(index, len(latents))
-            video, audio = (to_device(x, self.like).to(self.like.dtype) for x in latents[index])
+                on_rebuild(index, state.next_block)
+            latents = state.block(index)
+            video, audio = (to_device(x, self.like).to(self.like.dtype) for x in latents)
             opened = self.open(cache)
             cache = opened.commit(video, audio, self.text, clean, track(index))
         return cache
@@ -242,6 +243,7 @@ def rollout(
     noise: NoiseSource | None = None,
     execution: Execution = EAGER,
     start: Start | None = None,
+    settle: Callable[[StreamState], StreamState] | None = None,
 ) -> Iterator[tuple[BlockLatents, StreamState]]:
     """Yield `blocks` further blocks, each with the state after it. `state` itself is not changed.
 
@@ -257,6 +259,8 @@ def rollout(
         noise: where noise comes from; by default named by the state's seeds.
         execution: how passes are carried out; the numbers are the same.
         start: video latents that block 0 begins with.
+        settle: what to do with the state after every block, so that a long stream does not fill
+            the memory: `StreamState.trimmed`, or `parking.spooled` with a folder.
 
     Raises:
         ValueError: at once, if the state belongs to another model, guidance has no empty prompt to
@@ -317,7 +321,7 @@ def rollout(
             with torch.no_grad():
                 clean = constants.at(0.0)
                 caches = [
-                    branch.caught_up(cache, state.latents, clean, told, on_rebuild)
+                    branch.caught_up(cache, state, clean, told, on_rebuild)
                     for branch, cache, told in zip(branches, caches, tracks, strict=True)
                 ]
                 if config.transcript_channels:
@@ -343,6 +347,8 @@ def rollout(
             state = replace(
                 state, latents=(*state.latents, latents), cache=cache, unguided=unguided
             )
+            if settle is not None:
+                state = settle(state)
             yield latents, state
 
     return generate(state)

@@ -13,16 +13,21 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from ..networks.audio_codec import AudioDecoderState
 from ..networks.checked import one_line, quoted
 from ..networks.config import TransformerConfig
 from ..networks.kv_cache import ATTENTIONS, RollingCache
 from ..networks.layout import BlockLayout
+from ..networks.video_codec import VideoDecoderState
+from ..networks.vocoder import Controls, VocoderState
 from .model import StreamModel
 from .speech import Speech, check_speeches
 
 STATE_VERSION = 2
+_LOOKED_BACK = 2  # blocks before the one that is decoded: decoders see a few latents back
 # More than any picture has of latents a side (32 pixels each), and than any window has of seconds.
 LARGEST_GRID, MOST_WINDOW = 256, 3600
 
@@ -32,6 +37,44 @@ class BlockLatents(NamedTuple):
 
     video: Tensor
     audio: Tensor
+
+
+class DecodeState(NamedTuple):
+    """What both decoders remember of the blocks before; never written into."""
+
+    video: VideoDecoderState
+    audio: AudioDecoderState
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by a name that stays."""
+        last, phase, _ = self.audio.vocoder
+        named = {f"video.{i}": x for i, x in enumerate(self.video)}
+        named |= {f"audio.{i}": x for i, x in enumerate(self.audio.caches)}
+        return named | dict(zip(Controls._fields, last, strict=True)) | {"phase": phase}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], sample: int) -> DecodeState:
+        """The same from `tensors`; KeyError names one that lacks."""
+
+        def numbered(kind: str) -> tuple[Tensor, ...]:
+            count = sum(name.startswith(f"{kind}.") for name in tensors)
+            return tuple(tensors[f"{kind}.{i}"] for i in range(count))
+
+        last = Controls(*(tensors[name] for name in Controls._fields))
+        vocoder = VocoderState(last, tensors["phase"], sample)
+        return cls(numbered("video"), AudioDecoderState(numbered("audio"), vocoder))
+
+    def to(self, device: torch.device) -> DecodeState:
+        """The same on a device, but for the phase, which stays with the host."""
+        moved = {name: x if name == "phase" else x.to(device) for name, x in self.tensors().items()}
+        return self.of(moved, self.audio.vocoder.sample)
+
+
+class Memory(NamedTuple):
+    """What decoders that look back only remember after the first `blocks` blocks of a stream."""
+
+    blocks: int
+    decoders: DecodeState
 
 
 @dataclass(frozen=True)
@@ -71,10 +114,12 @@ class StreamState:
         settings: fixed when the stream began.
         model_id: fingerprint of the network that made it; another network refuses it.
         layout: latents per block.
-        latents: every finished block.
+        latents: every finished block but the first `dropped`.
         cache: keys and values under the prompt, of all blocks but the last or fewer; None for none.
         unguided: the same for the empty prompt, where classifier-free guidance needed it.
         speeches: what each clip was told to say; none where the network cannot be told.
+        memory: of the decoders, after some of the blocks; None where the stream was not decoded.
+        dropped: how many of the first blocks are not held any more (`trimmed`).
     """
 
     settings: StreamSettings
@@ -86,6 +131,8 @@ class StreamState:
     cache: RollingCache | None = field(default=None, repr=False)
     unguided: RollingCache | None = field(default=None, repr=False)
     speeches: tuple[Speech, ...] = field(default=(), repr=False)
+    memory: Memory | None = field(default=None, repr=False, compare=False)
+    dropped: int = 0
     # What the network's makers call it, for a reader who is told that it is another.
     model_title: str = ""
     version: int = STATE_VERSION
@@ -93,7 +140,39 @@ class StreamState:
     @property
     def next_block(self) -> int:
         """Index of the block that comes next; equally the number of finished blocks."""
-        return len(self.latents)
+        return self.dropped + len(self.latents)
+
+    def block(self, index: int) -> BlockLatents:
+        """The latents of one finished block.
+
+        Raises:
+            ValueError: the block was dropped.
+        """
+        if index < self.dropped:
+            raise ValueError(
+                f"the stream no longer holds its first {self.dropped} blocks, and block {index} is "
+                "needed: go on from its end with the settings that it was made with, or use a "
+                "state that was saved whole"
+            )
+        return self.latents[index - self.dropped]
+
+    def trimmed(self, *, decoding: bool = True) -> StreamState:
+        """The same state without the latents that going on does not need: as large at any age.
+
+        It goes on bit for bit as before. What it can't do any more is to be decoded from its
+        beginning, or to have keys made again (with guidance, where it had none).
+
+        Args:
+            decoding: keep what the decoders have not seen yet.
+        """
+        ends = [cache.next_block for cache in (self.cache, self.unguided) if cache is not None]
+        ends = ends or [0]
+        if decoding:
+            ends.append(self.memory.blocks if self.memory else 0)
+        first = min(self.next_block, *ends) - _LOOKED_BACK
+        if first <= self.dropped:
+            return self
+        return replace(self, latents=self.latents[first - self.dropped :], dropped=first)
 
     def without_keys(self) -> StreamState:
         """The same state in little memory: keys and values are rebuilt when it goes on."""
@@ -151,7 +230,7 @@ def check_state(state: StreamState, model: StreamModel) -> None:
             )
     check_speeches(state.speeches, len(state.settings.seeds), config.transcript_channels)
     # All others have the shapes of these; looking at each would take longer the older a stream is.
-    check_shapes(state, sizes_of(config), {0, state.next_block - 1})
+    check_shapes(state, sizes_of(config), {state.dropped, state.next_block - 1})
 
 
 def _named(title: str, model_id: str) -> str:
@@ -207,9 +286,9 @@ def check_shapes(
             )
 
     for index in range(state.next_block) if blocks is None else sorted(blocks):
-        if not 0 <= index < state.next_block:
+        if not state.dropped <= index < state.next_block:
             continue
-        video, audio = state.latents[index]
+        video, audio = state.block(index)
         frames, sounds = (stop - start for start, stop in _spans(layout, index))
         size = settings.height, settings.width
         check(f"video of block {index}", video, batch, "video channels", frames, *size)

@@ -4,6 +4,7 @@ b batch, c channels, f h w video latent grid, s audio latents.
 One safetensors file holds the clean latents of all blocks, `video` (b, c, f, h, w) and `audio` (b,
 s, c), and the keys and values of the window; the header is JSON in the metadata. Without the keys
 the file is small and they are made again when the stream goes on, which takes one pass per block.
+What the decoders remember (`memory.`) lies beside them, so that going on costs the same at any age.
 """
 
 from __future__ import annotations
@@ -21,8 +22,16 @@ from ..networks.config import Latents
 from ..networks.kv_cache import ATTENTIONS, BlockKeys, RollingCache
 from ..networks.layout import BlockLayout
 from .speech import Speech
-from .state import STATE_VERSION, BlockLatents, StreamSettings, StreamState, check_shapes
-from .tensor_file import TensorFileError, read_tensors, write_tensors
+from .state import (
+    STATE_VERSION,
+    BlockLatents,
+    DecodeState,
+    Memory,
+    StreamSettings,
+    StreamState,
+    check_shapes,
+)
+from .tensor_file import Joined, TensorFileError, read_tensors, write_tensors
 
 FORMAT = "mutual-forcing-state"
 _REMEDY = "choose a file that was saved as a stream state"
@@ -40,6 +49,15 @@ class _Version(BaseModel):
     version: int
 
 
+class _Memory(BaseModel):
+    """Of the decoders: after how many blocks and samples."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    blocks: Annotated[int, Field(ge=1)]
+    sample: Annotated[int, Field(ge=0, lt=2**62)]
+
+
 class _Header(BaseModel):
     """The metadata of a state file; its numbers are held against the tensors."""
 
@@ -54,6 +72,9 @@ class _Header(BaseModel):
     window: int
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=256)]
     blocks: int = Field(ge=0)
+    dropped: int = Field(default=0, ge=0)
+    """Blocks, counted from the first, whose latents are not here any more."""
+    memory: _Memory | None = None
     keys: dict[Branch, Annotated[int, Field(ge=0)]] = {}
     """Blocks, counted from the first, up to which each branch's keys were saved."""
     speeches: tuple[Speech, ...] = ()
@@ -65,6 +86,12 @@ class _Header(BaseModel):
                 raise ValueError(
                     f"{branch} has keys of {end} blocks, expected at most {self.blocks}"
                 )
+        if self.dropped > max(0, self.blocks - 1):
+            raise ValueError(f"{self.dropped} of {self.blocks} blocks are dropped")
+        if self.memory is not None and self.memory.blocks > self.blocks:
+            raise ValueError(
+                f"memory is of {self.memory.blocks} blocks, expected at most {self.blocks}"
+            )
         return self
 
 
@@ -79,16 +106,22 @@ def save_state(path: Path, state: StreamState, *, keys: bool = True) -> None:
         OSError: it cannot be written; an older file at `path` stays as it was.
     """
     layout, settings = state.layout, state.settings
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor | Joined] = {}
     if state.latents:
-        tensors["video"] = torch.cat([block.video for block in state.latents], dim=2)
-        tensors["audio"] = torch.cat([block.audio for block in state.latents], dim=1)
+        tensors["video"] = Joined([block.video for block in state.latents], dim=2)
+        tensors["audio"] = Joined([block.audio for block in state.latents], dim=1)
     saved = {}
     for branch in _BRANCHES if keys else ():
         cache = getattr(state, branch)
         if cache is not None:
             saved[branch] = cache.next_block
             tensors |= dict(_key_tensors(branch, cache))
+    memory = state.memory
+    remembered = None
+    if memory is not None:
+        sample = memory.decoders.audio.vocoder.sample
+        remembered = _Memory(blocks=memory.blocks, sample=sample)
+        tensors |= {f"memory.{name}": x for name, x in memory.decoders.tensors().items()}
     header = _Header(
         version=state.version,
         model_id=state.model_id,
@@ -98,7 +131,9 @@ def save_state(path: Path, state: StreamState, *, keys: bool = True) -> None:
         width=settings.width,
         window=settings.window,
         seeds=settings.seeds,
-        blocks=len(state.latents),
+        blocks=state.next_block,
+        dropped=state.dropped,
+        memory=remembered,
         keys=saved,
         speeches=state.speeches,
     )
@@ -139,6 +174,7 @@ def load_state(path: Path) -> StreamState:
         caches = {
             branch: _cache(branch, left, header.window, end) for branch, end in header.keys.items()
         }
+        memory = _memory(left, header)
         if left:
             raise ValueError(f"it has {some(left)}, which no stream state has")
         state = StreamState(
@@ -148,6 +184,8 @@ def load_state(path: Path) -> StreamState:
             latents,
             **caches,
             speeches=header.speeches,
+            memory=memory,
+            dropped=header.dropped,
             model_title=header.model_title,
         )
         check_shapes(state, {})
@@ -195,21 +233,38 @@ def _cache(branch: Branch, tensors: dict[str, Tensor], window: int, end: int) ->
     return RollingCache(window, kept, blocks)
 
 
+def _memory(tensors: dict[str, Tensor], header: _Header) -> Memory | None:
+    """What the decoders remember; whether it is of these decoders, they say (`remember`)."""
+    if header.memory is None:
+        return None
+    names = [name for name in tensors if name.startswith("memory.")]
+    found = {
+        name.removeprefix("memory."): _taken(
+            tensors, name, (torch.float64,) if name == "memory.phase" else _LATENTS
+        )
+        for name in names
+    }
+    return Memory(header.memory.blocks, DecodeState.of(found, header.memory.sample))
+
+
 def _blocks(
     tensors: dict[str, Tensor], header: _Header, layout: BlockLayout
 ) -> Iterator[BlockLatents]:
     if not header.blocks:
         return
     video, audio = (_taken(tensors, name, _LATENTS) for name in ("video", "audio"))
-    lengths = layout.video_latents(header.blocks), layout.audio_latents(header.blocks)
+    first, last = header.dropped, header.blocks
+    gone = layout.video_latents(first), layout.audio_latents(first)
+    lengths = layout.video_latents(last) - gone[0], layout.audio_latents(last) - gone[1]
     if video.ndim != 5 or audio.ndim != 3 or (video.shape[2], audio.shape[1]) != lengths:
         raise ValueError(
             f"its latents are video {tuple(video.shape)} and audio {tuple(audio.shape)}, expected "
-            f"{lengths[0]} and {lengths[1]} of them for its {header.blocks} blocks"
+            f"{lengths[0]} and {lengths[1]} of them for its {last - first} blocks"
         )
     if not video.numel() or not audio.numel():
         # No size of theirs is worth anything then, the number of blocks included.
         raise ValueError("its latents hold no number")
-    for block in range(header.blocks):
-        frames, samples = slice(*layout.video_span(block)), slice(*layout.audio_span(block))
+    for block in range(first, last):
+        frames = slice(*(at - gone[0] for at in layout.video_span(block)))
+        samples = slice(*(at - gone[1] for at in layout.audio_span(block)))
         yield BlockLatents(video[:, :, frames].contiguous(), audio[:, samples].contiguous())

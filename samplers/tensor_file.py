@@ -8,22 +8,40 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from ..networks.checked import one_line, reason_of
-from .atomic_file import write_whole
+from .atomic_file import replacing
 
 # A header of LTX-2's 5,000 tensors is 1 MB; the same again in Python's objects is twenty times
 # that.
 LONGEST_HEADER = 16 * 1024 * 1024
 _ATTEMPTS = 100
+PIECE = 4 * 1024 * 1024
+"""Numbers that are put together at a time while a file is written."""
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 _PICKLED = (b"PK\x03\x04", b"\x80")
 # The second is a user's quota; Windows may not name it.
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
@@ -176,22 +194,68 @@ def explained(path: Path, what: str, remedy: str) -> Iterator[None]:
         raise TensorFileError(f"{what} {path} cannot be read ({reason}); {remedy}") from error
 
 
+class Joined(NamedTuple):
+    """Tensors that will be one, put together along `dim`, in a file and not in memory before."""
+
+    parts: Sequence[Tensor]
+    dim: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole."""
+        shape = list(self.parts[0].shape)
+        shape[self.dim] = sum(part.shape[self.dim] for part in self.parts)
+        return tuple(shape)
+
+    def pieces(self) -> Iterator[Tensor]:
+        """The whole in the order of its numbers, a piece of at most `PIECE` at a time."""
+        outer = math.prod(self.shape[: self.dim])
+        flat = [part.reshape(outer, *part.shape[self.dim :]) for part in self.parts]
+        row = math.prod(self.shape[self.dim :])
+        step = max(1, PIECE // max(1, row))
+        for start in range(0, outer, step):
+            yield torch.cat([part[start : start + step] for part in flat], dim=1)
+
+
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], what: str
+    path: Path, tensors: Mapping[str, Tensor | Joined], metadata: Mapping[str, str], what: str
 ) -> None:
     """Write a safetensors file; until it is whole, what was at `path` before stays.
+
+    The library's writers hold everything once or twice more while they write. A long stream is as
+    large as the memory that is left, so this goes through it piece by piece.
 
     Raises:
         OSError: it cannot be written, for instance because the disk is full; says so.
     """
-    # One tensor may be a slice of another; the format wants each on its own.
-    content = save(
-        {key: value.contiguous().clone() for key, value in tensors.items()}, dict(metadata)
-    )
+    joined = {
+        name: value if isinstance(value, Joined) else Joined((value.contiguous(),), 0)
+        for name, value in tensors.items()
+    }
+    # Numbers of many bytes first, so that all lie where processors like them.
+    order = sorted(joined, key=lambda name: (-joined[name].parts[0].element_size(), name))
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in order:
+        part, shape = joined[name].parts[0], joined[name].shape
+        start, end = end, end + math.prod(shape) * part.element_size()
+        header[name] = {
+            "dtype": _DTYPES[part.dtype],
+            "shape": shape,
+            "data_offsets": [start, end],
+        }
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
     try:
-        write_whole(path, content)
+        with replacing(path) as whole, whole.open("wb") as file:
+            file.write(len(head).to_bytes(8, "little") + head)
+            for name in order:
+                for piece in joined[name].pieces():
+                    flat = piece.detach().cpu().contiguous().reshape(-1)
+                    file.write(memoryview(flat.view(torch.uint8).numpy()))
     except OSError as error:
-        raise OSError(error.errno, writing_failed(error, what, len(content)), str(path)) from error
+        size = 8 + len(head) + end
+        raise OSError(error.errno, writing_failed(error, what, size), str(path)) from error
 
 
 def writing_failed(error: OSError, what: str, size: int | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,10 +12,13 @@ from hypothesis import strategies as st
 from mutual_forcing.model_loaders.bundle import Bundle
 from mutual_forcing.networks.video_codec import VideoCodec
 from mutual_forcing.samplers.decode import DecodedBlock, joined
-from mutual_forcing.samplers.state import BlockLatents, StreamState
+from mutual_forcing.samplers.live import live_clip
+from mutual_forcing.samplers.rollout import sampler_settings
+from mutual_forcing.samplers.state import BlockLatents, DecodeState, Memory, StreamState
 from mutual_forcing.tests.tiny import CHANNELS, VIDEO_CHANNELS
 
 BLOCKS = 5
+FEW = sampler_settings("few", 1)
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +116,72 @@ def test_a_block_that_is_not_there_is_named(bundle: Bundle, stream: StreamState)
         with pytest.raises(ValueError, match=f"has {BLOCKS} blocks.*found {block}"):
             list(bundle.decoder().decode_from(stream, block))
     assert list(bundle.decoder().decode_from(stream, BLOCKS)) == []
+
+
+@pytest.fixture(scope="module")
+def live(bundle: Bundle) -> list[StreamState]:
+    """The states of a stream that was decoded as it was made."""
+    begun = bundle.begin((3,))
+    words = bundle.prompt("red ball")
+    made = live_clip(bundle, words, begun, BLOCKS + 1, FEW, bundle.decoder())
+    return [state for _, state in made]
+
+
+def heard(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Fills with the number of audio latents of every call that decodes some."""
+    plain, lengths = type(bundle.audio_codec).decode, []
+
+    def decode(self: object, latent: torch.Tensor, *state: object) -> object:
+        lengths.append(latent.shape[1])
+        return plain(self, latent, *state)
+
+    monkeypatch.setattr(type(bundle.audio_codec), "decode", decode)
+    return lengths
+
+
+def test_going_on_costs_the_same_at_any_age(
+    bundle: Bundle, live: list[StreamState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths, decoder = heard(bundle, monkeypatch), bundle.decoder()
+    for state in live[1:]:
+        lengths.clear()
+        memory = decoder.remember(state, state.next_block)
+        assert sum(lengths) <= 1  # to see that the memory is of these decoders
+    lengths.clear()
+    whole = decoder.remember(replace(state, memory=None), state.next_block)
+    assert sum(lengths) == state.layout.audio_latents(state.next_block)
+    for name, tensor in whole.tensors().items():
+        torch.testing.assert_close(memory.tensors()[name], tensor, atol=1e-4, rtol=0)
+    # Blocks that were not decoded are made up for, and no others.
+    older = replace(state, memory=live[2].memory)
+    lengths.clear()
+    assert decoder.caught_up(older).memory.blocks == state.next_block
+    assert sum(lengths) <= 1 + 25 * (state.next_block - 3)
+
+
+def test_a_trimmed_stream_goes_on_bit_for_bit(bundle: Bundle, live: list[StreamState]) -> None:
+    words, state = bundle.prompt("red ball"), live[-2]
+    trimmed = state.trimmed()
+    assert trimmed.next_block == state.next_block and len(trimmed.latents) < len(state.latents)
+    blocks = [
+        list(live_clip(bundle, words, past, 2, FEW, bundle.decoder(), settle=StreamState.trimmed))
+        for past in (state, trimmed)
+    ]
+    for (one, after), (other, then) in zip(*blocks, strict=True):
+        assert torch.equal(one.video, other.video) and torch.equal(one.audio, other.audio)
+        assert after.next_block == then.next_block
+    assert len(then.latents) == len(trimmed.latents)  # as large at any age
+    with pytest.raises(ValueError, match=r"no longer holds its first \d+ blocks.*saved whole"):
+        list(bundle.decoder().decode_from(trimmed, 0))
+    with pytest.raises(ValueError, match="no longer holds"):
+        list(live_clip(bundle, words, trimmed.without_keys(), 1, FEW, bundle.decoder()))
+    for past in (state.without_keys(), replace(state, memory=None)):
+        assert past.trimmed() is past  # all of it is still needed
+
+
+def test_memory_of_other_decoders_is_refused(bundle: Bundle, live: list[StreamState]) -> None:
+    state = live[-1]
+    video, audio = state.memory.decoders
+    other = Memory(state.next_block, DecodeState((video[0][..., :1], *video[1:]), audio))
+    with pytest.raises(ValueError, match=r"decoder memory has video\.0 of .*load the model"):
+        bundle.decoder().remember(replace(state, memory=other), state.next_block)

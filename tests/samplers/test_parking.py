@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from mutual_forcing.model_loaders.bundle import Bundle
-from mutual_forcing.samplers.parking import parked
+from mutual_forcing.samplers.parking import SPOOLED_AT_ONCE, parked, spooled
 from mutual_forcing.samplers.rollout import rollout, sampler_settings
 from mutual_forcing.samplers.state import StreamState
+from mutual_forcing.samplers.state_file import load_state, save_state
 
 
 def after(bundle: Bundle, state: StreamState, blocks: int) -> StreamState:
@@ -53,3 +55,25 @@ def test_a_parked_stream_goes_on_as_before(bundle: Bundle) -> None:
     for one, other in zip(found.latents, expected.latents, strict=True):
         assert torch.equal(one.video, other.video) and torch.equal(one.audio, other.audio)
     assert parked(begun.without_keys(), begun).cache is None
+
+
+def test_what_is_not_needed_goes_to_disk_and_stays_the_same(bundle: Bundle, tmp_path: Path) -> None:
+    state = after(bundle, bundle.begin(), SPOOLED_AT_ONCE + 8)
+    rolled = rollout(
+        bundle,
+        bundle.prompt("red ball"),
+        bundle.begin(),
+        SPOOLED_AT_ONCE + 8,
+        sampler_settings("few", 1),
+        settle=lambda state: spooled(state, tmp_path),
+    )
+    *_, (_, found) = rolled
+    on_disk = [block.video.untyped_storage().filename is not None for block in found.latents]
+    assert sum(on_disk) >= SPOOLED_AT_ONCE and on_disk == sorted(on_disk, reverse=True)
+    assert list(tmp_path.iterdir()) == []  # mapped, and nameless: nothing can be left behind
+    save_state(tmp_path / "s.state", found)
+    for other in (state, load_state(tmp_path / "s.state")):
+        for one, two in zip(found.latents, other.latents, strict=True):
+            assert torch.equal(one.video, two.video) and torch.equal(one.audio, two.audio)
+    assert spooled(found, tmp_path) is found
+    assert spooled(state, tmp_path / "missing") is state  # a full disk is no reason to stop

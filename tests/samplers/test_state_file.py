@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from mutual_forcing.model_loaders.bundle import Bundle
+from mutual_forcing.samplers import tensor_file
+from mutual_forcing.samplers.live import live_clip
 from mutual_forcing.samplers.rollout import rollout, sampler_settings
 from mutual_forcing.samplers.state import BlockLatents, StreamState
 from mutual_forcing.samplers.state_file import load_state, save_state
@@ -250,3 +252,81 @@ def test_an_older_state_stays_when_the_disk_is_full(
     with pytest.raises(OSError, match="disk is full: the stream state"):
         save_state(path, bundle.begin())
     assert path.read_bytes() == saved.read_bytes() and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture(scope="module")
+def decoded(bundle: Bundle) -> StreamState:
+    """A stream that was decoded as it was made, and trimmed."""
+    words = bundle.prompt("red ball")
+    *_, (_, state) = live_clip(bundle, words, bundle.begin(), 6, FEW, bundle.decoder())
+    return state.trimmed()
+
+
+def test_the_decoders_memory_is_saved_and_going_on_needs_no_more(
+    bundle: Bundle, decoded: StreamState, tmp_path: Path
+) -> None:
+    assert decoded.dropped
+    save_state(tmp_path / "s.state", decoded)
+    loaded = load_state(tmp_path / "s.state")
+    assert (loaded.dropped, loaded.next_block) == (decoded.dropped, 6)
+    for name, tensor in decoded.memory.decoders.tensors().items():
+        assert torch.equal(tensor, loaded.memory.decoders.tensors()[name])
+    words = bundle.prompt("red ball")
+    clips = [
+        [block for block, _ in live_clip(bundle, words, state, 2, FEW, bundle.decoder())]
+        for state in (decoded, loaded)
+    ]
+    for one, two in zip(*clips, strict=True):
+        assert torch.equal(one.video, two.video) and torch.equal(one.audio, two.audio)
+
+
+@pytest.mark.parametrize(
+    ("header", "changed", "message"),
+    [
+        ({"dropped": 6}, {}, "6 of 6 blocks are dropped"),
+        ({"dropped": 1}, {}, "for its 5 blocks"),
+        ({"memory": {"blocks": 9, "sample": 0}}, {}, "memory is of 9 blocks"),
+        ({"memory": {"blocks": 6, "sample": 2**63}}, {}, "memory.sample"),
+        ({"memory": None}, {}, "which no stream state has"),
+        ({}, {"memory.phase": None}, "lacks the tensor 'phase'"),
+        ({}, {"memory.phase": torch.zeros(1)}, "memory.phase is float32"),
+        ({}, {"memory.video.0": torch.full((1,), torch.nan)}, "memory.video.0 has NaN"),
+        ({}, {"memory.f0": torch.zeros(3, 3)}, "decoder memory has f0"),
+    ],
+)
+def test_a_memory_that_does_not_fit_is_refused(
+    bundle: Bundle,
+    decoded: StreamState,
+    tmp_path: Path,
+    header: dict[str, object],
+    changed: dict[str, torch.Tensor | None],
+    message: str,
+) -> None:
+    save_state(tmp_path / "whole", decoded)
+    path, tensors, metadata = damaged(tmp_path / "whole", tmp_path / "s", **header)
+    tensors = {name: x for name, x in (tensors | changed).items() if x is not None}
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match=message) as caught:
+        state = load_state(path)
+        bundle.decoder().remember(state, state.next_block)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_put_together_while_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_file, "PIECE", 50)
+    parts = [torch.randn(2, 3, n, 4) for n in (1, 2, 3)]
+    joined = tensor_file.Joined(parts, 2)
+    assert max(piece.numel() for piece in joined.pieces()) <= 50
+    others = {str(dtype): torch.arange(-3, 4).to(dtype).view(7, 1) for dtype in tensor_file._DTYPES}
+    odd = {"none": torch.zeros(0, 3), "scalar": torch.tensor(2.0), "turned": torch.eye(3, 2).T}
+    path = tmp_path / "x"
+    tensor_file.write_tensors(path, {"joined": joined, **others, **odd}, {"a": "b"}, "it")
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"a": "b"}
+    found = load_file(path)
+    assert torch.equal(found.pop("joined"), torch.cat(parts, dim=2))
+    for name, tensor in (others | odd).items():
+        assert found[name].dtype == tensor.dtype and found[name].shape == tensor.shape
+        assert torch.equal(found[name].float(), tensor.float())
