@@ -8,6 +8,7 @@ decoder remembers is a value: decoding in any cut equals decoding the whole.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -15,12 +16,16 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..networks.audio_codec import AudioCodec, AudioDecoderState
 from ..networks.video_codec import VideoCodec, VideoDecoderState
 from .state import BlockLatents, DecodeState, Memory, StreamState
 
 LOOK_AHEAD_SECONDS = 0
+_LEFT = WeakTensorKeyDictionary()
+"""What decoders were left with after a block, by its latents and for as long as those are held: a
+chunk on a wire is decoded by itself, and the next one, which shares its past, begins there."""
 
 
 class DecodedBlock(NamedTuple):
@@ -89,7 +94,7 @@ class StreamDecoder:
             )
         if block == 0:
             return None
-        memory = state.memory if state.memory and state.memory.blocks <= block else None
+        memory = self._known(state, block)
         known = None if memory is None else self._checked(memory.decoders, state)
         if memory and memory.blocks == block:
             return known
@@ -107,6 +112,15 @@ class StreamDecoder:
             _placed(audio, self.audio_codec), known and known.audio
         )
         return DecodeState(video_state, audio_state)
+
+    def _known(self, state: StreamState, block: int) -> Memory | None:
+        """The latest memory that there is of a time up to `block`."""
+        memory = state.memory if state.memory and state.memory.blocks <= block else None
+        for end in range(block, max(memory.blocks if memory else 0, state.dropped), -1):
+            codec, decoders = _LEFT.get(state.block(end - 1).audio, (None, None))
+            if codec is not None and codec() is self.audio_codec:
+                return Memory(end, decoders)
+        return memory
 
     def caught_up(self, state: StreamState) -> StreamState:
         """The same state with what the decoders remember after all of its blocks."""
@@ -143,6 +157,9 @@ class StreamDecoder:
         for block in range(first_block, state.next_block):
             decoded, memory = self.decode(state.block(block), memory)
             yield decoded
+        if memory is not None:
+            left = weakref.ref(self.audio_codec), memory
+            _LEFT[state.block(state.next_block - 1).audio] = left
 
 
 def joined(blocks: Iterable[DecodedBlock]) -> DecodedBlock:

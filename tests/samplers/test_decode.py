@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutual_forcing.model_loaders.bundle import Bundle
 from mutual_forcing.networks.video_codec import VideoCodec
+from mutual_forcing.samplers.chunk import chunk_origin, chunk_state, chunk_tensors
 from mutual_forcing.samplers.decode import DecodedBlock, joined
 from mutual_forcing.samplers.live import live_clip
-from mutual_forcing.samplers.rollout import sampler_settings
+from mutual_forcing.samplers.rollout import rollout, sampler_settings
 from mutual_forcing.samplers.state import BlockLatents, DecodeState, Memory, StreamState
 from mutual_forcing.tests.tiny import CHANNELS, VIDEO_CHANNELS
 
@@ -185,3 +186,21 @@ def test_memory_of_other_decoders_is_refused(bundle: Bundle, live: list[StreamSt
     other = Memory(state.next_block, DecodeState((video[0][..., :1], *video[1:]), audio))
     with pytest.raises(ValueError, match=r"decoder memory has video\.0 of .*load the model"):
         bundle.decoder().remember(replace(state, memory=other), state.next_block)
+
+
+def test_chunks_of_a_stream_that_are_decoded_one_by_one_cost_their_own_length(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on wires: the sampler does not know the decoder, and the states have no memory."""
+    words, state, lengths = bundle.prompt("red ball"), bundle.begin(), heard(bundle, monkeypatch)
+    parts = []
+    for _ in range(3):
+        first = state.next_block
+        *_, (_, state) = rollout(bundle, words, state, 2, FEW)
+        chunk = chunk_origin(state, first)
+        lengths.clear()
+        decoder, whole = bundle.decoder(), chunk_state(chunk, *chunk_tensors(chunk))
+        parts.append(joined(decoder.decode_from(whole, first)))
+        assert sum(lengths) <= 1 + 2 * 25
+    expected = joined(bundle.decoder().decode_from(replace(state), 0))
+    assert difference(joined(parts), expected) < 1e-4
