@@ -252,6 +252,7 @@ def make(
     blocks = bundle.clock.blocks_for(arguments.seconds, state.next_block)
     outputs = Outputs(arguments, bundle.clock, state, blocks)
     failures: list[str] = []
+    status = 1
     with shell.stoppable() as stop:
         with shell.progress(total=blocks * sampler.steps, unit="step") as bar:
 
@@ -286,6 +287,9 @@ def make(
                     pass
             except (Interrupted, NonFiniteBlockError) as error:
                 failures.append(str(error))
+            except ValueError as error:  # the stream and the model do not fit together after all
+                failures.append(str(error))
+                status = 2
             except OSError as error:
                 failures.append(error.strerror)
         lines, unwritten = outputs.finish()
@@ -293,7 +297,7 @@ def make(
     shell.tell("".join(f"{line}\n" for line in lines), sys.stdout)
     if failures:
         shell.tell(f"generate.py: {'; '.join(failures)}\n", sys.stderr)
-    return stop.status if stop else int(bool(failures))
+    return stop.status if stop else bool(failures) * status
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -203,12 +203,17 @@ class Joined(NamedTuple):
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the whole."""
-        shape = list(self.parts[0].shape)
-        shape[self.dim] = sum(part.shape[self.dim] for part in self.parts)
-        return tuple(shape)
+        first = tuple(self.parts[0].shape)
+        if len(self.parts) == 1:
+            return first
+        length = sum(part.shape[self.dim] for part in self.parts)
+        return (*first[: self.dim], length, *first[self.dim + 1 :])
 
     def pieces(self) -> Iterator[Tensor]:
         """The whole in the order of its numbers, a piece of at most `PIECE` at a time."""
+        if len(self.parts) == 1:
+            yield self.parts[0]
+            return
         outer = math.prod(self.shape[: self.dim])
         flat = [part.reshape(outer, *part.shape[self.dim :]) for part in self.parts]
         row = math.prod(self.shape[self.dim :])
@@ -229,7 +234,7 @@ def write_tensors(
         OSError: it cannot be written, for instance because the disk is full; says so.
     """
     joined = {
-        name: value if isinstance(value, Joined) else Joined((value.contiguous(),), 0)
+        name: value if isinstance(value, Joined) else Joined((value,), 0)
         for name, value in tensors.items()
     }
     # Numbers of many bytes first, so that all lie where processors like them.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mutual_forcing.lab.bench import against, rollout
+from mutual_forcing.lab.bench import against, clip, rollout
 from mutual_forcing.lab.bench.floor import Rates, Work, block_work, measure_rates, pass_work
 from mutual_forcing.lab.bench.measure import Workload, measure
 from mutual_forcing.lab.bench.setups import Setup, setup
@@ -204,3 +204,18 @@ def test_a_stopwatch_adds_up_by_stage() -> None:
     first = watch.read()
     assert set(first) == {"a", "b"} and min(first.values()) >= 0
     assert watch.read() == {}
+
+
+def test_a_whole_clip_is_timed_alone_and_beside_busy_programs(tmp_path: Path) -> None:
+    out = tmp_path / "clip"
+    model = tiny.save_tiny(tmp_path / "model.safetensors")
+    words = ["--model", str(model), "--seconds", "1", "--rounds", "1", "--threads", "1"]
+    threads = torch.get_num_threads()
+    assert clip.main([*words, "--neighbours", "0", "1", "--out", str(out)]) == 0
+    assert torch.get_num_threads() == threads
+    rates = json.loads(out.with_suffix(".json").read_text())["times real time"]
+    assert list(rates) == ["0 busy neighbours", "1 busy neighbours"]
+    for ways in rates.values():
+        assert list(ways) == ["1 thread, one after the other", "1 thread, side by side"]
+        assert all(rate > 0 for rate in ways.values())
+    assert clip.main(["--model", str(tmp_path / "none")]) == 2
