@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.sd
@@ -66,7 +67,7 @@ def load_generator(
     # ComfyUI takes the tensors out of the dictionary that it is given.
     tensors = dict(generator.tensors)
     packed = any(name.endswith(QUANTISED) for name in tensors)
-    options = {} if packed else dict(_OPTIONS[weights])
+    options = {} if packed else options_of(weights, comfy.model_management.get_torch_device())
     patcher = comfy.sd.load_diffusion_model_state_dict(
         tensors, model_options=options, metadata=metadata
     )
@@ -82,6 +83,18 @@ def load_generator(
     )
     patcher.set_attachments(ATTACHMENT, known)
     return patcher
+
+
+def options_of(weights: Weights, device: torch.device) -> dict[str, object]:
+    """ComfyUI's options for weights on a device; as in the file where it has no numbers of 8 bits.
+
+    Templates come with fp8, and Apple's devices cannot even hold it.
+    """
+    options = _OPTIONS[weights]
+    if options and not comfy.model_management.supports_cast(device, options["dtype"]):
+        logger.warning("%s has no fp8: the weights stay as they are in the file", device)
+        return {}
+    return dict(options)
 
 
 def _normalised(tensors: dict[str, Tensor], prefix: str, metadata: Mapping[str, str]) -> dict:

@@ -35,7 +35,7 @@ launch = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(launch)
 launch.register()
 
-from mutual_forcing.host.load_ltx2 import load_generator, load_vaes  # noqa: E402
+from mutual_forcing.host.load_ltx2 import load_generator, load_vaes, options_of  # noqa: E402
 from mutual_forcing.host.model_wire import stream_model  # noqa: E402
 from mutual_forcing.model_loaders.containers import Checkpoint  # noqa: E402
 from mutual_forcing.model_loaders.generator import CONNECTORS, assemble  # noqa: E402
@@ -245,6 +245,9 @@ with torch.inference_mode():
     )
     generator = assemble(CAUSAL, BASE)
     assert generator.from_base and all(n.startswith(CONNECTORS) for n in generator.from_base)
+    # Templates ask for fp8, which Apple's devices cannot hold.
+    assert options_of("fp8", torch.device("mps")) == {}
+    assert options_of("fp8", torch.device("cpu")) == {"dtype": torch.float8_e4m3fn}
     vae, audio_vae = load_vaes(BASE)
     assert vae.latent_channels == 128 and audio_vae.audio_sample_rate_output == 24000
 sys.stdout.write("ok\n")
