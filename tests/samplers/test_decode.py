@@ -197,7 +197,7 @@ def test_chunks_of_a_stream_that_are_decoded_one_by_one_cost_their_own_length(
     for _ in range(3):
         first = state.next_block
         *_, (_, state) = rollout(bundle, words, state, 2, FEW)
-        chunk = chunk_origin(state, first)
+        chunk = chunk_origin(state, first, bundle.clock)
         lengths.clear()
         decoder, whole = bundle.decoder(), chunk_state(chunk, *chunk_tensors(chunk))
         parts.append(joined(decoder.decode_from(whole, first)))
