@@ -11,6 +11,7 @@ from typing import get_args
 
 import torch
 
+from .. import shell
 from ..model_loaders.bundle import Bundle, load_bundle, shipped_model_path
 from ..samplers.rollout import Mode, SamplerSettings, sampler_settings
 
@@ -18,9 +19,9 @@ log = logging.getLogger("mutualforcing")
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def parser(module: str, about: str) -> argparse.ArgumentParser:
+def parser(module: str, about: str) -> shell.Parser:
     """A command line that explains itself with its module's docstring."""
-    return argparse.ArgumentParser(
+    return shell.Parser(
         prog=f"launch.py {module}",
         description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,

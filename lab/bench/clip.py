@@ -27,8 +27,10 @@ from ...networks.execution import cores
 from ...samplers.clip_writer import ClipWriter
 from ...samplers.live import live_clip
 from ...samplers.rollout import sampler_settings
-from .report import write
+from .. import command
+from ..report import publish, table
 
+MODULE = "lab.bench.clip"
 PROMPT = "a red ball bounces on a blue background"
 
 
@@ -84,17 +86,14 @@ def seconds_of(bundle: Bundle, way: Way, seconds: float, path: Path) -> float:
 
 def parser() -> shell.Parser:
     """The command line."""
-    made = shell.Parser(
-        prog="lab.bench.clip",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = command.parser(MODULE, __doc__)
     add = made.add_argument
     add("--model", type=shell.Input(), default=shipped_model_path(), help="default: shipped")
     add("--seconds", type=shell.whole(1, 3600), default=20, help="length of the clip (20)")
     add("--rounds", type=shell.whole(1, 100), default=3, help="how often each way (3)")
     add(
         "--threads",
+        dest="counts",
         type=shell.threads,
         nargs="+",
         default=[1, cores()],
@@ -111,16 +110,16 @@ def parser() -> shell.Parser:
     return made
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print and write; the exit status."""
-    args = parser().parse_args(argv)
-    try:
-        bundle = load_bundle(args.model)
-    except ValueError as error:
-        shell.tell(f"lab.bench.clip: {error}\n", sys.stderr)
-        return 2
+@torch.no_grad()
+def work(args: argparse.Namespace) -> None:
+    """Measure, print and write.
+
+    Raises:
+        ValueError: no such model.
+    """
+    bundle = load_bundle(args.model)
     before = torch.get_num_threads()
-    every = [Way(n, overlap) for n in sorted(set(args.threads)) for overlap in (False, True)]
+    every = [Way(n, overlap) for n in sorted(set(args.counts)) for overlap in (False, True)]
     found: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
@@ -130,9 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             with neighbours(count):
                 for _ in range(args.rounds):
                     for way in every:
-                        took.setdefault(str(way), []).append(
-                            seconds_of(bundle, way, args.seconds, path)
-                        )
+                        seconds = seconds_of(bundle, way, args.seconds, path)
+                        took.setdefault(str(way), []).append(seconds)
     torch.set_num_threads(before)
     rates = {
         beside: {way: args.seconds / median(times) for way, times in took.items()}
@@ -141,19 +139,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines = [
         f"{args.seconds} s of clip, times real time (median of {args.rounds}):",
         "",
-        "| way | " + " | ".join(found) + " |",
-        "|---" * (1 + len(found)) + "|",
+        *table(
+            ["way", *found],
+            [[way, *(f"{rates[beside][way]:.2f}" for beside in found)] for way in map(str, every)],
+        ),
     ]
-    for way in map(str, every):
-        lines.append(f"| {way} | " + " | ".join(f"{rates[b][way]:.2f}" for b in found) + " |")
-    write(
-        args.out,
-        {"cores": cores(), "times real time": rates, "seconds": found},
-        "\n".join(lines) + "\n",
-    )
-    return 0
+    publish(args.out, {"cores": cores(), "times real time": rates, "seconds": found}, lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    return command.run(parser(), work, argv)
 
 
 if __name__ == "__main__":
-    with torch.no_grad():
-        sys.exit(main())
+    sys.exit(main())
