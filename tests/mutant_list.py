@@ -56,6 +56,7 @@ TIMES = f"{NETWORK}::test_times_become_128_cosines_and_128_sines"
 MASKS = f"{NETWORK}::test_who_sees_whom_is_equations_3_to_5"
 CODECS = "networks/test_codec_formulas.py"
 CODEC_LOSSES = "lab/test_codec_formulas.py"
+DRAWN = f"{CODEC_LOSSES}::test_a_decoder_learns_on_draws_from_the_encoders_distribution"
 GIVEN = "samplers/test_start.py"
 DECODED = "samplers/test_decode.py"
 PIECES = "samplers/test_overlap.py"
@@ -824,6 +825,14 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
         [
             ("y + gate * adapter", "y - gate * adapter"),
             ("y + gate * adapter", "gate * (y + adapter.up(adapter.down(x))) + 0 * adapter"),
+        ],
+    ),
+    ("lab/training/video_codec.py", DRAWN, [("torch.exp(0.5 * logvar)", "torch.exp(logvar)")]),
+    (
+        "lab/training/audio_codec.py",
+        DRAWN,
+        [
+            ("mean + log_std.exp() * torch.randn", "mean + torch.randn"),
         ],
     ),
 ]

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from mutual_forcing.lab.training.audio_codec import losses
 from mutual_forcing.lab.training.audio_losses import (
     band_loudness_loss,
     frame_loudness,
@@ -16,7 +17,7 @@ from mutual_forcing.lab.training.audio_losses import (
     pitch_loss,
     spectral_loss,
 )
-from mutual_forcing.lab.training.video_codec import motion_weight, reconstruction_loss
+from mutual_forcing.lab.training.video_codec import VideoRecipe, motion_weight, reconstruction_loss
 
 MADE, TRUE = (
     0.2 * np.random.default_rng(seed).standard_normal(6400).astype(np.float32) for seed in (1, 2)
@@ -126,3 +127,37 @@ def test_the_reconstruction_loss_by_hand() -> None:
     edges = 0.3 * ((0.4 + 0.1) + (0.4 + 0.1) + (0.4 - 0.1)) / 12
     found = reconstruction_loss(output, torch.zeros_like(output), weight)
     assert found.item() == pytest.approx(own + edges)
+
+
+class CaughtError(Exception):
+    """What a decoder was given."""
+
+
+class Moments:
+    """A codec whose latents have mean 3 and standard deviation 2."""
+
+    def __init__(self, spread: float) -> None:
+        self.spread = spread
+
+    def encode_moments(self, wave: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.full((20_000,), 3.0), torch.full((20_000,), self.spread)
+
+    def decode_raw(self, raw: torch.Tensor) -> None:
+        raise CaughtError(raw)
+
+    decode_controls = decode_raw
+
+
+def test_a_decoder_learns_on_draws_from_the_encoders_distribution() -> None:
+    """Pictures' encoder tells the logarithm of the variance, sound's that of the deviation."""
+    clips = np.zeros((2, 25, 32, 32, 3), np.uint8)
+    recipe = VideoRecipe(clips, 1.0, bf16=False, fixed_encoder=False)
+    rng = np.random.default_rng(0)
+    with pytest.raises(CaughtError) as pictures, torch.random.fork_rng(devices=[]):
+        recipe.loss(Moments(math.log(4.0)), 0.0, rng)
+    with pytest.raises(CaughtError) as sound, torch.random.fork_rng(devices=[]):
+        losses(Moments(math.log(2.0)), torch.zeros(1, 1600), torch.zeros(1, 10), rng, 1.0)
+    for caught in (pictures, sound):
+        (raw,) = caught.value.args
+        assert raw.mean().item() == pytest.approx(3.0, abs=0.06)
+        assert raw.std().item() == pytest.approx(2.0, abs=0.05)
