@@ -251,11 +251,13 @@ def test_angles_at_known_places() -> None:
     # Video: 32 inner channels over three axes are 5 frequencies each; one pair is left over, at the
     # front.
     frequencies = math.pi / 2 * 10000 ** (np.arange(5) / 4)
-    token = (2 * HEIGHT + 1) * WIDTH + 2  # latent 2, row 1, column 2
-    fractions = np.array([13 / 24 / 20, (32 + 16) / 2048, (64 + 16) / 2048])
-    angles = np.append(0.0, (frequencies[:, None] * (2 * fractions - 1)).flatten()).reshape(2, 8)
-    assert np.allclose(tables.video.cos[:, token], np.cos(angles), atol=4e-3)
-    assert np.allclose(tables.video.sin[:, token], np.sin(angles), atol=4e-3)
+    for row, column in ((1, 2), (0, 2)):  # of latent 2
+        token = (2 * HEIGHT + row) * WIDTH + column
+        fractions = np.array([13 / 24 / 20, (32 * row + 16) / 2048, (32 * column + 16) / 2048])
+        turned = (frequencies[:, None] * (2 * fractions - 1)).flatten()
+        angles = np.append(0.0, turned).reshape(2, 8)
+        assert np.allclose(tables.video.cos[:, token], np.cos(angles), atol=4e-3)
+        assert np.allclose(tables.video.sin[:, token], np.sin(angles), atol=4e-3)
 
 
 def test_interleaved_rows_are_reordered_within_each_head() -> None:
