@@ -758,7 +758,7 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
                 "context",
                 "one block has all the latents that the decoder looks back on: there is no order",
             ),
-            ("state.latents[block - 1 - len(context)]", "state.latents[block - len(context)]"),
+            ("state.block(block - 1 - len(context))", "state.block(block - len(context))"),
         ],
     ),
     (
