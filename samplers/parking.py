@@ -40,7 +40,7 @@ def spooled(state: StreamState, folder: Path) -> StreamState:
 
     They are mapped, so they are read when somebody asks for them and take no memory otherwise, and
     the files have no name any more: nothing is left behind, whatever happens. Bit for bit the same.
-    Where nothing can be written they stay in memory.
+    Where nothing can be written or mapped they stay in memory.
     """
     first = next((i for i, block in enumerate(state.latents) if not _on_disk(block)), None)
     last = len(state.latents) - state.settings.window - 2
@@ -55,7 +55,7 @@ def spooled(state: StreamState, folder: Path) -> StreamState:
                 file.write(memoryview(tensor.contiguous().numpy()))
             file.flush()
             mapped = torch.from_file(file.name, shared=True, size=sum(sizes), dtype=torch.float32)
-    except OSError:
+    except (OSError, RuntimeError):  # PyTorch's own, where a file cannot be mapped
         return state
     flat = iter(mapped.split(sizes))
     moved = [BlockLatents(*(next(flat).view(x.shape) for x in block)) for block in blocks]

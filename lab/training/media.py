@@ -263,7 +263,8 @@ def _captions(entry: _Entry) -> list[str]:
         else:
             value = json.loads(text)
             found = value.get("caption") if isinstance(value, dict) else None
-    except (OSError, ValueError) as error:
+    # JSON that nests too deep is a RecursionError.
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise UnusableClipError(f"no caption: its {suffix} cannot be read ({error})") from error
     lines = [found] if isinstance(found, str) else found if isinstance(found, list) else []
     usable = [line.strip() for line in lines if isinstance(line, str) and line.strip()]

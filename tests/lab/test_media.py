@@ -329,6 +329,8 @@ def test_what_cannot_be_used_is_skipped_with_one_line_each(
         (tmp_path / f"{name}.mp4").write_bytes(content)
         if name != "lonely":
             (tmp_path / f"{name}.txt").write_text("" if name == "empty" else name)
+    (tmp_path / "deep.mp4").write_bytes(data)
+    (tmp_path / "deep.json").write_text("[" * 100_000)
     film(tmp_path / "short.mp4", 1.5)
     (tmp_path / "short.txt").write_text("short")
     # A playlist would open whatever it names.
@@ -339,10 +341,11 @@ def test_what_cannot_be_used_is_skipped_with_one_line_each(
     assert {clip.captions for clip in clips} == {("good",)}
     lines = sorted(record.getMessage() for record in caplog.records)
     names = [line.split(": ")[0] for line in lines]
-    bad = ("broken", "empty", "list", "lonely", "short")
+    bad = ("broken", "deep", "empty", "list", "lonely", "short")
     assert names == [f"skipped {tmp_path / name}.mp4" for name in bad]
     reasons = [line.split(": ")[1] for line in lines]
-    assert reasons == ["unreadable", "no caption", "unreadable", "no caption", "too short"]
+    unread, uncaptioned = "unreadable", "no caption"
+    assert reasons == [unread, uncaptioned, uncaptioned, unread, uncaptioned, "too short"]
     assert "1.46 s" in lines[-1] and "at least 2 s" in lines[-1]
 
 

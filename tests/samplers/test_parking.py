@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from mutual_forcing.model_loaders.bundle import Bundle
 from mutual_forcing.samplers.parking import SPOOLED_AT_ONCE, parked, spooled
@@ -77,3 +78,15 @@ def test_what_is_not_needed_goes_to_disk_and_stays_the_same(bundle: Bundle, tmp_
             assert torch.equal(one.video, two.video) and torch.equal(one.audio, two.audio)
     assert spooled(found, tmp_path) is found
     assert spooled(state, tmp_path / "missing") is state  # a full disk is no reason to stop
+
+
+def test_a_file_that_cannot_be_mapped_is_no_reason_to_stop(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_maps(*_arguments: object, **_options: object) -> None:
+        raise RuntimeError("unable to mmap")
+
+    state = after(bundle, bundle.begin(), SPOOLED_AT_ONCE + 8)
+    monkeypatch.setattr(torch, "from_file", out_of_maps)
+    assert spooled(state, tmp_path) is state
+    assert list(tmp_path.iterdir()) == []
