@@ -9,7 +9,7 @@ what is missing of them is made from the latents when the stream goes on: always
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -216,8 +216,7 @@ def check_state(state: StreamState, model: StreamModel) -> None:
         )
         raise ValueError(
             f"stream state was made by model {made_by}, expected {loaded}: load the model that "
-            "made "
-            "it, or start a new stream"
+            "made it, or start a new stream"
         )
     for cache in (state.cache, state.unguided):
         if cache is not None and (
@@ -254,13 +253,13 @@ def sizes_of(config: TransformerConfig) -> dict[str, int]:
 
 
 def check_shapes(
-    state: StreamState, known: Mapping[str, int], blocks: Set[int] | None = None
+    state: StreamState, known: Mapping[str, int], blocks: Collection[int] | None = None
 ) -> None:
     """Refuse a state with a tensor that does not have the shape that it must have.
 
     Args:
         known: sizes by name (`sizes_of`); what is not among them must only be the same in all
-        tensors.
+            tensors.
         blocks: whose latents to look at; None = all.
 
     Raises:
@@ -281,13 +280,11 @@ def check_shapes(
             raise ValueError(
                 f"the stream's {name} is {found}, expected "
                 f"({', '.join(str(sizes.get(size, size)) for size in expected)}); load the model "
-                "that "
-                "made it, or start a new stream"
+                "that made it, or start a new stream"
             )
 
-    for index in range(state.next_block) if blocks is None else sorted(blocks):
-        if not state.dropped <= index < state.next_block:
-            continue
+    held = range(state.dropped, state.next_block)
+    for index in held if blocks is None else sorted(b for b in blocks if b in held):
         video, audio = state.block(index)
         frames, sounds = (stop - start for start, stop in _spans(layout, index))
         size = settings.height, settings.width

@@ -202,6 +202,18 @@ def test_numbers_in_a_header_move_nothing(saved: Path, tmp_path: Path, name: str
     assert told.isprintable() and len(told) < 1300 and "pydantic" not in told
 
 
+def test_what_was_dropped_bounds_no_loop(bundle: Bundle, saved: Path, tmp_path: Path) -> None:
+    """Nothing in the file shows how many blocks were dropped, so nothing goes over them."""
+    path, tensors, metadata = damaged(
+        saved, tmp_path / "s", blocks=10**12 + 2, dropped=10**12, keys={}
+    )
+    lengths = {"video": (2, 6), "audio": (1, 50)}
+    kept = {name: tensors[name].narrow(axis, 0, n) for name, (axis, n) in lengths.items()}
+    save_file({name: x.contiguous() for name, x in kept.items()}, path, metadata)
+    with pytest.raises(ValueError, match="no longer holds its first 1000000000000 blocks"):
+        go_on(bundle, load_state(path), 1)
+
+
 def test_a_latent_without_numbers_bounds_no_loop(saved: Path, tmp_path: Path) -> None:
     """With no channel a tensor may have any number of frames, and none of them on the disk."""
     path, tensors, metadata = damaged(saved, tmp_path / "s", blocks=10**9, keys={})
