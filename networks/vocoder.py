@@ -150,6 +150,11 @@ class HarmonicNoiseVocoder(nn.Module):
         """
         hop, rate = self.config.hop, self.config.sample_rate
         pitch = f0.float().cpu().numpy().astype(np.float64)
+        if not (np.isfinite(pitch) & (pitch > 0)).all():
+            raise ValueError(
+                "vocoder: a pitch is not a frequency above 0, so the latents or the memory that it "
+                "was read from are damaged; go on from an older state, or start a new stream"
+            )
         begin = np.array(start.tolist())[:, None]
         before, after = pitch[:, :-1, None], pitch[:, 1:, None]
         i = np.arange(1, hop + 1, dtype=np.float64)

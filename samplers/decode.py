@@ -66,7 +66,7 @@ class StreamDecoder:
         """Pictures (b, F, H, W, 3) of the next latents (b, c, f, h, w), and what to remember."""
         video, state = self.video_codec.decode(_placed(latents, self.video_codec), state)
         pictures = rearrange(video, "b rgb f h w -> b f h w rgb").float().cpu()
-        return ((pictures + 1) / 2).clamp(0, 1).contiguous(), state
+        return _numbers(((pictures + 1) / 2).clamp(0, 1).contiguous(), "pictures"), state
 
     @torch.no_grad()
     def decode_audio(
@@ -74,7 +74,8 @@ class StreamDecoder:
     ) -> tuple[Tensor, AudioDecoderState]:
         """Sound (b, 1, n) of the next latents (b, s, c), and what to remember."""
         audio, state = self.audio_codec.decode(_placed(latents, self.audio_codec), state)
-        return rearrange(audio, "b n -> b 1 n").float().cpu().clamp(-1, 1), state
+        sound = rearrange(audio, "b n -> b 1 n").float().cpu().clamp(-1, 1)
+        return _numbers(sound, "sounds"), state
 
     @torch.no_grad()
     def remember(self, state: StreamState, block: int) -> DecodeState | None:
@@ -169,6 +170,16 @@ def joined(blocks: Iterable[DecodedBlock]) -> DecodedBlock:
         torch.cat([block.video for block in blocks], dim=1),
         torch.cat([block.audio for block in blocks], dim=2),
     )
+
+
+def _numbers(decoded: Tensor, what: str) -> Tensor:
+    """What was decoded, if it can be shown: latents may be finite and too large for a decoder."""
+    if decoded.isnan().any():
+        raise ValueError(
+            f"the stream's {what} decode to NaN, so its latents or the decoders' memory are "
+            "damaged; go on from an older state, or start a new stream"
+        )
+    return decoded
 
 
 def _placed(latents: Tensor, codec: nn.Module) -> Tensor:

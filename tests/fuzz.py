@@ -206,7 +206,7 @@ class Parts:
             lambda x: torch.randn(x.shape, generator=dice).to(x.dtype) * 3,
             lambda x: x.to(torch.bfloat16) if "." in kind else x,
             lambda x: x[..., : x.shape[-1] // 2],
-            lambda x: torch.cat((x, x), dim=2),
+            lambda x: torch.cat((x, x), dim=min(2, x.ndim - 1)),
         )
         dice = torch.Generator().manual_seed(rng.randrange(2**32))
         change = rng.choices(changes, (4, 2, 2, 2, 1, 1))[0]

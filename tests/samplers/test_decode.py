@@ -180,6 +180,26 @@ def test_a_trimmed_stream_goes_on_bit_for_bit(bundle: Bundle, live: list[StreamS
         assert past.trimmed() is past  # all of it is still needed
 
 
+@pytest.mark.parametrize("pitch", [0.0, -1e30, torch.nan])
+def test_memory_that_no_decoder_can_play_ends_in_a_sentence(
+    bundle: Bundle, live: list[StreamState], pitch: float
+) -> None:
+    tensors = live[-1].memory.decoders.tensors()
+    tensors["f0"] = torch.full_like(tensors["f0"], pitch)
+    with pytest.raises(ValueError, match="damaged; go on from an older state"):
+        bundle.decoder().decode(live[-1].latents[-1], DecodeState.of(tensors, 0))
+
+
+@pytest.mark.parametrize("broken", ["video", "audio"])
+def test_latents_that_decode_to_no_number_end_in_a_sentence(
+    bundle: Bundle, stream: StreamState, broken: str
+) -> None:
+    block = stream.latents[0]
+    block = block._replace(**{broken: torch.full_like(getattr(block, broken), torch.nan)})
+    with pytest.raises(ValueError, match="damaged; go on from an older state"):
+        bundle.decoder().decode(block)
+
+
 def test_memory_of_other_decoders_is_refused(bundle: Bundle, live: list[StreamState]) -> None:
     state = live[-1]
     video, audio = state.memory.decoders
