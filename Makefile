@@ -17,7 +17,7 @@ SEEDS ?= 3
 JOBS ?= 2
 TESTS ?= tests
 
-.PHONY: demo test lint golden mutants parity ltx2 evaluate clean
+.PHONY: demo test page lint golden mutants parity ltx2 evaluate clean
 
 $(VENV)/.run: requirements-standalone.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,10 @@ lint: $(VENV)/.dev
 
 test: lint
 	$(PY) -m pytest -c tests/pytest.ini $(TESTS) -q --durations=10
+
+# The workflows by ComfyUI's Run button, in Chromium (playwright in ComfyUI's environment).
+page: $(VENV)/.dev
+	$(PY) -m pytest -c tests/pytest.ini tests/nodes -q -m page
 
 # What the shipped model makes of one prompt, in numbers that a test holds it to; again with each
 # new model.

@@ -442,12 +442,14 @@ def test_what_our_loader_gives_is_the_engine_inside_comfyui(tmp_path: Path) -> N
 # The page.
 
 
+@pytest.mark.page
 def test_workflow_1_runs_from_the_web_page(server: Server, tmp_path: Path) -> None:
     """In Chromium, by the Run button."""
     said = run_from_page(server, WORKFLOWS[0], tmp_path / "page.png")
     assert "replaced: none" in said
 
 
+@pytest.mark.page
 def test_a_graph_of_an_earlier_version_opens_in_the_web_page(
     server: Server, tmp_path: Path
 ) -> None:

@@ -169,6 +169,7 @@ def test_workflow_runs_and_its_clips_have_picture_and_sound(
         assert frames_of(clip).shape[1:] == (HEIGHT, WIDTH, 3)
 
 
+@pytest.mark.page
 def test_workflow_4_runs_from_the_web_page(server: Server, tmp_path: Path) -> None:
     """In Chromium, by the Run button."""
     workflow = read_workflow(ROOT / "workflows" / "4_ltx2_text_to_clip.json")
