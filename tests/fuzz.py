@@ -109,7 +109,7 @@ def changed_json(text: str, rng: random.Random) -> str:
         return rng.choice(("", "{", "null", "[]", '"x"', text[:-1], text + "}", nested(rng)))
     try:
         tree = json.loads(text)
-    except ValueError:  # an earlier change left no JSON
+    except (ValueError, RecursionError):  # an earlier change left no JSON
         return text
     inside = [path for path in places(tree) if path]
     if not inside:
