@@ -8,6 +8,7 @@ it has made.
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import signal
@@ -143,15 +144,18 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, Path]) -> No
 
 
 def _check_writable(name: str, path: Path) -> None:
+    place = _resolved(path)  # which it may name through links and folders that are not there
     try:
-        if path.is_dir():
+        if place.is_dir():
             raise ValueError(f"{name}: {path} is a folder, expected the name of a file")
-        if path.exists() and not path.is_file():
+        if place.exists() and not place.is_file():
             raise ValueError(f"{name}: {path} is not an ordinary file; choose another name")
-        if path.exists() and not os.access(path, os.W_OK):
+        if place.exists() and not os.access(place, os.W_OK):
             raise PermissionError(13, "it is read-only")
-        there = next(folder for folder in _resolved(path).parents if folder.exists())
-        rest = _resolved(path).relative_to(there)
+        if any(step.is_symlink() for step in (place, *place.parents)):  # then it leads in a circle
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        there = next(folder for folder in place.parents if folder.exists())
+        rest = place.relative_to(there)
         with tempfile.TemporaryDirectory(prefix=".", dir=there) as trial:
             tried = Path(trial) / rest
             tried.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ import av
 import numpy as np
 from einops import repeat
 
+from ..networks.checked import reason_of
 from .clock import Clock
 from .decode import DecodedBlock
 from .tensor_file import writing_failed
@@ -44,6 +45,7 @@ _ENCODERS: Mapping[str, Mapping[str, str]] = {
     "mpeg4": {"qscale": "3"},
 }
 """The first that this machine's FFmpeg has is taken; the last is part of FFmpeg itself."""
+_REMEDY = "install PyAV from PyPI (pip install --force-reinstall av)"
 
 
 class _File(io.FileIO):
@@ -151,7 +153,7 @@ class ClipWriter:
 
         Raises:
             ValueError: several clips at once, another size, or a closed writer.
-            OSError: the disk is full; the file is closed and plays up to here.
+            OSError: the disk is full, or an encoder fails; the file is closed and plays up to here.
         """
         pictures = (decoded.video[0] * 255).round().byte().numpy()
         sound = decoded.audio[0].float().numpy()
@@ -224,9 +226,10 @@ class ClipWriter:
 
     def _failed(self, error: Exception) -> OSError:
         error = (self._file and self._file.error) or error
-        if not isinstance(error, OSError):
-            raise error
-        message = writing_failed(error, "the clip")
+        if isinstance(error, OSError):
+            message = writing_failed(error, "the clip")
+        else:  # an encoder's own
+            message = f"the clip cannot be encoded ({reason_of(error)}); {_REMEDY}"
         if self.frames:
             message += "; what is in the file already stays and plays"
         return OSError(error.errno, message, str(self.path))
@@ -259,7 +262,7 @@ class _Encoder:
                 return
         raise ValueError(
             f"this machine's FFmpeg has none of the encoders {', '.join(_ENCODERS)} with aac; "
-            "install PyAV from PyPI (pip install --force-reinstall av)"
+            f"{_REMEDY}"
         )
 
     def _add_streams(self, name: str, height: int, width: int) -> None:

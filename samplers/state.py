@@ -30,6 +30,8 @@ STATE_VERSION = 2
 _LOOKED_BACK = 2  # blocks before the one that is decoded: decoders see a few latents back
 # More than any picture has of latents a side (32 pixels each), and than any window has of seconds.
 LARGEST_GRID, MOST_WINDOW = 256, 3600
+# Noise goes by the digits of a seed; ComfyUI's have 64 bits.
+SEEDS_END = 2**64
 
 
 class BlockLatents(NamedTuple):
@@ -104,6 +106,12 @@ class StreamSettings:
             )
         if not self.seeds:
             raise ValueError("stream settings: no seed, expected one per clip of the batch")
+        for seed in self.seeds:
+            if not -SEEDS_END <= seed < SEEDS_END:
+                raise ValueError(
+                    f"stream settings: a seed is {quoted(seed)}, expected {-SEEDS_END} to "
+                    f"{SEEDS_END - 1}"
+                )
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,6 @@ FORMAT = "mutual-forcing-state"
 _REMEDY = "choose a file that was saved as a stream state"
 Branch = Literal["cache", "unguided"]
 _BRANCHES: tuple[Branch, ...] = get_args(Branch)
-# Noise goes by the digits of a seed; ComfyUI's have 64 bits.
-Seed = Annotated[int, Field(ge=-(2**64), lt=2**64)]
 _LATENTS = (torch.float32,)
 _KEYS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -70,7 +68,7 @@ class _Header(BaseModel):
     height: int
     width: int
     window: int
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=256)]
+    seeds: Annotated[tuple[int, ...], Field(min_length=1, max_length=256)]
     blocks: int = Field(ge=0)
     dropped: int = Field(default=0, ge=0)
     """Blocks, counted from the first, whose latents are not here any more."""

@@ -56,11 +56,15 @@ class TensorFileError(ValueError):
 
 
 def is_regular(path: Path) -> bool:
-    """Whether a file lies there that may be opened; no for whatever else, or nothing, does."""
+    """Whether a file lies there that may be opened; no for whatever else, or nothing, does.
+
+    What lies in /proc calls itself a file without bytes, and reading it may wait for ever.
+    """
     try:
-        return stat.S_ISREG(path.stat().st_mode)
+        status = path.stat()
     except (OSError, ValueError):
         return False
+    return stat.S_ISREG(status.st_mode) and status.st_size > 0
 
 
 def read_header(path: Path) -> dict[str, object]:
@@ -152,21 +156,23 @@ def look_at(path: Path, what: str, remedy: str) -> str:
     """Whether there is a "file" or a "folder" at a path; arguments as for `read_tensors`.
 
     Raises:
-        TensorFileError: neither, or it cannot be reached.
+        TensorFileError: neither, it is empty, or it cannot be reached.
     """
     try:
-        mode = path.stat().st_mode
+        status = path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise TensorFileError(f"{what} {path} is not there; {remedy}") from error
     except (OSError, ValueError) as error:
         reason = reason_of(error)
         raise TensorFileError(f"{what} {path} cannot be read ({reason}); {remedy}") from error
-    if stat.S_ISDIR(mode):
+    if stat.S_ISDIR(status.st_mode):
         return "folder"
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(status.st_mode):
         raise TensorFileError(
             f"{what} {path} is a device, a pipe or a socket, expected a file; {remedy}"
         )
+    if not status.st_size:
+        raise TensorFileError(f"{what} {path} is empty or was cut short; {remedy}")
     return "file"
 
 

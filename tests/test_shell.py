@@ -40,12 +40,16 @@ def test_one_output_destroys_no_input_and_no_other_output(tmp_path: Path) -> Non
 def test_what_cannot_be_written_is_known_and_nothing_is_left_behind(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"")
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
     before = set(tmp_path.rglob("*"))
-    for path in (tmp_path, file / "under", tmp_path / ("x" * 256), tmp_path / ("y" * 300) / "z"):
+    long = tmp_path / ("x" * 256), tmp_path / ("y" * 300) / "z"
+    for path in (circle, circle / "under", tmp_path, file / "under", *long):
         message = refused({"--out": path})
         assert message.startswith("--out") and len(message) < 250
     if Path("/dev/null").is_char_device():
-        assert "not an ordinary file" in refused({"--out": Path("/dev/null")})
+        for path in ("/dev/null", "/missing/../dev/null"):
+            assert "not an ordinary file" in refused({"--out": Path(path)})
     shell.check_outputs({"--out": tmp_path / "a" / "b" / "c", "--new": tmp_path / ("x" * 255)}, {})
     assert set(tmp_path.rglob("*")) == before
 

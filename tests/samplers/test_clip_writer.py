@@ -184,6 +184,22 @@ def test_without_any_encoder_the_older_clip_stays(
     assert path.read_bytes() == b"an older clip"
 
 
+def test_an_encoder_that_fails_is_told_and_what_was_written_plays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_arguments: object) -> None:
+        raise av.error.ExternalError(1, "Generic error in an external library")
+
+    path = tmp_path / "clip.mp4"
+    writer = ClipWriter(path, CLOCK, 32, 32)
+    for index in range(3):
+        writer.write(block(index))
+    monkeypatch.setattr(clip_writer._Encoder, "write", fails)
+    with pytest.raises(OSError, match=r"encoded \(Generic.*install PyAV.*stays and plays"):
+        writer.write(block(3))
+    assert playable(path)[0] == CLOCK.frames(3)
+
+
 def test_a_full_disk_is_told_and_what_was_written_plays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

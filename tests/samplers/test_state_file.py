@@ -15,7 +15,7 @@ from mutual_forcing.samplers.live import live_clip
 from mutual_forcing.samplers.rollout import rollout, sampler_settings
 from mutual_forcing.samplers.state import BlockLatents, StreamState
 from mutual_forcing.samplers.state_file import load_state, save_state
-from mutual_forcing.samplers.tensor_file import TensorFileError
+from mutual_forcing.samplers.tensor_file import TensorFileError, read_header
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -183,7 +183,7 @@ WRONG_HEADERS: dict[str, tuple[dict[str, object], str]] = {
     "window": ({"window": 10**15}, "window is 1000000000000000 blocks"),
     "layout": ({"layout": [1, 1, 3, 10**9]}, "layout.3"),
     "seeds": ({"seeds": [0] * 1000}, "seeds"),
-    "seed": ({"seeds": [2**65]}, "seeds.0"),
+    "seed": ({"seeds": [2**65]}, "a seed is"),
     "word": ({"window": "3"}, "window: .*valid integer"),
     "name": ({"model_id": "\x1b[31m" * 10**5}, "model_id: String should have at most 64"),
     "branch": ({"keys": {"other": 1}}, "keys.other"),
@@ -239,6 +239,17 @@ def test_only_files_are_opened(tmp_path: Path, place: str) -> None:
         load_state(path)
     with pytest.raises(TensorFileError, match="cannot be read"):
         load_state(tmp_path / ("n" * 300))
+
+
+def test_an_empty_file_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading such a one in /proc can wait for ever, and a link may lead there."""
+    path = tmp_path / "empty.safetensors"
+    path.touch()
+    monkeypatch.delattr(Path, "open")
+    with pytest.raises(ValueError, match="not a regular file"):
+        read_header(path)
+    with pytest.raises(TensorFileError, match="is empty or was cut short"):
+        load_state(path)
 
 
 def test_a_header_that_begins_like_a_pickle_is_no_pickle(saved: Path, tmp_path: Path) -> None:
