@@ -158,13 +158,14 @@ class Bundle:
 
     def prompt_refusal(self, text: str) -> str | None:
         """Why a prompt says nothing to this model, in a sentence; None if it does."""
-        known = ", ".join(self.text_encoder.config.vocabulary[:12])
+        # Vocabularies go by kinds of words (colours first), so the examples are from all of it.
+        words = [word for word in self.text_encoder.config.vocabulary if len(word) > 2]
+        known = ", ".join(words[:: len(words) // 12 or 1][:12])
         if not text.strip():
             return (
                 f"the prompt is empty; say what should be seen and heard, in words such as: {known}"
             )
-        words = re.findall(r"[a-z]+", text.lower())
-        if any(word in self.text_encoder.ids for word in words):
+        if any(word in self.text_encoder.ids for word in re.findall(r"[a-z]+", text.lower())):
             return None
         return (
             f"the prompt {quoted(text)} has no word that this model knows; it knows words such as: "

@@ -143,6 +143,12 @@ def test_prompts_that_say_nothing_are_refused(bundle: Bundle) -> None:
             bundle.check_prompt(text)
 
 
+def test_an_empty_prompt_is_told_words_of_every_kind() -> None:
+    """Colours come first in the shipped vocabulary; things and what they do are named as well."""
+    said = load_bundle(shipped_model_path()).prompt_refusal("")
+    assert all(f" {word}," in said for word in ("red", "high", "voice", "bounces"))
+
+
 def pickled(path: Path) -> None:
     """Would create a file if anything unpickled it."""
 
