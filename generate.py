@@ -120,7 +120,8 @@ def parser() -> shell.Parser:
         "--state-out",
         type=shell.Output(),
         metavar="FILE",
-        help="save the stream, to go on from it later; it is saved all along as well",
+        help="save the stream, to go on from it later; it is saved all along as well, beside "
+        "--state-in (NAME.unfinished) if that is the same file",
     )
     add("--state-in", type=shell.Input(), metavar="FILE", help="go on from a saved stream")
     add(
@@ -183,6 +184,7 @@ class Outputs:
         self.began = self.now = time.perf_counter()
         self.first_chunk: float | None = None
         self.saved = self.began
+        self.saved_along = _saved_along(arguments.state_in, arguments.state_out)
 
     def write(self, decoded: DecodedBlock, state: StreamState) -> None:
         """Append a block; `state` is the stream after it.
@@ -198,10 +200,10 @@ class Outputs:
         self.now = time.perf_counter()
         if self.start + self.blocks == 2:
             self.first_chunk = self.now - self.began
-        if self.arguments.state_out and (self.blocks == 1 or self.now - self.saved >= SAVED_EVERY):
+        if self.saved_along and (self.blocks == 1 or self.now - self.saved >= SAVED_EVERY):
             with suppress(OSError):  # the last time tells why
                 # Without what going on does not need, so that it takes as long at any age.
-                save_state(self.arguments.state_out, state.trimmed())
+                save_state(self.saved_along, state.trimmed())
             self.saved = time.perf_counter()
 
     def finish(self) -> tuple[list[str], list[str]]:
@@ -230,11 +232,25 @@ class Outputs:
                 lines.append(line)
             except OSError as error:
                 failures.append(error.strerror)
+        if self.saved_along != state_out and not failures:
+            self.saved_along.unlink(missing_ok=True)
         if self.first_chunk is not None:
             lines.append(f"first chunk (blocks 0 and 1, decoded) after {self.first_chunk:.2f} s")
         took = self.now - self.began
         lines.append(f"{seconds / took:.2f} times real time ({took:.1f} s, loading not counted)")
         return lines, failures
+
+
+def _saved_along(state_in: Path | None, state_out: Path | None) -> Path | None:
+    """Where the stream is saved while it is made.
+
+    Beside the file that it goes on from, where both are one: what is saved along lacks the stream's
+    beginning, which must not be lost to a run that is killed.
+    """
+    if state_in is None or state_out is None or not state_out.exists():
+        return state_out
+    beside = state_out.with_name(f"{state_out.stem}.unfinished{state_out.suffix}")
+    return beside if state_out.samefile(state_in) else state_out
 
 
 def make(

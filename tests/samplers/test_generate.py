@@ -20,6 +20,7 @@ from mutual_forcing.networks.layout import PAPER_LAYOUT
 from mutual_forcing.samplers import clip_writer
 from mutual_forcing.samplers import rollout as engine
 from mutual_forcing.samplers.clock import Clock
+from mutual_forcing.samplers.state import StreamState
 from mutual_forcing.samplers.state_file import load_state
 from mutual_forcing.tests.samplers.test_clip_writer import playable
 from mutual_forcing.tests.tiny import save_tiny
@@ -153,6 +154,28 @@ def test_the_state_is_saved_all_along(
     monkeypatch.setattr(generate, "save_state", lambda path, state: saved.append(state.next_block))
     assert run("--seconds", "6", "--state-out", "s.state") == 0
     assert saved[0] == 1 and max(b - a for a, b in pairwise(saved)) <= 3 and saved[-1] == 7
+
+
+def test_the_stream_that_is_gone_on_from_stays_whole_until_the_end(
+    generate: ModuleType,
+    run: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state = tmp_path / "s.state"
+    assert run("--seconds", "2", "--state-out", "s.state") == 0
+    before, plain, along = state.read_bytes(), generate.save_state, []
+
+    def save(path: Path, value: StreamState) -> None:
+        along.append((path.name, state.read_bytes() == before))
+        plain(path, value)
+
+    monkeypatch.setattr(generate, "SAVED_EVERY", 0)
+    monkeypatch.setattr(generate, "save_state", save)
+    assert run("--seconds", "2", "--state-in", "s.state", "--state-out", "s.state") == 0
+    assert along == [("s.unfinished.state", True)] * 2 + [("s.state", True)]
+    assert load_state(state).next_block == 5 and load_state(state).dropped == 0
+    assert not (tmp_path / "s.unfinished.state").exists()
 
 
 def test_a_full_disk_is_told_and_the_rest_is_kept(
