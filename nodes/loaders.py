@@ -188,12 +188,16 @@ class LoadLTX2(io.ComfyNode):
                 "models/diffusion_models and press R; the notes of the template '4 ltx2 text to "
                 "clip' say where it is published"
             )
-        for name, known in (
-            (file, folders.generator_files()),
-            (base, {NO_BASE, *folders.base_files()}),
+        # ComfyUI shows a refusal at both inputs, so it says which one it is about.
+        for widget, name, known in (
+            ("file", file, folders.generator_files()),
+            ("base", base, {NO_BASE, *folders.base_files()}),
         ):
             if name not in known:
-                return f"'{name}' is not there, or is not LTX-2: press R and choose another one"
+                return (
+                    f"the {widget} '{name}' is not there, or is not LTX-2: press R and choose "
+                    "another one"
+                )
         return True
 
     @classmethod

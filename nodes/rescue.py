@@ -50,11 +50,11 @@ def rescue(finished: Finished) -> Iterator[None]:
 
 def _keep(finished: Finished) -> None:
     try:
+        state = folders.output_file(UNFINISHED, "safetensors")
         if finished.clip is not None and finished.clip.is_file():
-            clip = folders.output_file(UNFINISHED, "mp4")
+            clip = state.with_suffix(".mp4")  # one number for both
             shutil.move(finished.clip, clip)  # the two folders may lie on different disks
             logger.warning("the clip so far was kept: %s", clip)
-        state = folders.output_file(UNFINISHED, "safetensors")
         save_state(state, finished.state)
         logger.warning("Load Stream can go on from where it stopped: %s", state)
     except OSError as error:

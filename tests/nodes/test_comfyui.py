@@ -224,6 +224,7 @@ def test_cancelling_keeps_what_was_finished(server: Server, schemas: dict) -> No
     assert time.monotonic() - pressed < 20
     assert "execution_interrupted" in [kind for kind, _ in entry["status"]["messages"]]
     files = {file.suffix: file for file in set(kept.glob("unfinished_*")) - before}
+    assert files[".mp4"].stem == files[".safetensors"].stem
     state = load_state(files[".safetensors"])
     assert 1 < state.next_block < 301
     assert len(frames_of(files[".mp4"])) == 1 + 24 * (state.next_block - 1)
