@@ -303,7 +303,7 @@ def test_sampler_settings_that_make_no_sense_say_so() -> None:
         "guidance is nan": lambda: sampler_settings("multi", guidance=float("nan")),
         "falling values": lambda: SamplerSettings("few", (1.0, 0.5, 0.6, 0.0)),
         "1 down to 0": lambda: SamplerSettings("few", (1.5, 0.0)),
-        "at least 1": lambda: sampler_settings("multi", 0),
+        "expected 1 to 1000": lambda: sampler_settings("multi", 0),
     }
     for message, call in cases.items():
         with pytest.raises(ValueError, match=message):
