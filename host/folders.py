@@ -69,9 +69,14 @@ def output_file(name: str, extension: str) -> Path:
     return Path(directory) / f"{stem}_{counter:05}_.{extension}"
 
 
+def temporary_folder() -> Path:
+    """ComfyUI's temporary folder, which is emptied when ComfyUI starts."""
+    return Path(folder_paths.get_temp_directory())
+
+
 def temporary_file(extension: str) -> Path:
-    """A new file in ComfyUI's temporary folder, which is emptied when ComfyUI starts."""
-    return Path(folder_paths.get_temp_directory()) / f"{FOLDER}_{uuid.uuid4().hex}.{extension}"
+    """A new file in the temporary folder."""
+    return temporary_folder() / f"{FOLDER}_{uuid.uuid4().hex}.{extension}"
 
 
 def saved_streams() -> dict[str, Path]:

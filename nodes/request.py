@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 from comfy_api.latest import io
 
+from ..host import folders
 from ..host.conditioning import Conditioning, frame_rate_of
 from ..host.decoding import ClipDecoder, clip_decoder
 from ..host.model_wire import stream_model
@@ -16,6 +18,7 @@ from ..host.stream_model import StreamModel
 from ..model_loaders.memory import stream_bytes
 from ..networks.execution import PATHS, Execution
 from ..samplers.noise import varied_seed
+from ..samplers.parking import spooled
 from ..samplers.rollout import (
     FEW_STEPS,
     GUIDANCE,
@@ -217,7 +220,10 @@ def _sampler(model: StreamModel, mode: dict[str, object]) -> SamplerSettings:
 
 
 def sample(asked: Request, progress: Progress) -> Iterator[tuple[BlockLatents, StreamState]]:
-    """The blocks that were asked for, each with the state after it; with progress."""
+    """The blocks that were asked for, each with the state after it; with progress.
+
+    What going on does not need of a long stream waits on disk, however long it gets.
+    """
     return rollout(
         asked.model,
         asked.prompt,
@@ -228,4 +234,5 @@ def sample(asked: Request, progress: Progress) -> Iterator[tuple[BlockLatents, S
         on_rebuild=progress.rebuild,
         start=asked.start,
         execution=asked.execution,
+        settle=partial(spooled, folder=folders.temporary_folder()),
     )

@@ -234,6 +234,18 @@ def test_cancelling_keeps_what_was_finished(server: Server, schemas: dict) -> No
     assert not list(temp.glob("mutual_forcing_*.mp4"))
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads what a process has mapped")
+def test_what_a_long_stream_does_not_need_waits_on_disk(server: Server, schemas: dict) -> None:
+    prompt = prompt_of("1_text_to_clip.json", schemas)
+    asked = {"seconds": 40, "mode": "few steps", "mode.steps": 1}
+    inputs_of(prompt, "MF_GenerateClip")[0] |= asked
+    entry = server.finished(server.queue(prompt))
+    assert entry["status"]["status_str"] == "success"
+    # ComfyUI keeps the state that the node gave; what it does not need has no name any more.
+    maps = Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert "/.latents-" in maps and not list((server.base / "temp").glob(".latents-*"))
+
+
 def test_a_saved_stream_goes_on_as_if_it_had_never_stopped(server: Server, schemas: dict) -> None:
     prompt = prompt_of("2_chunks_and_a_fork.json", schemas)
     _, direct = endings(server, prompt, "direct")
