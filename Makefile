@@ -16,6 +16,8 @@ PROMPTS ?= 64
 SEEDS ?= 3
 JOBS ?= 2
 TESTS ?= tests
+# The networks here are small: a second thread brings nothing, and costs much on a busy machine.
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test page lint golden mutants parity ltx2 evaluate clean
 
