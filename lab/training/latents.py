@@ -34,8 +34,9 @@ from ...samplers.atomic_file import write_whole
 from .. import command
 from ..world.sound import SAMPLE_RATE
 from ..world.vocabulary import SYLLABLES, VOCABULARY
+from .captioned_clip import CaptionedClip, Spoken
 from .data import CLIP_FACTS
-from .sources import CaptionedClip, Spoken, clips_from
+from .sources import clips_from
 
 logger = logging.getLogger("mutualforcing")
 EVENTS = 6

@@ -20,6 +20,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from .captioned_clip import CaptionedClip
 from .clip_reader import (
     PREFIX,
     RATE,
@@ -29,7 +30,6 @@ from .clip_reader import (
     Wave,
     read_clip,
 )
-from .sources import CaptionedClip
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm")
 CAPTION_SUFFIXES = (".txt", ".json")

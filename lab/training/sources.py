@@ -6,42 +6,19 @@ Every source yields `CaptionedClip`s of one length, in an order that the seed fi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..world.render import Clip, render
 from ..world.scene import Scene, caption, sample_scene, sample_transcript
 from ..world.sound import SAMPLE_RATE
 from ..world.switch import render_switch, sample_switch
 from ..world.timing import spoken
+from .captioned_clip import CaptionedClip
 
 # Speech has the most to learn (attributes, syllables); the rest is shared by all kinds, speech
 # included.
 SPEECH_SHARE = 0.25
-Spoken = list[tuple[float, str]]
-"""Onset in seconds of the clip, and syllable."""
-
-
-@dataclass(frozen=True)
-class CaptionedClip:
-    """One clip: video uint8 (f, h, w, 3), mono sound float32 (n,), and captions that all fit it.
-
-    Attributes:
-        spoken: what is said when; empty where nobody knows.
-        later: where the prompt changes, as many captions of the new prompt.
-        later_spoken: what is said when under it.
-        switch: the block that it begins with; 0 where there is none.
-    """
-
-    video: NDArray[np.uint8]
-    audio: NDArray[np.float32]
-    captions: tuple[str, ...]
-    spoken: Spoken = field(default_factory=list)
-    later: tuple[str, ...] = ()
-    later_spoken: Spoken = field(default_factory=list)
-    switch: int = 0
 
 
 def clips_from(source: str, seconds: int, seed: int, captions: int) -> Iterator[CaptionedClip]:

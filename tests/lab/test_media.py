@@ -18,13 +18,14 @@ import pytest
 pytest.importorskip("torchaudio.functional", exc_type=(ImportError, OSError))
 
 from mutual_forcing.lab.training import media
+from mutual_forcing.lab.training.captioned_clip import CaptionedClip
 from mutual_forcing.lab.training.clip_reader import (
     UnusableClipError,
     UnusablePartError,
     read_clip,
 )
 from mutual_forcing.lab.training.media import clips_from_files
-from mutual_forcing.lab.training.sources import CaptionedClip, clips_from
+from mutual_forcing.lab.training.sources import clips_from
 
 EVENT = 1.5
 """Seconds into a file at which it flashes and beeps, for a quarter of a second."""
