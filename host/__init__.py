@@ -9,5 +9,5 @@ load_mutual_forcing.py, load_ltx2.py: files to MODEL, CLIP, VAEs · text_encoder
 encoder as a CLIP and our codecs as VAEs · stream_model.py, kinds.py, transformer_view.py: any MODEL
 as a maker of streams · model_wire.py: from the wire to that · decoding.py: latents through whatever
 VAEs are wired in · attention.py, page.py, folders.py: ComfyUI's kernels, its progress bar and its
-folders.
+folders · live.py: runs that the page plays, steers and stops.
 """

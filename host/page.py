@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import comfy.model_management
 import comfy.utils
+from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor
 
@@ -21,6 +22,12 @@ _PREVIEW_PIXELS, _LARGEST_PREVIEW = 256, 512
 def stop_if_asked() -> None:
     """Raise ComfyUI's interruption if the artist has pressed Cancel."""
     comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def executing() -> tuple[str, str]:
+    """Ids of the prompt and of the node that ComfyUI is executing; empty outside its executor."""
+    context = get_executing_context()
+    return ("", "") if context is None else (context.prompt_id, context.node_id)
 
 
 class Progress:

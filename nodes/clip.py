@@ -9,7 +9,8 @@ from comfy_api.latest import InputImpl, Types, io
 
 from ..host import folders
 from ..host.conditioning import Conditioning
-from ..host.page import Progress
+from ..host.live import live_run
+from ..host.page import Progress, executing
 from ..host.stream_model import StreamModel
 from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.clip_writer import ClipWriter
@@ -117,10 +118,11 @@ class GenerateClip(io.ComfyNode):
         finished = Finished(asked.state, working)
         blocks = []
         with rescue(finished), ExitStack() as open_files:
+            run = open_files.enter_context(live_run(executing(), working, seconds))
             if working is not None:
                 height, width = size.height * SPACE_STRIDE, size.width * SPACE_STRIDE
                 writer = open_files.enter_context(ClipWriter(working, clock, height, width))
-            made = _sketched(request.sample(asked, progress), asked.model, progress)
+            made = _sketched(request.sample(asked, progress, run), asked.model, progress)
 
             def use(decoded: DecodedBlock | None, after: StreamState) -> None:
                 if decoded is not None:
@@ -128,6 +130,7 @@ class GenerateClip(io.ComfyNode):
                     if working is not None:
                         writer.write(decoded)
                         progress.show(decoded)
+                        run.made, run.begun = float(writer.frames / clock.fps), writer.growing
                 finished.state = after
 
             decoder.follow(made, asked.state, use)

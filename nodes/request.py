@@ -12,6 +12,7 @@ from comfy_api.latest import io
 from ..host import folders
 from ..host.conditioning import Conditioning, frame_rate_of
 from ..host.decoding import ClipDecoder, clip_decoder
+from ..host.live import LiveRun
 from ..host.model_wire import stream_model
 from ..host.page import Progress
 from ..host.stream_model import StreamModel
@@ -219,12 +220,15 @@ def _sampler(model: StreamModel, mode: dict[str, object]) -> SamplerSettings:
     return model.sampler(asked, mode.get("steps"), mode.get("guidance"))
 
 
-def sample(asked: Request, progress: Progress) -> Iterator[tuple[BlockLatents, StreamState]]:
+def sample(
+    asked: Request, progress: Progress, run: LiveRun
+) -> Iterator[tuple[BlockLatents, StreamState]]:
     """The blocks that were asked for, each with the state after it; with progress.
 
-    What going on does not need of a long stream waits on disk, however long it gets.
+    Ends early where the page asks to stop, after the block that is being made. What going on does
+    not need of a long stream waits on disk, however long it gets.
     """
-    return rollout(
+    made = rollout(
         asked.model,
         asked.prompt,
         asked.state,
@@ -236,3 +240,7 @@ def sample(asked: Request, progress: Progress) -> Iterator[tuple[BlockLatents, S
         execution=asked.execution,
         settle=partial(spooled, folder=folders.temporary_folder()),
     )
+    for block in made:
+        yield block
+        if run.stop_asked:
+            return

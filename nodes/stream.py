@@ -5,7 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..host.conditioning import Conditioning
-from ..host.page import Progress
+from ..host.live import live_run
+from ..host.page import Progress, executing
 from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.chunk import chunk_origin, chunk_tensors
 from ..samplers.parking import parked
@@ -173,8 +174,8 @@ class SampleChunk(io.ComfyNode):
         )
         progress = Progress(asked.blocks * asked.sampler.steps)
         finished = Finished(asked.state)
-        with rescue(finished):
-            for latents, finished.state in request.sample(asked, progress):
+        with rescue(finished), live_run(executing(), None, seconds) as run:
+            for latents, finished.state in request.sample(asked, progress, run):
                 progress.sketch(asked.model.sketches(latents))
         state = parked(finished.state, asked.state)
         model = asked.model

@@ -148,6 +148,11 @@ class ClipWriter:
             self._close_file()
             raise
 
+    @property
+    def growing(self) -> bool:
+        """Whether what is in the file stays there; until then all of it may be replaced."""
+        return self._file.held is None
+
     def write(self, decoded: DecodedBlock) -> None:
         """Append a block: pictures (1, F, H, W, 3) in 0..1 and sound (1, 1, n) in -1..1.
 
