@@ -238,8 +238,8 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
         "lab/training/distillation.py",
         SAMPLE,
         [
-            ("-d * (t - t.detach())", "d * (t - t.detach())"),
-            ("-d * (t - t.detach())", "-(t - t.detach())"),
+            ("lambda t: t.detach() - t", "lambda t: t - t.detach()"),
+            ("lambda t: t.detach() - t", "lambda t, d=d: d * (t.detach() - t)"),
             ("torch.full_like(sigma, d))", "torch.zeros_like(sigma))"),
             (
                 "step == gradient_step and torch.is_grad_enabled()",
@@ -282,6 +282,7 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
         SHORTCUT,
         [
             ("max(1, recipe.teacher_steps // steps)", "1"),
+            ("(start - end) ** recipe.weighting", "start ** recipe.weighting"),
             (
                 "velocity(system.transformer, history, x, start, told, start - end)",
                 "velocity(system.transformer, history, x, start, told, start)",
@@ -306,8 +307,8 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
                 "guided_teacher(teacher, asked, (1.0, 1.0)).velocity(history, x, level)",
             ),
             (
-                "velocity(fake.transformer, history, x, level, fake.told(asked))",
-                "velocity(teacher.transformer, history, x, level, fake.told(asked))",
+                "fake(fake_velocity, fake, history, x, level, asked)",
+                "fake(fake_velocity, teacher, history, x, level, asked)",
             ),
         ],
     ),
@@ -417,12 +418,12 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
         METHOD,
         [
             (
-                "number % recipe.matching_every == 0\n        shown",
-                "number % recipe.matching_every == 1\n        shown",
+                "number % recipe.matching_every == 0\n        matching",
+                "number % recipe.matching_every == 1\n        matching",
             ),
             (
-                "self.weights.write_average(self.teacher)\n        if matching",
-                "pass\n        if matching",
+                "self.weights.write_average(self.teacher)\n        if due",
+                "pass\n        if due",
             ),
             ("(recipe.shortcut * loss).backward()", "loss.backward()"),
             ("for _ in range(recipe.fake_updates)", "for _ in range(1)"),

@@ -120,7 +120,7 @@ def few_step_history(
         return clean
     sigmas = few_step_sigmas(steps)[start_step:]
     like = next(model.parameters()).new_empty(0)
-    constants = SigmaConstants(model, like)
+    constants = SigmaConstants(model, like, told.guidance)
     blocks = by_block(clean, model.config.layout)
     # Places in the clip; those beyond its length are told what block 1 is.
     places = [*range(len(blocks) - 1)]

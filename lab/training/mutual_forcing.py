@@ -6,6 +6,8 @@ block (after a full rollout, from which that block would not follow, given the r
 part of the clips few-step mode learns from multi-step mode: the displacement over an interval
 (ShortCut) and, every few steps, the difference of two scores on its own samples (DMD). The teacher
 is the network's own averaged weights in multi-step mode; there is no bidirectional model anywhere.
+A network with few-step adapters (networks/few_step.py) learns few-step mode in them alone: its
+teacher is itself with the adapters at rest, and its fake score has adapters of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ...networks.full_sequence import Told
 from .data import Asked, Batch
 from .distillation import (
     draw_interval,
@@ -46,11 +49,18 @@ class MutualRecipe:
         matching_every: steps from one DMD update of the generator to the next.
         fake_updates: updates of the online fake score for each of them, on the sample that it was
             made with.
+        fake_warmup: steps before the first of them; the fake score alone learns until then.
+        weighting: ShortCut's error over an interval counts by the interval's length to this power.
+            0: as an error of velocities, so that the many short steps at high noise count most;
+            2: as one of displacements.
         steps: few-step grids that are trained, drawn at random.
+        curriculum: share of the budget over which these join one after another, in their order.
         teacher_steps: Euler steps of the teacher over all noise levels, divided among the intervals
             of a grid.
         guidance: of video and audio, folded into few-step mode. A network with few-step adapters
             has one knob for both, which the adapters are told as video's.
+        unguided: share of its clips on which ShortCut teaches guidance 1, where the adapters rest
+            and the step size alone learns.
         matching_range: noise levels at which the two scores are compared.
     """
 
@@ -61,9 +71,13 @@ class MutualRecipe:
     taught_every: int = 1
     matching_every: int = 4
     fake_updates: int = 4
+    fake_warmup: int = 16
+    weighting: float = 0.0
     steps: tuple[int, ...] = (4, 8)
+    curriculum: float = 0.0
     teacher_steps: int = 16
     guidance: tuple[float, float] = (3.0, 3.0)
+    unguided: float = 0.5
     matching_range: tuple[float, float] = (0.02, 0.98)
     history: HistoryMix = field(default_factory=HistoryMix)
     window: int = 3
@@ -75,6 +89,12 @@ class MutualRecipe:
     def __post_init__(self) -> None:
         if self.teacher == "self":  # the rival has no histories
             self.history.check_levels(self.steps)
+
+    def grids(self, progress: float) -> tuple[int, ...]:
+        """The grids that are trained at this point of the budget, 0 to 1."""
+        if not self.curriculum:
+            return self.steps
+        return self.steps[: 1 + int(progress / self.curriculum * len(self.steps))]
 
     @classmethod
     def from_dict(cls, values: dict[str, object]) -> MutualRecipe:
@@ -118,6 +138,17 @@ class Taught(NamedTuple):
     draws: Draws
 
 
+def at_guidance(system: Parts, asked: Asked, recipe: MutualRecipe) -> Told:
+    """What few-step mode is told of a batch, with the guidance that it is trained for."""
+    return system.told(asked)._replace(guidance=recipe.guidance[0])
+
+
+def fake_velocity(fake: Parts, history: Pair | None, x: Pair, level: Tensor, asked: Asked) -> Pair:
+    """The fake score's velocity at noise levels (b, k); where it is adapters, with them in full."""
+    step = level if fake.transformer.config.few_step_rank else None
+    return velocity(fake.transformer, history, x, level, fake.told(asked), step)
+
+
 @torch.no_grad()
 def prepare(
     system: Parts, batch: Batch, recipe: MutualRecipe, progress: float, draws: Draws
@@ -129,7 +160,8 @@ def prepare(
     the real one.
     """
     asked = without_some(system, batch.asked, recipe.caption_dropout, draws, recipe.track_dropout)
-    steps = recipe.steps[draws.choice(len(recipe.steps))]
+    grids = recipe.grids(progress)
+    steps = grids[draws.choice(len(grids))]
     clean = Pair(batch.video, batch.audio)
     start = recipe.history.start_step(steps, progress, draws)
     further = recipe.history.further_blocks(start, draws)
@@ -138,7 +170,7 @@ def prepare(
     def history(clip: Pair, asked: Asked, draws: Draws) -> Pair:
         return few_step_history(
             system.transformer,
-            system.told(asked),
+            at_guidance(system, asked, recipe),
             clip,
             steps=steps,
             start_step=start,
@@ -180,10 +212,9 @@ def shortcut_loss(system: Parts, teacher: Parts, taught: Taught, recipe: MutualR
     start, end = draw_interval(block_count(clip, layout), steps, draws)
     x = noised(clip, clip.noise(draws), start, layout)
 
-    told, guidance = system.told(asked), recipe.guidance
+    told, guidance = at_guidance(system, asked, recipe), recipe.guidance
     if system.transformer.config.few_step_rank:
-        # Half of the clips at guidance 1, where the adapters rest and the step size alone learns.
-        strong = draws.integers(2)
+        strong = (draws.uniform() >= recipe.unguided).float()
         told = told._replace(guidance=1 + (guidance[0] - 1) * strong[:, None])
         video, audio = (1 + (w - 1) * strong for w in guidance)
         guidance = video.view(-1, 1, 1, 1, 1), audio.view(-1, 1, 1)
@@ -195,7 +226,15 @@ def shortcut_loss(system: Parts, teacher: Parts, taught: Taught, recipe: MutualR
 
     target = teacher(displacement)
     out = velocity(system.transformer, history, x, start, told, start - end)
-    return sum(block_error(out, target, layout))
+    weights = (start - end) ** recipe.weighting
+    return sum(block_error(out, target, layout, Pair(weights, weights)))
+
+
+def made_sample(system: Parts, taught: Taught, recipe: MutualRecipe, gradient_step: int) -> Pair:
+    """Few-step mode's own blocks after the history, with gradient through one step."""
+    told, noise = at_guidance(system, taught.asked, recipe), taught.clip.noise(taught.draws)
+    model, history, steps = system.transformer, taught.history, taught.steps
+    return few_step_sample(model, history, noise, told, steps, gradient_step)
 
 
 class Matched(NamedTuple):
@@ -219,8 +258,7 @@ def distribution_loss(
     """
     layout = system.transformer.config.layout
     clip, history, asked, steps, draws = taught
-    noise, told = clip.noise(draws), system.told(asked)
-    sample = few_step_sample(system.transformer, history, noise, told, steps, draws.choice(steps))
+    sample = made_sample(system, taught, recipe, draws.choice(steps))
     level = draw_level(block_count(clip, layout), recipe, draws)
     made = sample.map(Tensor.detach)
     x = noised(made, clip.noise(draws), level, layout)
@@ -228,7 +266,7 @@ def distribution_loss(
         lambda: guided_teacher(teacher, asked, recipe.guidance).velocity(history, x, level)
     )
     with torch.no_grad():
-        false = fake(lambda: velocity(fake.transformer, history, x, level, fake.told(asked)))
+        false = fake(fake_velocity, fake, history, x, level, asked)
     loss = matching_loss(
         sample,
         clean_prediction(x, real, level, layout),
@@ -257,8 +295,7 @@ def fake_loss(
     Args:
         history: what the sample was made from; None for a fake score that sees the whole clip.
     """
-    model = fake.transformer
-    layout = model.config.layout
+    layout = fake.transformer.config.layout
     noise = sample.noise(draws)
-    out = velocity(model, history, noised(sample, noise, level, layout), level, fake.told(asked))
+    out = fake_velocity(fake, history, noised(sample, noise, level, layout), level, asked)
     return sum(block_error(out, flow_target(sample, noise), layout))

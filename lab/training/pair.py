@@ -144,4 +144,6 @@ def block_error(
     both = Pair(*(torch.stack(modality, dim=1) for modality in zip(*errors, strict=True)))
     if weights is None:
         return both.map(Tensor.mean)
-    return Pair(*((w * e).sum() / w.sum().clamp(min=1) for w, e in zip(weights, both, strict=True)))
+    return Pair(
+        *((w * e).sum() / w.sum().clamp(min=1e-6) for w, e in zip(weights, both, strict=True))
+    )

@@ -24,6 +24,7 @@ from .mutual_forcing import (
     draw_level,
     fake_loss,
     flow_loss,
+    made_sample,
     prepare,
     shortcut_loss,
 )
@@ -139,7 +140,11 @@ class FlowStage:
 
 
 class MutualStage:
-    """Both modes of one network (lab.training.mutual_forcing), with teacher and fake score."""
+    """Both modes of one network (lab.training.mutual_forcing), with teacher and fake score.
+
+    With few-step adapters few-step mode alone learns, in them: the teacher is the same network with
+    them at rest, and nothing learns from flow.
+    """
 
     mode: Mode | None = "few"
     method: Method = "euler"
@@ -148,8 +153,12 @@ class MutualStage:
         self, system: Parts, trained: Trained, recipe: MutualRecipe, fake_rate: float
     ) -> None:
         self.system, self.recipe = system, recipe
+        self.apart = bool(system.transformer.config.few_step_rank)
         self.teacher = self.fake = self.fake_weights = None
-        if recipe.shortcut or recipe.matching:
+        if self.apart:
+            only_few_step(system)
+            self.teacher = system
+        elif recipe.shortcut or recipe.matching:
             self.teacher = trained.fixed(twin(system))
         else:
             # Nothing of few-step mode is trained.
@@ -162,12 +171,15 @@ class MutualStage:
     def step(self, batch: Batch, draws: Draws, number: int, progress: float, rate: float) -> Logged:
         """One update of the network and, where it had a DMD term, several of the fake score."""
         system, recipe = self.system, self.recipe
-        matching = bool(recipe.matching) and number % recipe.matching_every == 0
+        due = bool(recipe.matching) and number % recipe.matching_every == 0
+        matching = due and number >= recipe.fake_warmup
         shown, taught = system(prepare, system, batch, recipe, progress, draws)
+        logged: Logged = {}
         # Backward term by term: only one of them has its activations in memory at a time.
-        flow = system(flow_loss, system, shown, recipe, draws)
-        (recipe.flow * flow).backward()
-        logged = {"flow": flow.detach()}
+        if not self.apart:
+            loss = system(flow_loss, system, shown, recipe, draws)
+            (recipe.flow * loss).backward()
+            logged["flow"] = loss.detach()
         if recipe.shortcut:
             loss = system(shortcut_loss, system, self.teacher, taught, recipe)
             (recipe.shortcut * loss).backward()
@@ -177,10 +189,14 @@ class MutualStage:
             loss, sample = system(distribution_loss, system, *scores, taught, recipe)
             (recipe.matching * loss).backward()
             logged["matching"] = loss.detach()
-        logged["gradient"] = self.weights.step(rate)
-        if self.teacher is not None:
+        elif due:
+            with torch.no_grad():
+                sample = system(made_sample, system, taught, recipe, 0)
+        if logged:
+            logged["gradient"] = self.weights.step(rate)
+        if self.teacher is not None and not self.apart:
             self.weights.write_average(self.teacher)
-        if matching:
+        if due:
             blocks = block_count(sample, system.transformer.config.layout)
             for _ in range(recipe.fake_updates):
                 level = draw_level(blocks, recipe, taught.draws)
@@ -192,39 +208,15 @@ class MutualStage:
         return logged
 
     def state_dict(self) -> dict[str, object]:
-        """The fake score with its optimiser; the teacher is the network's average."""
+        """The fake score with its optimiser; the teacher is the network's average, or itself."""
         return {} if self.fake_weights is None else {"fake": self.fake_weights.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Inverse of `state_dict`."""
         if self.fake_weights is not None:
             self.fake_weights.load_state_dict(state["fake"])
-        if self.teacher is not None:
+        if self.teacher is not None and not self.apart:
             self.weights.write_average(self.teacher)
-
-
-class AdapterStage(MutualStage):
-    """Few-step mode in its own adapters, over a network that stays as it is.
-
-    The teacher is the same network with the adapters at rest; nothing learns from flow.
-    """
-
-    def __init__(self, system: Parts, trained: Trained, recipe: MutualRecipe) -> None:
-        self.system, self.recipe, self.teacher = system, recipe, system
-        self.fake = self.fake_weights = None
-        only_few_step(system)
-        self.weights = trained.weights(system)
-
-    def step(self, batch: Batch, draws: Draws, number: int, progress: float, rate: float) -> Logged:
-        """One update."""
-        system, recipe = self.system, self.recipe
-        _, taught = system(prepare, system, batch, recipe, progress, draws)
-        loss = system(shortcut_loss, system, system, taught, recipe)
-        loss.backward()
-        return {"shortcut": loss.detach(), "gradient": self.weights.step(rate)}
-
-    def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Nothing beyond the weights."""
 
 
 class SelfForcingStage:
@@ -298,8 +290,6 @@ def build_stage(
     values = dict(settings["mutual"])
     fake_rate = values.pop("fake_learning_rate")
     recipe = MutualRecipe.from_dict(values)
-    if system.transformer.config.few_step_rank:
-        return AdapterStage(system, trained, recipe)
     if recipe.teacher == "self":
         return MutualStage(system, trained, recipe, fake_rate)
     if teacher is None:

@@ -115,22 +115,30 @@ def without_some(
     return Asked(ids, later, asked.prompts, track)
 
 
-@torch.no_grad()
 def only_few_step(system: Parts) -> None:
-    """Freeze all but what acts in few-step mode alone: its adapters and the step size's embedders.
+    """Freeze all but few-step mode's own: its adapters and the step size's embedders."""
+    for name, parameter in system.named_parameters():
+        parameter.requires_grad_(".few_step." in name or ".step_size_embedder." in name)
 
-    What a step size of 0 adds becomes a part of the noise level's embedding: from here on step
-    sizes act in few-step mode alone, and multi-step mode stays as it was.
+
+@torch.no_grad()
+def rest_step_size(system: Parts, *, folded: bool) -> None:
+    """Let a step size of 0 add nothing to the noise level's embedding.
+
+    A network with adapters is told no step size in multi-step mode, one without is told 0.
+
+    Args:
+        folded: what it added becomes a part of that embedding: for weights that were told 0. Not
+            folded, for weights that were told nothing.
     """
     for module in system.transformer.modules():
         embedder = getattr(module, "step_size_embedder", None)
         if embedder is not None:
             zero = torch.zeros(1, device=embedder.linear_2.weight.device)
             nothing = embedder.linear_2(F.silu(embedder.linear_1(sinusoid(zero))))[0]
-            module.timestep_embedder.linear_2.bias.add_(nothing)
             embedder.linear_2.bias.sub_(nothing)
-    for name, parameter in system.named_parameters():
-        parameter.requires_grad_(".few_step." in name or ".step_size_embedder." in name)
+            if folded:
+                module.timestep_embedder.linear_2.bias.add_(nothing)
 
 
 def twin(system: PartsType) -> PartsType:

@@ -43,7 +43,7 @@ from .draws import Draws
 from .monitor import RunLog, SampleSheets
 from .parallel import Processes
 from .stages import STAGES, Logged, Trained, build_stage
-from .system import EmbeddedSystem, Parts, System, initialise, placed, twin
+from .system import EmbeddedSystem, Parts, System, initialise, placed, rest_step_size, twin
 
 logger = logging.getLogger("mutualforcing")
 CONFIGS = Path(__file__).parent / "configs"
@@ -97,12 +97,18 @@ def starting_weights(path: Path) -> dict[str, Tensor]:
 def load_starting(system: System, weights: Mapping[str, Tensor]) -> None:
     """Set a system to the weights of another one, which may lack additions: transcript, adapters.
 
+    A system without adapters takes the weights of one with them: its multi-step mode, that is.
+
     Raises:
         RuntimeError: other weights are missing, or there are some that it does not have.
     """
     fresh = system.state_dict()
+    here, there = (any(".few_step." in name for name in names) for names in (fresh, weights))
+    kept = {name: value for name, value in weights.items() if here or ".few_step." not in name}
     added = {name: fresh[name] for name in fresh if any(part in name for part in ADDITIONS)}
-    system.load_state_dict(added | dict(weights))
+    system.load_state_dict(added | kept)
+    if here != there:
+        rest_step_size(system, folded=here)
 
 
 class Run:

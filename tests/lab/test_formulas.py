@@ -288,7 +288,8 @@ def test_shortcuts_target_is_the_teachers_mean_velocity() -> None:
             assert torch.allclose(found[kind].narrow(dim, a, b - a), expected, atol=1e-4)
 
 
-def test_shortcut_by_hand() -> None:
+@pytest.mark.parametrize("weighting", [0, 1, 2])
+def test_shortcut_by_hand(weighting: int) -> None:
     """Few-step mode at (s, d = s - s') is held against the guided teacher over the same interval.
 
     Eight steps of the teacher over all levels are two in each interval of four.
@@ -296,17 +297,18 @@ def test_shortcut_by_hand() -> None:
     system, teacher = known_system(*FORGETFUL, empty=0.5), known_system(*FORGETFUL, empty=0.5)
     states, history = clip(0), clip(1)
     taught = Taught(states, history, ASKED, 4, Fixed(index=1))
-    found = shortcut_loss(system, teacher, taught, recipe())
+    found = shortcut_loss(system, teacher, taught, recipe(weighting=weighting))
     guided_prompt = (0.5 + 3 * 1.5, 0.5 + 5 * -1.5)
-    total = 0.0
+    total, lengths = 0.0, [a - b for a, b in itertools.pairwise(GRID[1 : 2 + BLOCKS])]
     for place, (rates, x0, _) in enumerate(blocks(states)):
         kind, block = divmod(place, BLOCKS)
         rates = rates._replace(memory=0.0)
         s, e = GRID[1 + block], GRID[2 + block]
+        share = lengths[block] ** weighting / sum(d**weighting for d in lengths)
         x = (1 - s) * x0 + s * (E_VIDEO, E_AUDIO)[kind]
         target = (x - path(rates, x, s, e, 2, guided_prompt[kind])) / (s - e)
         few = rates.velocity(x, s, s - e, (2.0, -1.0)[kind])
-        total += (few - target).square().mean().item() / BLOCKS
+        total += (few - target).square().mean().item() * share
     assert found.item() == pytest.approx(total, rel=1e-4)
     # The teacher is a constant; the network's bias adds to few-step mode alone.
     found.backward()
@@ -323,16 +325,15 @@ def few_path(rates: Rates, x: Tensor, grid: tuple[float, ...], prompt: float) ->
 
 @pytest.mark.parametrize("gradient_step", range(4))
 def test_a_few_step_sample_and_its_gradient_by_hand(gradient_step: int) -> None:
-    """dx/db is -d of the one step that carries the gradient, b being a constant in the velocity."""
+    """dx/db is -1 in the one step that carries the gradient, b being a constant in the velocity."""
     system, noise = known_system(*FORGETFUL), clip()
     sample = few_step_sample(system.transformer, noise, noise, system.told(ASKED), 4, gradient_step)
     for kind, prompt in ((0, 2.0), (1, -1.0)):
         expected = few_path(FORGETFUL[kind], noise[kind], GRID, prompt)
         assert torch.allclose(sample[kind], expected, atol=1e-4)
     sample.video.sum().backward()
-    d = GRID[gradient_step] - GRID[gradient_step + 1]
     bias = system.transformer.proj_out.bias.grad
-    assert bias.tolist() == pytest.approx([-d * 14] * 2, rel=1e-5)
+    assert bias.tolist() == pytest.approx([-14] * 2, rel=1e-5)
 
 
 def test_dmds_gradient_by_hand() -> None:

@@ -10,12 +10,22 @@ from mutual_forcing.lab.training.history import HistoryMix
 from mutual_forcing.lab.training.mutual_forcing import MutualRecipe
 from mutual_forcing.lab.training.parallel import ALONE
 from mutual_forcing.lab.training.stages import Trained, build_stage
-from mutual_forcing.lab.training.system import System, only_few_step
+from mutual_forcing.lab.training.system import System
+from mutual_forcing.lab.training.train import load_starting
 from mutual_forcing.networks.config import TransformerConfig
 from mutual_forcing.networks.full_sequence import Told, history_forward
 from mutual_forcing.networks.kv_cache import OpenBlock, RollingCache
 from mutual_forcing.networks.transformer import CausalAVTransformer, text_keys
-from mutual_forcing.samplers.rollout import SamplerSettings, SigmaConstants
+from mutual_forcing.samplers.model import BareModel
+from mutual_forcing.samplers.rollout import (
+    Prompt,
+    SamplerSettings,
+    SigmaConstants,
+    new_stream,
+    rollout,
+    sampler_settings,
+)
+from mutual_forcing.samplers.state import StreamSettings
 from mutual_forcing.tests.networks.test_networks import close, inputs, random_model, tiny_config
 from mutual_forcing.tests.tiny_training import CONFIG, SETTINGS, awake, batch, draws
 
@@ -93,37 +103,69 @@ def adapter_system() -> System:
         return awake(System(replace(CONFIG, few_step_rank=2)))
 
 
-@torch.no_grad()
-def test_what_the_step_size_of_zero_added_becomes_part_of_the_noise_level() -> None:
-    made = adapter_system()
-    shared = System(CONFIG)
-    weights = {k: v for k, v in made.state_dict().items() if ".few_step." not in k}
-    shared.load_state_dict(weights)
-    only_few_step(made)
+def level_velocities(made: System) -> tuple[torch.Tensor, torch.Tensor]:
+    """Multi-step mode's."""
     data = batch()
     given = (data.video, data.audio), (data.video[:, None], data.audio[:, None])
     levels = torch.full((3, 1, 3), SIGMA)
-    both = [
-        history_forward(one.transformer, *given, levels, one.told(data.asked))
-        for one in (made, shared)
-    ]
-    for found, expected in zip(*both, strict=True):
-        assert close(found, expected) < 1e-5
+    return history_forward(made.transformer, *given, levels, made.told(data.asked))
 
 
-def test_a_step_moves_few_step_mode_and_nothing_else() -> None:
+@torch.no_grad()
+def test_weights_become_those_of_the_other_form_and_multi_step_mode_stays() -> None:
+    shared, again = awake(System(CONFIG)), System(CONFIG)
+    made, same = (System(replace(CONFIG, few_step_rank=2)) for _ in range(2))
+    load_starting(made, shared.state_dict())
+    load_starting(again, made.state_dict())
+    load_starting(same, made.state_dict())
+    assert all(
+        torch.equal(*pair) for pair in zip(same.parameters(), made.parameters(), strict=True)
+    )
+    expected = level_velocities(shared)
+    for found in (made, again):
+        for pair in zip(level_velocities(found), expected, strict=True):
+            assert close(*pair) < 1e-5
+
+
+def multi_step_rollout(made: System) -> list[torch.Tensor]:
+    """Latents of a stream in multi-step mode, guided."""
+    data = batch(2)
+    with torch.no_grad():
+        model = BareModel(made.transformer, "x")
+        told, empty = made.told(data.asked), made.told_nothing(data.asked)
+        state = new_stream(model, StreamSettings(1, 2, 2, (0, 1)))
+        prompt = Prompt(told.text, empty.text)
+        sampler = sampler_settings("multi", 3, 3.0)
+        return [t for latents, _ in rollout(model, prompt, state, 3, sampler) for t in latents]
+
+
+@pytest.mark.parametrize("matching", [0.0, 0.5])
+def test_training_moves_few_step_mode_and_multi_step_mode_stays_bit_for_bit(
+    matching: float,
+) -> None:
     made = adapter_system()
-    history = {"real": (0.0, 0.0), "rollout": (0.0, 0.0), "highest": 0.9}
-    settings = {"mutual": SETTINGS["mutual"] | {"history": history, "steps": [4], "matching": 0.0}}
+    history = {"real": (0.0, 0.0), "rollout": (0.5, 0.5), "highest": 0.9}
+    mutual = {"history": history, "steps": [4], "matching": matching, "fake_warmup": 1}
+    settings = {"mutual": SETTINGS["mutual"] | mutual}
     stage = build_stage("mutual", made, settings, Trained(0.01, 0.9, torch.float32, ALONE))
     before = {name: p.detach().clone() for name, p in made.named_parameters()}
-    for number in range(2):
-        logged = stage.step(batch(4), draws(number, 4), number, 0.5, 1.0)
-        assert torch.isfinite(logged["shortcut"])
+    stream = multi_step_rollout(made)
+    logged = [stage.step(batch(4), draws(number, 4), number, 0.5, 1.0) for number in range(3)]
+    assert all(torch.isfinite(value) for one in logged for value in one.values())
+    # The fake score is warm before the first comparison with it.
+    assert ["matching" in one for one in logged] == [False, False, bool(matching)]
+    assert ["fake" in one for one in logged] == [bool(matching), False, bool(matching)]
     moved = {name for name, p in made.named_parameters() if not torch.equal(p, before[name])}
     assert any(".few_step.up" in name for name in moved)
     assert any(".step_size_embedder." in name for name in moved)
     assert all(".few_step." in name or ".step_size_embedder." in name for name in moved)
+    assert all(map(torch.equal, multi_step_rollout(made), stream))
+
+
+def test_grids_join_one_after_another_and_weights_follow_their_lengths() -> None:
+    recipe = MutualRecipe(steps=(8, 4, 2), curriculum=0.6, history=HistoryMix(highest=0.9))
+    found = [recipe.grids(progress) for progress in (0.0, 0.19, 0.21, 0.45, 1.0)]
+    assert found == [(8,), (8,), (8, 4), (8, 4, 2), (8, 4, 2)]
 
 
 def test_levels_that_a_grid_does_not_have_are_refused() -> None:
