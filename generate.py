@@ -97,7 +97,8 @@ def parser() -> shell.Parser:
     add(
         "--guidance",
         type=float,
-        help="multi mode: how closely to follow the prompt; 1 = off and twice as fast (3)",
+        help="how closely to follow the prompt (3); multi: 1 = off and twice as fast; few: 1 to 4, "
+        "for a model that has learned it as a knob",
     )
     add(
         "--window",

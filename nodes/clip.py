@@ -16,6 +16,7 @@ from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.clip_writer import ClipWriter
 from ..samplers.decode import DecodedBlock, joined
 from ..samplers.parking import parked
+from ..samplers.rollout import GUIDANCE
 from ..samplers.state import BlockLatents, StreamState
 from . import request
 from .rescue import Finished, rescue
@@ -95,6 +96,7 @@ class GenerateClip(io.ComfyNode):
         settings: StreamPlan | None = None,
         state: StreamState | None = None,
         execution: str = request.PATHS[0],
+        few_step_guidance: float = GUIDANCE,
         vae: object = None,
         audio_vae: object = None,
     ) -> io.NodeOutput:
@@ -109,6 +111,7 @@ class GenerateClip(io.ComfyNode):
             mode,
             variation,
             execution,
+            few_step_guidance,
             (vae, audio_vae),
         )
         decoder, clock, size = asked.decoder, asked.model.clock, asked.state.settings

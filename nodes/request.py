@@ -132,6 +132,18 @@ def widgets() -> list[io.Input]:
             "picture, on a graphics card. graph: work is recorded and replayed, on a card that "
             "holds the whole model. lanes and graph have not been tried on a card yet.",
         ),
+        io.Float.Input(
+            "few_step_guidance",
+            default=GUIDANCE,
+            min=1.0,
+            max=4.0,
+            step=0.1,
+            optional=True,
+            advanced=True,
+            display_name="few-step guidance",
+            tooltip="With few steps: how closely to follow the prompt, at no cost. Only for a "
+            "model that has learned it as a knob; others do not change.",
+        ),
     ]
 
 
@@ -154,6 +166,7 @@ def read(
     mode: dict[str, object],
     variation: int,
     execution: str,
+    few_step_guidance: float,
     vaes: tuple[object, object] | None = None,
 ) -> Request:
     """Check what can be known before sampling, load the model, encode the prompt.
@@ -190,7 +203,7 @@ def read(
         decoder = clip_decoder(*vaes, model.clock, channels=channels, model=wire)
     if variation:
         state = state.reseeded(tuple(varied_seed(seed, variation) for seed in state.settings.seeds))
-    sampler, settings = _sampler(model, mode), state.settings
+    sampler, settings = _sampler(model, mode, few_step_guidance), state.settings
     guided = sampler.guidance != 1.0
     model.load(
         stream_bytes(
@@ -212,12 +225,19 @@ def read(
     return Request(model, prompt, state, sampler, blocks, start, path, decoder)
 
 
-def _sampler(model: StreamModel, mode: dict[str, object]) -> SamplerSettings:
+def _sampler(
+    model: StreamModel, mode: dict[str, object], few_step_guidance: float
+) -> SamplerSettings:
     best = model.about.defaults.default_mode
     asked = _MODES.get(mode["mode"], best)
     if asked != best:
         logger.warning("this model is at its best in mode '%s'", FEW if best == "few" else MANY)
-    return model.sampler(asked, mode.get("steps"), mode.get("guidance"))
+    guidance = mode.get("guidance")
+    if asked == "few":
+        guidance = few_step_guidance if model.about.config.few_step_rank else None
+        if guidance is None and few_step_guidance != GUIDANCE:
+            logger.warning("few-step guidance does nothing here: this model has its own built in")
+    return model.sampler(asked, mode.get("steps"), guidance)
 
 
 def sample(

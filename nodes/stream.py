@@ -10,6 +10,7 @@ from ..host.page import Progress, executing
 from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.chunk import chunk_origin, chunk_tensors
 from ..samplers.parking import parked
+from ..samplers.rollout import GUIDANCE
 from ..samplers.start import start_of
 from ..samplers.state import StreamState
 from . import request
@@ -167,10 +168,20 @@ class SampleChunk(io.ComfyNode):
         settings: StreamPlan | None = None,
         state: StreamState | None = None,
         execution: str = request.PATHS[0],
+        few_step_guidance: float = GUIDANCE,
     ) -> io.NodeOutput:
         """Sample the blocks; what is finished survives an interruption."""
         asked = request.read(
-            model, positive, negative, settings, state, seconds, mode, variation, execution
+            model,
+            positive,
+            negative,
+            settings,
+            state,
+            seconds,
+            mode,
+            variation,
+            execution,
+            few_step_guidance,
         )
         progress = Progress(asked.blocks * asked.sampler.steps)
         finished = Finished(asked.state)

@@ -51,14 +51,14 @@ class SamplerSettings:
         method: `euler` follows the velocity; `renoise` predicts the clean block and adds fresh
             noise.
         few_step_guidance: of few-step mode, 1 to 4, for a network that has adapters for it; any
-            other has the guidance that it was trained with.
+            other has the guidance that it was trained with. None = as the network was trained.
     """
 
     mode: Mode
     sigmas: tuple[float, ...]
     guidance: float = 1.0
     method: Method = "euler"
-    few_step_guidance: float = FEW_STEP_GUIDANCE
+    few_step_guidance: float | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
@@ -72,7 +72,7 @@ class SamplerSettings:
             )
         if not 1 <= self.guidance < math.inf:
             raise ValueError(f"guidance is {self.guidance}, expected 1 (off) or more")
-        if not 1 <= self.few_step_guidance <= 4:
+        if self.few_step_guidance is not None and not 1 <= self.few_step_guidance <= 4:
             raise ValueError(
                 f"guidance of few-step mode is {self.few_step_guidance}, expected 1 to 4"
             )
@@ -98,6 +98,9 @@ def sampler_settings(
 ) -> SamplerSettings:
     """Settings of a mode with its own defaults: few = 4 steps; multi = 50 steps, guidance 3.
 
+    Args:
+        guidance: in few-step mode `few_step_guidance`: no second pass is made for it.
+
     Raises:
         ValueError: an unknown mode or method, or a number of steps that cannot be made.
     """
@@ -105,9 +108,10 @@ def sampler_settings(
     if steps is None:
         steps = FEW_STEPS if few else MULTI_STEPS
     sigmas = few_step_sigmas(steps) if few else ltx2_sigmas(steps)
-    if guidance is None:
-        guidance = 1.0 if few else GUIDANCE
-    return SamplerSettings(mode, sigmas, guidance, method or "euler")
+    method = method or "euler"
+    if few:
+        return SamplerSettings(mode, sigmas, method=method, few_step_guidance=guidance)
+    return SamplerSettings(mode, sigmas, GUIDANCE if guidance is None else guidance, method)
 
 
 class Prompt(NamedTuple):
@@ -272,6 +276,12 @@ def rollout(
     check_state(state, model)
     if blocks < 1:
         raise ValueError(f"blocks is {blocks}, expected at least 1")
+    told = sampler.few_step_guidance
+    if told is not None and not network.config.few_step_rank:
+        raise ValueError(
+            f"found guidance {told:g} for few-step mode, and this model's few-step mode has the "
+            "guidance that it was trained with: leave it out, or choose many steps"
+        )
     is_guided = sampler.guidance != 1.0
     if is_guided and prompt.unguided is None:
         raise ValueError("guidance needs the text keys of the empty prompt; encode '' as well")
@@ -300,7 +310,7 @@ def rollout(
     # The checks above must not wait for the first block to be asked for, so the loop is a generator
     # inside.
     def generate(state: StreamState) -> Iterator[tuple[BlockLatents, StreamState]]:
-        constants = SigmaConstants(network, like, sampler.few_step_guidance)
+        constants = SigmaConstants(network, like, told or FEW_STEP_GUIDANCE)
         config = network.config
 
         def track(block: int) -> Tensor | None:

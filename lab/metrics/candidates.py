@@ -64,7 +64,7 @@ class Candidate:
 
 
 def candidate_of(label: str) -> Candidate:
-    """Read NAME:MODE:STEPS, or with a fourth part a guidance (multi) or a sampling method.
+    """Read NAME:MODE:STEPS, or with a fourth part a guidance or a sampling method.
 
     Raises:
         ValueError: anything else, or settings that do not go together.
@@ -72,8 +72,9 @@ def candidate_of(label: str) -> Candidate:
     found = _ROW.fullmatch(label)
     if found is None or found["mode"] not in get_args(Mode) or found["name"] in WITHOUT_MODEL:
         raise ValueError(
-            f"found row {label!r}, expected NAME:few:STEPS, NAME:multi:STEPS, NAME:multi:STEPS:"
-            f"GUIDANCE or NAME:few:STEPS:METHOD, with a NAME other than {', '.join(WITHOUT_MODEL)}"
+            f"found row {label!r}, expected NAME:MODE:STEPS, NAME:MODE:STEPS:GUIDANCE or "
+            f"NAME:few:STEPS:METHOD, with a mode few or multi and a NAME other "
+            f"than {', '.join(WITHOUT_MODEL)}"
         )
     more = found["more"]
     method = more if more in get_args(Method) else None

@@ -284,6 +284,7 @@ def test_what_cannot_work_is_refused_before_any_block_is_asked_for(bundle: Bundl
         "version 99": attempt(bundle, replace(made, version=99)),
         "another model": attempt(bundle, replace(made, layout=replace(made.layout, video_first=4))),
         "guidance needs": attempt(bundle, sampler=GUIDED),
+        "found guidance 2 for few-step mode": attempt(bundle, sampler=sampler_settings("few", 1, 2.0)),
         "blocks is 0": attempt(bundle, blocks=0),
         "2 entries and the stream 3 clips": attempt(bundle, bundle.begin((1, 2, 3)), prompt=two),
         "without_keys": attempt(bundle, replace(made, cache=RollingCache(3))),
@@ -298,7 +299,8 @@ def test_sampler_settings_that_make_no_sense_say_so() -> None:
     cases = {
         "mode is 'fast'": lambda: sampler_settings("fast"),
         "method is 'heun'": lambda: sampler_settings("few", method="heun"),
-        "choose mode 'multi'": lambda: sampler_settings("few", guidance=3.0),
+        "choose mode 'multi'": lambda: SamplerSettings("few", (1.0, 0.0), guidance=3.0),
+        "few-step mode is 5.0": lambda: sampler_settings("few", guidance=5.0),
         "guidance is 0.5": lambda: sampler_settings("multi", guidance=0.5),
         "guidance is nan": lambda: sampler_settings("multi", guidance=float("nan")),
         "falling values": lambda: SamplerSettings("few", (1.0, 0.5, 0.6, 0.0)),
