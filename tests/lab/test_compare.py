@@ -163,7 +163,7 @@ def test_passes_a_block_are_what_the_network_runs(bundle, label):
 
 
 @pytest.mark.parametrize(
-    "label", ["m", "m:few", "m:some:4", "truth:few:4", "m:few:4:2.0", "m:few:0", "a/b:few:4"]
+    "label", ["m", "m:few", "m:some:4", "truth:few:4", "m:few:4:5.0", "m:few:0", "a/b:few:4"]
 )
 def test_rows_that_mean_nothing_are_named(label):
     with pytest.raises(ValueError, match=label):
