@@ -393,7 +393,7 @@ def test_a_horizon_is_written_and_drawn(monkeypatch, tmp_path, files):
     ("more", "message"),
     [
         (["--rows", "c:few:4"], "expected names of --models"),
-        (["--rows", "a:often:4"], "expected NAME:few:STEPS"),
+        (["--rows", "a:often:4"], "expected NAME:MODE:STEPS"),
         (["--rows", "a:few:4", "--only", "b:few:4"], "expected one of the rows"),
         (["--rows", "a:few:4", "--models", "a=none.safetensors"], "no such model file"),
         (["--rows", "a:few:4", "--models", f"a={__file__}"], "not a safetensors file"),
