@@ -126,15 +126,7 @@ class StreamModel:
     @cached_property
     def clock(self) -> Clock:
         """Blocks, latents and frames; samples as its audio latents count them (16 kHz)."""
-        config = self.about.config
-        return Clock(
-            config.layout,
-            Fraction(config.fps).limit_denominator(1001),
-            config.audio_sampling_rate,
-            config.video_time_stride,
-            config.audio_time_stride,
-            config.audio_hop_length,
-        )
+        return Clock.of(self.about.config)
 
     @property
     def audio_bins(self) -> int:

@@ -11,9 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from ..networks.video_codec import SPACE_STRIDE, TIME_STRIDE, VideoCodec, VideoC
 from ..samplers.clock import Clock
 from ..samplers.decode import StreamDecoder
 from ..samplers.rollout import Mode, Prompt, new_stream
+from ..samplers.schedule import Line, Schedule
 from ..samplers.speech import Transcript
 from ..samplers.state import LARGEST_GRID, MOST_WINDOW, StreamSettings, StreamState
 from ..samplers.tensor_file import TensorFileError, read_tensors, write_tensors
@@ -138,7 +138,12 @@ class Bundle:
         """The same for a batch of clips, one text each. What a text says is its transcript."""
         nothing = self.embed("") if guided else None
         prompt = self.prompt_of(self.text_encoder.encode(texts), nothing)
-        return prompt._replace(transcripts=tuple(map(self.transcript_of, texts)))
+        said = tuple(map(self.transcript_of, texts))
+        return prompt._replace(transcripts=said, texts=tuple(texts))
+
+    def schedule(self, lines: Iterable[Line], guided: bool = False) -> Schedule:
+        """A schedule of these lines, to which others may be told."""
+        return Schedule(self.clock, lines, lambda texts: self.prompts(texts, guided))
 
     def transcript_of(self, text: str) -> Transcript | None:
         """What a prompt says, in a loop: its first run of units that the model can be told.
@@ -264,7 +269,7 @@ def load_bundle(
         text_encoder,
         video_codec,
         audio_codec,
-        clock_of(configs[0], header.stream),
+        Clock.of(configs[0]),
         header.stream,
         _fingerprint(header, tensors),
         device,
@@ -362,18 +367,6 @@ def _unpacked_header(tensors: dict[str, Tensor]) -> dict[str, str]:
         return _Packed.model_validate_json(packed.numpy().tobytes()).model_dump()
     except ValueError:
         return {}
-
-
-def clock_of(config: TransformerConfig, stream: StreamDefaults) -> Clock:
-    """The clock of a model's streams."""
-    return Clock(
-        config.layout,
-        Fraction(stream.fps),
-        stream.sample_rate,
-        config.video_time_stride,
-        config.audio_time_stride,
-        config.audio_hop_length,
-    )
 
 
 def _header(path: Path, metadata: Mapping[str, str]) -> _Header:

@@ -42,6 +42,20 @@ class TextKeys(NamedTuple):
         per_entry = chosen[:, None, None, None]
         return self._with(other, lambda mine, theirs: torch.where(per_entry, theirs, mine))
 
+    def toward(self, other: TextKeys, share: float) -> TextKeys:
+        """A mix: `share` of the keys of `other`, 0 to 1, the rest of these.
+
+        Raises:
+            ValueError: prompts of different lengths.
+        """
+        lengths = [keys.video[0][0].shape[2] for keys in (self, other)]
+        if lengths[0] != lengths[1]:
+            raise ValueError(
+                f"prompts of {lengths[0]} and {lengths[1]} tokens cannot be blended: encode both "
+                "alike, or do without blending"
+            )
+        return self._with(other, lambda mine, theirs: torch.lerp(mine, theirs, share))
+
     def _with(self, other: TextKeys, both: Callable[[Tensor, Tensor], Tensor]) -> TextKeys:
         modalities = (
             tuple(tuple(map(both, *layer)) for layer in zip(mine, theirs, strict=True))

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
+from ..networks.config import TransformerConfig
 from ..networks.layout import BlockLayout
 
 
@@ -31,6 +32,18 @@ class Clock:
     video_stride: int = 8
     audio_stride: int = 4
     samples_per_audio_frame: int = 160
+
+    @classmethod
+    def of(cls, config: TransformerConfig) -> Clock:
+        """That of a network's streams; samples as its audio latents count them."""
+        return cls(
+            config.layout,
+            Fraction(config.fps).limit_denominator(1001),
+            config.audio_sampling_rate,
+            config.video_time_stride,
+            config.audio_time_stride,
+            config.audio_hop_length,
+        )
 
     def frames(self, blocks: int) -> int:
         """Video frames in the first `blocks` blocks."""
@@ -54,6 +67,17 @@ class Clock:
     def seconds(self, blocks: int) -> Fraction:
         """How long the frames of the first `blocks` blocks last."""
         return self.frames(blocks) / Fraction(self.fps)
+
+    def block_at(self, seconds: float | Fraction) -> int:
+        """First block whose frames begin at or after `seconds`."""
+        return self.blocks_for(seconds) if seconds > 0 else 0
+
+    def time_of(self, block: int) -> float:
+        """The roundest number of seconds, as a decimal, that a block is the first one after."""
+        exact, digits = self.seconds(block), 1
+        while self.block_at(rounded := math.floor(exact * digits) / digits) != block:
+            digits *= 10
+        return rounded
 
     def blocks_for(self, seconds: float | Fraction, start: int = 0) -> int:
         """Fewest blocks after the first `start` whose frames last at least `seconds`.

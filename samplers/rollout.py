@@ -11,14 +11,15 @@ look at the last block's keys.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
+from ..networks.checked import quoted
 from ..networks.config import TransformerConfig
 from ..networks.execution import EAGER, Execution, Workspace, to_device
 from ..networks.kv_cache import OpenBlock, RollingCache
@@ -26,14 +27,17 @@ from ..networks.layer import TextKeys
 from ..networks.modulation import Modulation, TokenModulation, shared_modulation
 from ..networks.timestep import GUIDANCE as FEW_STEP_GUIDANCE
 from ..networks.timestep import TimestepEmbedding, timestep_embedding
+from .clock import Clock
 from .model import StreamModel
 from .noise import NoiseSource, noise_of
+from .schedule import KEEP, Line, Prompt, Schedule, Transition, line_at
 from .sigmas import few_step_sigmas, ltx2_sigmas
 from .speech import Speech, Transcript, block_seconds, block_track
 from .start import Start
 from .state import BlockLatents, StreamSettings, StreamState, check_state
 from .steps import euler, guided, renoise
 
+Speeches = tuple[Speech, ...]
 Mode = Literal["few", "multi"]
 Method = Literal["euler", "renoise"]
 FEW_STEPS, MULTI_STEPS, GUIDANCE = 4, 50, 3.0
@@ -114,21 +118,6 @@ def sampler_settings(
     return SamplerSettings(mode, sigmas, GUIDANCE if guidance is None else guidance, method)
 
 
-class Prompt(NamedTuple):
-    """What a stream is asked for.
-
-    Attributes:
-        text: keys of the prompt.
-        unguided: keys of the empty prompt, where guidance needs it.
-        transcripts: what is to be spoken, one for all clips or one each; None where nothing is
-            told. A network that cannot be told does not look at them.
-    """
-
-    text: TextKeys
-    unguided: TextKeys | None = None
-    transcripts: tuple[Transcript | None, ...] = (None,)
-
-
 class Step(NamedTuple):
     """Told to `on_step` after every network evaluation of the sampler."""
 
@@ -190,14 +179,9 @@ class _Branch:
     """One line of keys and values through a rollout: that of the prompt, or of the empty prompt."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        text: TextKeys,
-        settings: StreamSettings,
-        like: Tensor,
-        execution: Execution,
+        self, model: nn.Module, settings: StreamSettings, like: Tensor, execution: Execution
     ) -> None:
-        self.model, self.text, self.settings, self.like = model, text, settings, like
+        self.model, self.settings, self.like = model, settings, like
         self.workspace = Workspace(execution, like.device)
         self._opened: OpenBlock | None = None
 
@@ -214,32 +198,167 @@ class _Branch:
         cache: RollingCache | None,
         state: StreamState,
         clean: Modulation,
-        track: Callable[[int], Tensor | None],
+        track: Callable[[int, int], Tensor | None],
+        reading: Callable[[int], _Reading],
         on_rebuild: Callable[[int, int], None] | None,
     ) -> RollingCache:
         """Keys and values of all finished blocks: one refresh for each that `cache` lacks.
 
         That is the last one where a stream goes on, and all where they were dropped, also those
         that have left the window: the kept ones saw them when they were made. Exactly what the
-        stream itself wrote, if the prompt was the same throughout.
+        stream itself wrote, if its prompts can be had (`reading`).
         """
         cache = cache or RollingCache(self.settings.window)
         rebuilding = state.next_block - cache.next_block > 1
+
+        def refreshed(past: RollingCache, block: int, text: TextKeys) -> RollingCache:
+            latents = state.block(block)
+            video, audio = (to_device(x, self.like).to(self.like.dtype) for x in latents)
+            return self.open(past).commit(video, audio, text, clean, track(block, index))
+
         for index in range(cache.next_block, state.next_block):
             if on_rebuild is not None and rebuilding:
                 on_rebuild(index, state.next_block)
-            latents = state.block(index)
-            video, audio = (to_device(x, self.like).to(self.like.dtype) for x in latents)
-            opened = self.open(cache)
-            cache = opened.commit(video, audio, self.text, clean, track(index))
+            text, again = reading(index)
+            if not again:
+                cache = refreshed(cache, index, text)
+                continue
+            kept = (0, *range(max(1, index + 1 - cache.window), index + 1))
+            first = max(0, len(kept) - again)
+            held = dict(zip(cache.indices, cache.blocks, strict=True))
+            cache = replace(cache, indices=kept[:first], blocks=tuple(map(held.get, kept[:first])))
+            for end in range(first, len(kept)):
+                cache = replace(refreshed(cache, kept[end], text), indices=kept[: end + 1])
         return cache
+
+
+class _Reading(NamedTuple):
+    """Text keys under which a finished block is read, and how many blocks, it being the last one,
+    are read again under them: none, where no prompt takes over.
+    """
+
+    text: TextKeys
+    again: int
+
+
+class _Prompts:
+    """What a stream's lines say, block by block, as keys for every clip of its batch."""
+
+    def __init__(self, schedule: Schedule, batch: int) -> None:
+        self.schedule, self.batch = schedule, batch
+        self._held: dict[tuple[str, ...], Prompt | None] = {}
+
+    def of(self, line: Line | None) -> Prompt | None:
+        """The prompt of a line, for every clip; None where it cannot be had.
+
+        Raises:
+            ValueError: its batch is not the stream's.
+        """
+        if line is None:
+            return None
+        if line.texts not in self._held:
+            prompt = self.schedule.encode(line.texts)
+            self._held[line.texts] = prompt and _for_all(prompt, self.batch)
+        return self._held[line.texts]
+
+    def followed(self, state: StreamState) -> StreamState:
+        """The state before a block, with what is to be followed in it written down.
+
+        Raises:
+            ValueError: nothing is, or a text that cannot be encoded here.
+        """
+        block, clock, lines = state.next_block, self.schedule.clock, state.schedule
+        self.schedule.heard(block)
+        line, last = self.schedule.due(block), lines[-1] if lines else None
+        if line is None and last is None:
+            raise ValueError(
+                f"the schedule says nothing for second {clock.time_of(block):g}, where the stream "
+                "begins: let its first line begin there, or at 0"
+            )
+        if last is not None and (line is None or line.texts == last.texts):
+            blending = self._share(lines, len(lines) - 1, block) < 1
+            for needed in lines[-2:] if blending else [last]:
+                self._check(needed)
+            if not blending:  # those of large models are large
+                self._held = {last.texts: self._held[last.texts]}
+            return state
+        self._check(line)
+        how = line.transition if block else KEEP
+        if block and (how.blend or not how.reread) and self.of(last) is None:
+            # The last block can't be read under the prompt that it was made with.
+            how = Transition(max(1, how.reread))
+        start = line.start if clock.block_at(line.start) == block else clock.time_of(block)
+        return replace(state, schedule=(*lines, Line(start, line.texts, how)))
+
+    def _check(self, line: Line) -> None:
+        if self.of(line) is None:
+            raise ValueError(
+                f"the stream follows the prompt {quoted(line.texts[0])}, which cannot be encoded "
+                "here: connect a clip, or give it another prompt"
+            )
+
+    def text(self, lines: Sequence[Line], block: int) -> TextKeys:
+        """Keys that a block is made with; the last line's where its own cannot be had."""
+        place = line_at(lines, self.schedule.clock, block)
+        if place is None or self.of(lines[place]) is None:
+            place = len(lines) - 1
+        new, share = self.of(lines[place]).text, self._share(lines, place, block)
+        old = self.of(lines[place - 1]) if share < 1 else None
+        return new if old is None else old.text.toward(new, share)
+
+    def reading(self, lines: Sequence[Line], block: int) -> _Reading:
+        """How a finished block is read when the one after it is to be made."""
+        clock = self.schedule.clock
+        place = line_at(lines, clock, block + 1)
+        if place and clock.block_at(lines[place].start) == block + 1:
+            again = lines[place].transition.reread
+            if again:
+                return _Reading(self.text(lines, block + 1), again)
+        return _Reading(self.text(lines, block), 0)
+
+    def spoken(self, state: StreamState, config: TransformerConfig) -> dict[int, Speeches]:
+        """What had been told by the end of each block, as nothing was known of later lines.
+
+        Empty where that cannot be found out, or where blocks are gone.
+        """
+        found: dict[int, Speeches] = {}
+        speeches: Speeches = ()
+        for block in () if state.dropped else range(state.next_block):
+            place = line_at(state.schedule, self.schedule.clock, block)
+            prompt = None if place is None else self.of(state.schedule[place])
+            if prompt is None:
+                return {}
+            found[block] = speeches = _told(speeches, prompt.transcripts, config, block)
+        return found if speeches == state.speeches else {}
+
+    def _share(self, lines: Sequence[Line], place: int, block: int) -> float:
+        """How far a block has gone over to a line, the last one at or before it."""
+        line = lines[place]
+        steps = 1 + (line.transition.blend if place else 0)
+        return min(1.0, (block + 1 - self.schedule.clock.block_at(line.start)) / steps)
+
+
+def _for_all(prompt: Prompt, batch: int) -> Prompt:
+    """A prompt for every clip of the batch.
+
+    Raises:
+        ValueError: it is of another number of clips.
+    """
+    transcripts = prompt.transcripts * (batch if len(prompt.transcripts) == 1 else 1)
+    if len(transcripts) != batch:
+        raise ValueError(
+            f"the prompt has {len(transcripts)} transcripts and the stream {batch} clips; give one "
+            "for all or one each"
+        )
+    unguided = prompt.unguided and _spread(prompt.unguided, batch)
+    return Prompt(_spread(prompt.text, batch), unguided, transcripts, prompt.texts)
 
 
 def rollout(
     model: StreamModel,
-    prompt: Prompt,
+    prompt: Prompt | Schedule,
     state: StreamState,
-    blocks: int,
+    blocks: int | None,
     sampler: SamplerSettings,
     *,
     on_step: Callable[[Step], None] | None = None,
@@ -252,10 +371,13 @@ def rollout(
     """Yield `blocks` further blocks, each with the state after it. `state` itself is not changed.
 
     The keys and values of a state lie one block behind its latents; its last block gets them when
-    the stream goes on, under the prompt that it goes on with.
+    the stream goes on, under the prompt that it was made with, or, where the schedule says so or
+    that prompt cannot be had any more, under the one that it goes on with.
 
     Args:
-        prompt: text keys of one entry, or of one for every clip of the batch.
+        prompt: one for all blocks, or a schedule on the stream's own clock. Before a schedule's
+            first line a stream goes on with the prompt that it followed last.
+        blocks: None = until the caller asks for no more.
         on_step: called after every denoising step; an exception raised there stops within that
             step, and what was yielded before stays good.
         on_rebuild: called with (blocks done, blocks in all) while a state without keys gets them
@@ -268,13 +390,14 @@ def rollout(
 
     Raises:
         ValueError: at once, if the state belongs to another model, guidance has no empty prompt to
-            compare with, the prompt's batch is not the stream's, or the device lacks this way of
-            execution.
+            compare with, there is no prompt for the next block, its batch is not the stream's, or
+            the device lacks this way of execution; while iterating, if a prompt that is due cannot
+            be encoded.
         NonFiniteBlockError: while iterating, if a block has NaN; names the block.
     """
     network, like = model.transformer, model.like
     check_state(state, model)
-    if blocks < 1:
+    if blocks is not None and blocks < 1:
         raise ValueError(f"blocks is {blocks}, expected at least 1")
     told = sampler.few_step_guidance
     if told is not None and not network.config.few_step_rank:
@@ -282,17 +405,13 @@ def rollout(
             f"found guidance {told:g} for few-step mode, and this model's few-step mode has the "
             "guidance that it was trained with: leave it out, or choose many steps"
         )
+    if isinstance(prompt, Prompt):
+        prompt = Schedule.of(Clock.of(network.config), prompt)
+    prompts = _Prompts(prompt, len(state.settings.seeds))
+    first = prompts.of(prompts.followed(state).schedule[-1])
     is_guided = sampler.guidance != 1.0
-    if is_guided and prompt.unguided is None:
+    if is_guided and first.unguided is None:
         raise ValueError("guidance needs the text keys of the empty prompt; encode '' as well")
-    batch = len(state.settings.seeds)
-    transcripts = prompt.transcripts * (batch if len(prompt.transcripts) == 1 else 1)
-    if len(transcripts) != batch:
-        raise ValueError(
-            f"the prompt has {len(transcripts)} transcripts and the stream {batch} clips; give one "
-            "for all or one each"
-        )
-    prompts = [prompt.text, prompt.unguided] if is_guided else [prompt.text]
     # Weights of eight bits or fewer are kept in, not computed in.
     if not like.is_floating_point() or like.element_size() < 2:
         like = like.to(torch.bfloat16)
@@ -303,9 +422,7 @@ def rollout(
         raise ValueError(f"{reason}; choose another execution path")
     if start is not None:
         start = Start(to_device(start.latents, like))
-
-    texts = [_spread(text, batch) for text in prompts]
-    branches = [_Branch(network, text, state.settings, like, execution) for text in texts]
+    branches = [_Branch(network, state.settings, like, execution) for _ in range(1 + is_guided)]
 
     # The checks above must not wait for the first block to be asked for, so the loop is a generator
     # inside.
@@ -313,36 +430,50 @@ def rollout(
         constants = SigmaConstants(network, like, told or FEW_STEP_GUIDANCE)
         config = network.config
 
-        def track(block: int) -> Tensor | None:
-            if not state.speeches:
+        def track(block: int, after: int) -> Tensor | None:
+            speeches = then.get(after, state.speeches)
+            if not speeches:
                 return None
-            return to_device(block_track(config, state.speeches, block), like).to(like.dtype)
+            return to_device(block_track(config, speeches, block), like).to(like.dtype)
 
-        def untold(block: int) -> None:
+        def untold(block: int, after: int) -> None:
             """The empty prompt says nothing either."""
 
         tracks = (track, untold)[: len(branches)]
+        readings = (
+            lambda block: prompts.reading(state.schedule, block),
+            lambda block: _Reading(first.unguided, 0),
+        )[: len(branches)]
         caches = [
             # A loaded state lies on the CPU.
             None if cache is None else cache.to(like)
             for cache in (state.cache, state.unguided)[: len(branches)]
         ]
-        for _ in range(blocks):
+        written = min(0 if cache is None else cache.next_block for cache in caches)
+        rebuilding = config.transcript_channels and written + 1 < state.next_block
+        then = prompts.spoken(state, config) if rebuilding else {}
+        for _ in count() if blocks is None else range(blocks):
             with torch.no_grad():
                 clean = constants.at(0.0)
+                state = prompts.followed(state)
                 caches = [
-                    branch.caught_up(cache, state, clean, told, on_rebuild)
-                    for branch, cache, told in zip(branches, caches, tracks, strict=True)
+                    branch.caught_up(cache, state, clean, told, reading, on_rebuild)
+                    for branch, cache, told, reading in zip(
+                        branches, caches, tracks, readings, strict=True
+                    )
                 ]
                 if config.transcript_channels:
-                    state = _told(state, transcripts, config)
+                    now = prompts.of(state.schedule[-1]).transcripts
+                    speeches = _told(state.speeches, now, config, state.next_block)
+                    state = replace(state, speeches=speeches)
+                texts = (prompts.text(state.schedule, state.next_block), first.unguided)
                 opened = [
                     branch.open(cache) for branch, cache in zip(branches, caches, strict=True)
                 ]
                 latents = _denoised(
                     [
-                        (block, text, told(state.next_block))
-                        for block, text, told in zip(opened, texts, tracks, strict=True)
+                        (block, text, told(state.next_block, state.next_block))
+                        for block, text, told in zip(opened, texts, tracks, strict=False)
                     ],
                     state,
                     sampler,
@@ -382,13 +513,15 @@ def _spread(text: TextKeys, batch: int) -> TextKeys:
 
 
 def _told(
-    state: StreamState, transcripts: tuple[Transcript | None, ...], config: TransformerConfig
-) -> StreamState:
-    """The state before a block, with what is to be spoken in it."""
-    seconds = block_seconds(config, state.next_block)
-    before = state.speeches or (Speech(),) * len(transcripts)
-    pairs = zip(before, transcripts, strict=True)
-    return replace(state, speeches=tuple(a.going_on(t, *seconds) for a, t in pairs))
+    before: Speeches,
+    transcripts: tuple[Transcript | None, ...],
+    config: TransformerConfig,
+    block: int,
+) -> Speeches:
+    """What is to be spoken up to the end of a block."""
+    seconds = block_seconds(config, block)
+    pairs = zip(before or (Speech(),) * len(transcripts), transcripts, strict=True)
+    return tuple(a.going_on(t, *seconds) for a, t in pairs)
 
 
 def _denoised(

@@ -23,7 +23,9 @@ from ..networks.kv_cache import ATTENTIONS, RollingCache
 from ..networks.layout import BlockLayout
 from ..networks.video_codec import VideoDecoderState
 from ..networks.vocoder import Controls, VocoderState
+from .clock import Clock
 from .model import StreamModel
+from .schedule import Line, check_lines
 from .speech import Speech, check_speeches
 
 STATE_VERSION = 2
@@ -125,9 +127,11 @@ class StreamState:
         latents: every finished block but the first `dropped`.
         cache: keys and values under the prompt, of all blocks but the last or fewer; None for none.
         unguided: the same for the empty prompt, where classifier-free guidance needed it.
+        schedule: the prompts that it followed, in the order of their times.
         speeches: what each clip was told to say; none where the network cannot be told.
         memory: of the decoders, after some of the blocks; None where the stream was not decoded.
         dropped: how many of the first blocks are not held any more (`trimmed`).
+        prefix: the latents of block 0, where it is one of them.
     """
 
     settings: StreamSettings
@@ -138,9 +142,11 @@ class StreamState:
     latents: tuple[BlockLatents, ...] = field(default=(), repr=False)
     cache: RollingCache | None = field(default=None, repr=False)
     unguided: RollingCache | None = field(default=None, repr=False)
+    schedule: tuple[Line, ...] = ()
     speeches: tuple[Speech, ...] = field(default=(), repr=False)
     memory: Memory | None = field(default=None, repr=False, compare=False)
     dropped: int = 0
+    prefix: BlockLatents | None = field(default=None, repr=False)
     # What the network's makers call it, for a reader who is told that it is another.
     model_title: str = ""
     version: int = STATE_VERSION
@@ -156,6 +162,8 @@ class StreamState:
         Raises:
             ValueError: the block was dropped.
         """
+        if index == 0 and self.prefix is not None:
+            return self.prefix
         if index < self.dropped:
             raise ValueError(
                 f"the stream no longer holds its first {self.dropped} blocks, and block {index} is "
@@ -177,10 +185,13 @@ class StreamState:
         ends = ends or [0]
         if decoding:
             ends.append(self.memory.blocks if self.memory else 0)
-        first = min(self.next_block, *ends) - _LOOKED_BACK
+        # A new prompt may ask for the window to be read again.
+        seen = min(self.next_block, *ends) - _LOOKED_BACK
+        first = min(seen, self.next_block - self.settings.window)
         if first <= self.dropped:
             return self
-        return replace(self, latents=self.latents[first - self.dropped :], dropped=first)
+        kept = self.latents[first - self.dropped :]
+        return replace(self, latents=kept, dropped=first, prefix=self.block(0))
 
     def without_keys(self) -> StreamState:
         """The same state in little memory: keys and values are rebuilt when it goes on."""
@@ -235,7 +246,9 @@ def check_state(state: StreamState, model: StreamModel) -> None:
                 f"{cache.window}, expected at most {state.next_block} and {state.settings.window}: "
                 "go on from state.without_keys(), which makes them again"
             )
-    check_speeches(state.speeches, len(state.settings.seeds), config.transcript_channels)
+    clips = len(state.settings.seeds)
+    check_lines(state.schedule, clips, state.next_block, Clock.of(config))
+    check_speeches(state.speeches, clips, config.transcript_channels)
     # All others have the shapes of these; looking at each would take longer the older a stream is.
     check_shapes(state, sizes_of(config), {state.dropped, state.next_block - 1})
 
@@ -292,7 +305,8 @@ def check_shapes(
             )
 
     held = range(state.dropped, state.next_block)
-    for index in held if blocks is None else sorted(b for b in blocks if b in held):
+    of = held if blocks is None else sorted(b for b in blocks if b in held)
+    for index in of if state.prefix is None else (0, *of):
         video, audio = state.block(index)
         frames, sounds = (stop - start for start, stop in _spans(layout, index))
         size = settings.height, settings.width

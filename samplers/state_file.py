@@ -10,6 +10,7 @@ What the decoders remember (`memory.`) lies beside them, so that going on costs 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -21,6 +22,7 @@ from ..networks.checked import reason_of, some
 from ..networks.config import Latents
 from ..networks.kv_cache import ATTENTIONS, BlockKeys, RollingCache
 from ..networks.layout import BlockLayout
+from .schedule import Line
 from .speech import Speech
 from .state import (
     STATE_VERSION,
@@ -75,6 +77,7 @@ class _Header(BaseModel):
     memory: _Memory | None = None
     keys: dict[Branch, Annotated[int, Field(ge=0)]] = {}
     """Blocks, counted from the first, up to which each branch's keys were saved."""
+    schedule: tuple[Line, ...] = ()
     speeches: tuple[Speech, ...] = ()
 
     @model_validator(mode="after")
@@ -86,6 +89,8 @@ class _Header(BaseModel):
                 )
         if self.dropped > max(0, self.blocks - 1):
             raise ValueError(f"{self.dropped} of {self.blocks} blocks are dropped")
+        if any(a.start >= b.start for a, b in pairwise(self.schedule)):
+            raise ValueError("the schedule's times do not rise")
         if self.memory is not None and self.memory.blocks > self.blocks:
             raise ValueError(
                 f"memory is of {self.memory.blocks} blocks, expected at most {self.blocks}"
@@ -108,6 +113,8 @@ def save_state(path: Path, state: StreamState, *, keys: bool = True) -> None:
     if state.latents:
         tensors["video"] = Joined([block.video for block in state.latents], dim=2)
         tensors["audio"] = Joined([block.audio for block in state.latents], dim=1)
+    if state.prefix is not None:
+        tensors |= {f"prefix.{name}": x for name, x in state.prefix._asdict().items()}
     saved = {}
     for branch in _BRANCHES if keys else ():
         cache = getattr(state, branch)
@@ -133,6 +140,7 @@ def save_state(path: Path, state: StreamState, *, keys: bool = True) -> None:
         dropped=state.dropped,
         memory=remembered,
         keys=saved,
+        schedule=state.schedule,
         speeches=state.speeches,
     )
     metadata = {"format": FORMAT, "header": header.model_dump_json()}
@@ -173,6 +181,10 @@ def load_state(path: Path) -> StreamState:
             branch: _cache(branch, left, header.window, end) for branch, end in header.keys.items()
         }
         memory = _memory(left, header)
+        prefix = None
+        if any(name.startswith("prefix.") for name in left):
+            names = (f"prefix.{name}" for name in BlockLatents._fields)
+            prefix = BlockLatents(*(_taken(left, name, _LATENTS) for name in names))
         if left:
             raise ValueError(f"it has {some(left)}, which no stream state has")
         state = StreamState(
@@ -181,9 +193,11 @@ def load_state(path: Path) -> StreamState:
             layout,
             latents,
             **caches,
+            schedule=header.schedule,
             speeches=header.speeches,
             memory=memory,
             dropped=header.dropped,
+            prefix=prefix,
             model_title=header.model_title,
         )
         check_shapes(state, {})

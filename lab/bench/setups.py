@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ...model_loaders.blank import BlankWeights
-from ...model_loaders.bundle import StreamDefaults, clock_of, shipped_model_path
+from ...model_loaders.bundle import StreamDefaults, shipped_model_path
 from ...networks.audio_codec import AudioCodec, AudioCodecConfig
 from ...networks.config import TransformerConfig
 from ...networks.transformer import CausalAVTransformer
@@ -51,7 +51,7 @@ class Setup:
     @property
     def clock(self) -> Clock:
         """Frames and samples of its streams."""
-        return clock_of(self.config, StreamDefaults())
+        return Clock.of(self.config)
 
     def weights(self) -> int:
         """Parameters of the network."""

@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...model_loaders.bundle import Bundle, StreamDefaults, clock_of
+from ...model_loaders.bundle import Bundle, StreamDefaults
 from ...networks.config import TransformerConfig
 from ...samplers.atomic_file import write_whole
 from ...samplers.clip_writer import ClipWriter
+from ...samplers.clock import Clock
 from ...samplers.decode import DecodedBlock
 from ...samplers.rollout import Method, Mode, NonFiniteBlockError, sampler_settings
 from ..metrics.clips import generate, held_out
@@ -138,7 +139,7 @@ class SampleSheets:
         self.codecs = [
             load_codec(path, kind).to(device) for path, kind in zip(codecs, kinds, strict=True)
         ]
-        self.clock = clock_of(config, stream)
+        self.clock = Clock.of(config)
         self.sampler = sampler_settings(mode, FEW if mode == "few" else MULTI, None, method)
 
     def write(self, weights: Mapping[str, Tensor], step: int) -> Line:

@@ -20,10 +20,10 @@ from mutual_forcing.lab.world import draw, scene
 from mutual_forcing.lab.world.render import render
 from mutual_forcing.model_loaders.bundle import (
     StreamDefaults,
-    clock_of,
     load_bundle,
     save_bundle,
 )
+from mutual_forcing.samplers.clock import Clock
 from mutual_forcing.samplers.rollout import sampler_settings
 from mutual_forcing.tests.tiny import TRANSFORMER, tiny_parts
 
@@ -180,7 +180,7 @@ def test_seams_are_found_where_there_are_some():
 
 
 def test_scores_of_true_clips_meet_the_targets_and_of_wrong_ones_do_not():
-    clock = clock_of(TRANSFORMER, StreamDefaults())
+    clock = Clock.of(TRANSFORMER)
     prompts = held_out(8)
     assert [prompt.scene.kind for prompt in prompts[:4]] == list(reference.KINDS)
     assert prompts == held_out(8) and prompts[0].named["kind"] == "speech"

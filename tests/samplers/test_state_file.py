@@ -187,6 +187,14 @@ WRONG_HEADERS: dict[str, tuple[dict[str, object], str]] = {
     "word": ({"window": "3"}, "window: .*valid integer"),
     "name": ({"model_id": "\x1b[31m" * 10**5}, "model_id: String should have at most 64"),
     "branch": ({"keys": {"other": 1}}, "keys.other"),
+    "time": ({"schedule": [{"start": -1, "texts": ["a"]}]}, "schedule.0.start"),
+    "no time": ({"schedule": [{"start": "NaN", "texts": ["a"]}]}, "schedule.0.start"),
+    "times": ({"schedule": [{"start": 5, "texts": ["a"]}] * 2}, "times do not rise"),
+    "words": ({"schedule": [{"start": 0, "texts": ["a" * 10**6]}]}, "schedule.0.texts"),
+    "past": (
+        {"schedule": [{"start": 0, "texts": ["a"], "transition": {"reread": -1}}]},
+        "schedule.0.transition",
+    ),
     "more": ({"later": 1}, "later"),
 }
 
