@@ -122,6 +122,15 @@ def clip_decoder(
     return kind(vae, audio_vae, clock)
 
 
+def live_decoder(model: object, clock: Clock, channels: tuple[int, int]) -> ClipDecoder | None:
+    """The decoder of a MODEL's own VAEs; None where it has none, or they cannot decode live."""
+    own = known_of(model)
+    if own is None or own.vae is None or own.audio_vae is None:
+        return None
+    decoder = clip_decoder(None, None, clock, channels=channels, model=model)
+    return decoder if decoder.live else None
+
+
 def sample_rate_of(vae: object) -> int | None:
     """Samples a second that a VAE for sound makes; None for one for pictures."""
     rate = getattr(vae.first_stage_model, "output_sample_rate", None)

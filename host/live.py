@@ -8,8 +8,9 @@ gone or broken is none of the sampling's business. Imports nothing of ComfyUI.
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,29 +20,95 @@ _REMEMBERED = 64
 _RUNS: OrderedDict[tuple[str, str], LiveRun] = OrderedDict()
 _LOCK = threading.Lock()
 
+Tell = Callable[[dict[str, object]], None]
+
+
+def _to_nobody(_status: dict[str, object]) -> None:
+    """Where there is no page."""
+
 
 class LiveRun:
     """One run of a sampling node.
 
+    Args:
+        key: ComfyUI's names of the prompt and of the node; empty outside its executor.
+        clip: the fragmented mp4 that it writes; None where it writes none.
+        asked: seconds of clip that were asked for; None where it goes on until it is stopped.
+        tell: takes `status` whenever that changes.
+        workflow: id of the workflow that the node is in, as the page knows it.
+        live: whether the clip is written while it samples, and not only afterwards.
+
     Attributes:
-        prompt_id, node_id: ComfyUI's names of the run; empty outside its executor.
-        clip: the fragmented mp4 that it writes; None where nothing is written while it samples.
+        made: seconds of clip that are made.
         begun: what is in the clip from here on stays; before that it may still be replaced.
-        asked, made: seconds of clip that were asked for, and that are made; `asked` is None where
-            it goes on until it is stopped.
+        words: what an artist should know of this run, a sentence each.
         stop_asked: finish the block that is being made, and let the graph go on with what there is.
         over: nothing is added any more.
+        watchers: how many play the clip at this moment.
     """
 
     def __init__(
-        self, prompt_id: str, node_id: str, clip: Path | None, asked: float | None
+        self,
+        key: tuple[str, str],
+        clip: Path | None,
+        asked: float | None,
+        *,
+        tell: Tell = _to_nobody,
+        workflow: str | None = None,
+        live: bool = True,
     ) -> None:
-        self.prompt_id, self.node_id = prompt_id, node_id
-        self.clip, self.asked, self.made = clip, asked, 0.0
+        self.key, self.clip, self.asked, self.workflow = key, clip, asked, workflow
+        self._live = live
+        self.made, self.watchers = 0.0, 0
         self.begun = self.stop_asked = self.over = False
-        self._lines: list[str] = []
+        self.words: list[str] = []
+        self._began, self._tell, self._lines = time.monotonic(), tell, list[str]()
 
-    def say(self, line: str) -> None:
+    @property
+    def plays(self) -> bool:
+        """Whether there is or will be something to play while it goes on."""
+        return self.clip is not None and (self._live or self.begun)
+
+    @property
+    def status(self) -> dict[str, object]:
+        """What the page shows of it, for JSON."""
+        prompt_id, node_id = self.key
+        return {
+            "prompt_id": prompt_id,
+            "node_id": node_id,
+            "workflow": self.workflow,
+            "plays": self.plays,
+            "asked": self.asked,
+            "made": self.made,
+            "took": time.monotonic() - self._began,
+            "words": list(self.words),
+            "stop_asked": self.stop_asked,
+            "over": self.over,
+        }
+
+    def add(self, made: float, *, begun: bool = False) -> None:
+        """Say how many seconds are made, and whether the clip only grows from here on."""
+        self.made, self.begun = made, begun
+        self._tell(self.status)
+
+    def say(self, words: str) -> None:
+        """Put a sentence on the node; the same one only once."""
+        if words not in self.words:
+            self.words.append(words)
+            self._tell(self.status)
+
+    def stop(self) -> None:
+        """Ask it to end after the block that is being made, well."""
+        self.stop_asked = True
+        self._tell(self.status)
+
+    def end(self) -> None:
+        """Nothing is added any more."""
+        with _LOCK:
+            self.over = True
+        self._tell(self.status)
+
+    def type(self, line: str) -> None:
         """Take a line from the page: what happens from the next block on.
 
         Raises:
@@ -63,30 +130,41 @@ class LiveRun:
             lines, self._lines = self._lines, []
         return lines
 
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """While somebody plays the clip: pictures need not be sent as well."""
+        with _LOCK:
+            self.watchers += 1
+        try:
+            yield
+        finally:
+            with _LOCK:
+                self.watchers -= 1
+
 
 @contextmanager
-def live_run(key: tuple[str, str], clip: Path | None, asked: float | None) -> Iterator[LiveRun]:
-    """A run that is open until the body ends, well or not.
-
-    Args:
-        key: prompt id and node id, as `page.executing` gives them.
-        clip, asked: see `LiveRun`.
-    """
-    run = LiveRun(*key, clip, asked)
+def live_run(run: LiveRun) -> Iterator[LiveRun]:
+    """Remember a run, which goes on until the body ends, well or not."""
     with _LOCK:
-        _RUNS[key] = run
-        _RUNS.move_to_end(key)
-        over = [old for old, other in _RUNS.items() if other.over]
-        for old in over[: max(0, len(_RUNS) - _REMEMBERED)]:
-            del _RUNS[old]
+        _RUNS[run.key] = run
+        _RUNS.move_to_end(run.key)
+        over = [key for key, other in _RUNS.items() if other.over]
+        for key in over[: max(0, len(_RUNS) - _REMEMBERED)]:
+            del _RUNS[key]
+    run.add(0.0)
     try:
         yield run
     finally:
-        with _LOCK:
-            run.over = True
+        run.end()
 
 
 def run_of(prompt_id: str, node_id: str) -> LiveRun | None:
     """The latest run of this node in this prompt, going on or over; None if none is remembered."""
     with _LOCK:
         return _RUNS.get((prompt_id, node_id))
+
+
+def runs() -> list[LiveRun]:
+    """Every run that is remembered, the oldest first."""
+    with _LOCK:
+        return list(_RUNS.values())

@@ -1,21 +1,27 @@
-"""What an artist sees in ComfyUI's page while a node works: its bar, its pictures, and Cancel.
+"""What an artist sees in ComfyUI's page while a node works: its bar, its player, and Cancel.
 
 H W frame size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import comfy.model_management
 import comfy.utils
 from comfy_execution.utils import get_executing_context
 from PIL import Image
+from server import PromptServer
 from torch import Tensor
 
 from ..samplers.decode import DecodedBlock
 from ..samplers.rollout import Step
+from .live import LiveRun, live_run
 
+EVENT = "mutual_forcing.run"
+"""Name of the page's event with the status of a `LiveRun`; web/js listens to it."""
 _PREVIEW_PIXELS, _LARGEST_PREVIEW = 256, 512
 
 
@@ -24,10 +30,33 @@ def stop_if_asked() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def executing() -> tuple[str, str]:
-    """Ids of the prompt and of the node that ComfyUI is executing; empty outside its executor."""
-    context = get_executing_context()
-    return ("", "") if context is None else (context.prompt_id, context.node_id)
+def is_open() -> bool:
+    """Whether the page that queued this prompt is there; nobody sees what an API run shows."""
+    server = PromptServer.instance
+    return server.client_id is not None and server.client_id in server.sockets
+
+
+def show_run(
+    clip: Path | None,
+    asked: float | None,
+    pnginfo: Mapping[str, object] | None,
+    *,
+    live: bool = True,
+) -> AbstractContextManager[LiveRun]:
+    """The run of the node that ComfyUI is executing, shown in the page until the body ends.
+
+    Args:
+        clip, asked, live: see `LiveRun`.
+        pnginfo: what ComfyUI knows of the page's workflow (its hidden input `extra_pnginfo`).
+    """
+    context, server = get_executing_context(), PromptServer.instance
+    key = ("", "") if context is None else (context.prompt_id, context.node_id)
+    workflow = ((pnginfo or {}).get("workflow") or {}).get("id")
+
+    def tell(status: dict[str, object]) -> None:
+        server.send_sync(EVENT, status, server.client_id)
+
+    return live_run(LiveRun(key, clip, asked, tell=tell, workflow=workflow, live=live))
 
 
 class Progress:
@@ -38,7 +67,12 @@ class Progress:
 
     Args:
         steps: sampling steps in all.
+
+    Attributes:
+        run: whose clip is being made; while somebody plays that, no pictures are sent.
     """
+
+    run: LiveRun | None = None
 
     def __init__(self, steps: int) -> None:
         self._bar = comfy.utils.ProgressBar(steps)
@@ -72,7 +106,8 @@ class Progress:
 
     def _update(self, position: float) -> None:
         preview = None
-        if self._picture_at is not None:
+        played = self.run is not None and self.run.watchers
+        if self._picture_at is not None and not played:
             preview = ("JPEG", self._picture_at(position), None)
         self._bar.update_absolute(self._done, self._steps, preview)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyAPI, ComfyExtension, io
 
-from ..host import folders
+from ..host import folders, routes
 from .clip import GenerateClip
 from .decode import DecodeChunk
 from .loaders import LoadLTX2, LoadModel
@@ -28,8 +28,9 @@ class MutualForcingExtension(ComfyExtension):
     """The pack, as ComfyUI loads it."""
 
     async def on_load(self) -> None:
-        """Register models/mutual_forcing, and what became of nodes that are gone."""
+        """Register models/mutual_forcing, the player's routes, and what became of gone nodes."""
         folders.register_model_folder()
+        routes.register()
         for replacement in REPLACED:
             await ComfyAPI().node_replacement.register(replacement)
 

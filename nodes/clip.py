@@ -9,8 +9,7 @@ from comfy_api.latest import InputImpl, Types, io
 
 from ..host import folders
 from ..host.conditioning import Conditioning
-from ..host.live import live_run
-from ..host.page import Progress, executing
+from ..host.page import Progress, show_run
 from ..host.stream_model import StreamModel
 from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.clip_writer import ClipWriter
@@ -74,6 +73,7 @@ class GenerateClip(io.ComfyNode):
                     "state", tooltip="Go on from here, with Sample Chunk or another Generate Clip."
                 ),
             ],
+            hidden=[io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -114,18 +114,20 @@ class GenerateClip(io.ComfyNode):
             few_step_guidance,
             (vae, audio_vae),
         )
-        decoder, clock, size = asked.decoder, asked.model.clock, asked.state.settings
+        decoder, clock, before = asked.decoder, asked.model.clock, asked.state
+        size = before.settings
         progress = Progress(asked.blocks * asked.sampler.steps)
         # What is decoded at the end only has no clip to keep before.
         working = folders.temporary_file("mp4") if decoder.live else None
-        finished = Finished(asked.state, working)
+        finished = Finished(before, working)
         blocks = []
         with rescue(finished), ExitStack() as open_files:
-            run = open_files.enter_context(live_run(executing(), working, seconds))
+            run = open_files.enter_context(show_run(working, seconds, cls.hidden.extra_pnginfo))
+            progress.run = run
             if working is not None:
                 height, width = size.height * SPACE_STRIDE, size.width * SPACE_STRIDE
                 writer = open_files.enter_context(ClipWriter(working, clock, height, width))
-            made = _sketched(request.sample(asked, progress, run), asked.model, progress)
+            blocks_made = _sketched(request.sample(asked, progress, run), asked.model, progress)
 
             def use(decoded: DecodedBlock | None, after: StreamState) -> None:
                 if decoded is not None:
@@ -133,17 +135,17 @@ class GenerateClip(io.ComfyNode):
                     if working is not None:
                         writer.write(decoded)
                         progress.show(decoded)
-                        run.made, run.begun = float(writer.frames / clock.fps), writer.growing
                 finished.state = after
+                run.add(asked.seconds_to(after), begun=working is not None and writer.growing)
 
-            decoder.follow(made, asked.state, use)
+            decoder.follow(blocks_made, before, use)
         whole = joined(blocks)
         images = whole.video.flatten(0, 1)
         audio = {"waveform": whole.audio, "sample_rate": decoder.sample_rate}
         video = InputImpl.VideoFromComponents(
             Types.VideoComponents(images=images, audio=audio, frame_rate=clock.fps)
         )
-        state = parked(finished.state, asked.state)
+        state = parked(finished.state, before)
         return io.NodeOutput(video, images, audio, float(clock.fps), state)
 
 

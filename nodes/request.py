@@ -11,10 +11,10 @@ from comfy_api.latest import io
 
 from ..host import folders
 from ..host.conditioning import Conditioning, frame_rate_of
-from ..host.decoding import ClipDecoder, clip_decoder
+from ..host.decoding import ClipDecoder, clip_decoder, live_decoder
 from ..host.live import LiveRun
 from ..host.model_wire import stream_model
-from ..host.page import Progress
+from ..host.page import Progress, is_open
 from ..host.stream_model import StreamModel
 from ..model_loaders.memory import stream_bytes
 from ..networks.execution import PATHS, Execution
@@ -49,6 +49,11 @@ class Request(NamedTuple):
     start: Start | None
     execution: Execution
     decoder: ClipDecoder | None = None
+
+    def seconds_to(self, state: StreamState) -> float:
+        """Seconds of clip that were made from the request's own state to a later one."""
+        seconds = self.model.clock.seconds
+        return float(seconds(state.next_block) - seconds(self.state.next_block))
 
 
 def wires() -> list[io.Input]:
@@ -173,7 +178,8 @@ def read(
 
     Args:
         vaes: for pictures and for sound, where the stream is decoded too; None of them means the
-            model's own.
+            model's own. Without the pair it is decoded where a page is there to play it, if the
+            model's own VAEs can do that live.
 
     Raises:
         ValueError: in an artist's words, with the next step.
@@ -196,11 +202,12 @@ def read(
                 f"from has {float(model.clock.fps):g}: give both the same in LTXVConditioning"
             )
     check_state(state, model)
-    decoder = None
+    decoder, config = None, model.transformer.config
+    channels = config.in_channels, config.audio_in_channels
     if vaes is not None:
-        config = model.transformer.config
-        channels = config.in_channels, config.audio_in_channels
         decoder = clip_decoder(*vaes, model.clock, channels=channels, model=wire)
+    elif is_open() and len(state.settings.seeds) == 1:
+        decoder = live_decoder(wire, model.clock, channels)  # for the player only
     if variation:
         state = state.reseeded(tuple(varied_seed(seed, variation) for seed in state.settings.seeds))
     sampler, settings = _sampler(model, mode, few_step_guidance), state.settings

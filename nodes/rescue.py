@@ -33,7 +33,8 @@ class Finished:
 def rescue(finished: Finished) -> Iterator[None]:
     """Run the body; if it is cut short after at least one block, keep that and log where it lies.
 
-    The clip's working file is not needed after a whole run: Save Video writes the clip from memory.
+    After a whole run the clip's working file stays where it is, for the player; ComfyUI empties its
+    temporary folder when it starts.
     The interruption or error itself goes on to ComfyUI. It may be a `BaseException`, so nothing is
     caught.
     """
@@ -44,7 +45,7 @@ def rescue(finished: Finished) -> Iterator[None]:
     finally:
         if not whole and finished.blocks:
             _keep(finished)
-        elif finished.clip is not None:
+        elif not whole and finished.clip is not None:
             finished.clip.unlink(missing_ok=True)
 
 

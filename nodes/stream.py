@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack
+
 from comfy_api.latest import io
 
+from ..host import folders
 from ..host.conditioning import Conditioning
-from ..host.live import live_run
-from ..host.page import Progress, executing
+from ..host.live import LiveRun
+from ..host.page import Progress, show_run
 from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.chunk import chunk_origin, chunk_tensors
+from ..samplers.clip_writer import ClipWriter
+from ..samplers.decode import DecodedBlock
 from ..samplers.parking import parked
 from ..samplers.rollout import GUIDANCE
 from ..samplers.start import start_of
-from ..samplers.state import StreamState
+from ..samplers.state import BlockLatents, StreamState
 from . import request
 from .rescue import Finished, rescue
 from .types import ORIGIN, OWN_SIZE, SettingsWire, StateWire, StreamPlan
@@ -146,6 +152,7 @@ class SampleChunk(io.ComfyNode):
                 io.Latent.Output("video", tooltip="Pictures of this chunk, for Decode Chunk."),
                 io.Latent.Output("audio", tooltip="Sound of this chunk, for Decode Chunk."),
             ],
+            hidden=[io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -185,9 +192,17 @@ class SampleChunk(io.ComfyNode):
         )
         progress = Progress(asked.blocks * asked.sampler.steps)
         finished = Finished(asked.state)
-        with rescue(finished), live_run(executing(), None, seconds) as run:
-            for latents, finished.state in request.sample(asked, progress, run):
-                progress.sketch(asked.model.sketches(latents))
+        clip = None if asked.decoder is None else folders.temporary_file("mp4")
+        finished.clip = clip
+        with rescue(finished), show_run(clip, seconds, cls.hidden.extra_pnginfo) as run:
+            progress.run = run
+            made = request.sample(asked, progress, run)
+            if asked.decoder is None:
+                for latents, finished.state in made:
+                    progress.sketch(asked.model.sketches(latents))
+                    run.add(asked.seconds_to(finished.state))
+            else:
+                _played(asked, made, finished, run)
         state = parked(finished.state, asked.state)
         model = asked.model
         origin = chunk_origin(state, asked.state.next_block, model.clock, model.audio_bins)
@@ -197,3 +212,35 @@ class SampleChunk(io.ComfyNode):
             {"samples": video, ORIGIN: origin},
             {"samples": audio, "type": "audio", ORIGIN: origin},
         )
+
+
+def _played(
+    asked: request.Request,
+    made: Iterator[tuple[BlockLatents, StreamState]],
+    finished: Finished,
+    run: LiveRun,
+) -> None:
+    """Decode and write what is made, for the player alone: what fails of that ends nothing else."""
+    size = asked.state.settings
+    with ExitStack() as files:
+        writer = None
+        try:
+            writer = ClipWriter(
+                run.clip, asked.model.clock, size.height * SPACE_STRIDE, size.width * SPACE_STRIDE
+            )
+            files.enter_context(writer)
+        except (OSError, ValueError) as error:
+            run.say(str(error))
+
+        def use(decoded: DecodedBlock | None, after: StreamState) -> None:
+            nonlocal writer
+            if decoded is not None and writer is not None:
+                try:
+                    writer.write(decoded)
+                except OSError as error:
+                    writer = None
+                    run.say(str(error))
+            finished.state = after
+            run.add(asked.seconds_to(after), begun=writer is not None and writer.growing)
+
+        asked.decoder.follow(made, asked.state, use)

@@ -1,0 +1,267 @@
+// What a sampling node shows of its run: the clip with its sound while more of it is made, what is
+// known of the run, a line for what happens next, and Stop.
+
+import { canGrow, grow } from "./growing_clip.js";
+
+const BEGIN_WITH = 1.0; // seconds that lie ready before it plays
+const AT_MOST = 4.0; // the same after many interruptions
+const BEFORE_THE_LINE = 0.25; // seconds of what was before, when a typed line is jumped to
+const VOLUME = "mutual_forcing.volume";
+const STYLE = `
+.mf-player { display: flex; flex-direction: column; gap: 4px; height: 100%; font: 12px sans-serif;
+  color: var(--input-text, #ddd); box-sizing: border-box; overflow: hidden; }
+.mf-player video { flex: 1 1 auto; min-height: 0; width: 100%; background: #000; border-radius: 4px;
+  object-fit: contain; }
+.mf-player p, .mf-player ul { margin: 0; padding: 0; list-style: none; }
+.mf-player ul { max-height: 5em; overflow-y: auto; }
+.mf-player form { display: flex; gap: 4px; }
+.mf-player input { flex: 1 1 auto; min-width: 0; }
+.mf-player input, .mf-player button { font: inherit; padding: 3px 6px; border-radius: 4px;
+  color: inherit; background: var(--comfy-input-bg, #222); border: 1px solid var(--border-color, #555); }
+.mf-player :focus-visible { outline: 2px solid #4a9eff; outline-offset: 1px; }
+.mf-player :disabled { opacity: 0.5; }
+.mf-player [hidden] { display: none !important; }`;
+
+const players = new Set();
+
+/** The panel of one node. */
+export class Player {
+  /**
+   * @param {(path: string, options?: object) => Promise<Response>} ask a request to the server
+   */
+  constructor(ask) {
+    this.ask = ask;
+    this.status = null;
+    /** What a test or a curious artist may read: times of `performance.now()`. */
+    this.numbers = {};
+    this.element = this.build();
+    players.add(this);
+    this.timer = setInterval(() => this.look(), 100);
+  }
+
+  /** Show what is known of a run; another run begins anew. */
+  show(status) {
+    const isNew = this.status?.prompt_id !== status.prompt_id;
+    this.status = status;
+    if (isNew) this.begin();
+    if (status.plays && !this.playing && canGrow()) this.play();
+    this.words.replaceChildren(...status.words.map((text) => tag("li", { textContent: text })));
+    for (const part of [this.line, this.send, this.stop]) part.disabled = status.over;
+    if (status.stop_asked) this.stop.disabled = true;
+    this.describe();
+  }
+
+  /** Let go of everything. */
+  close() {
+    clearInterval(this.timer);
+    players.delete(this);
+    this.ending?.abort();
+    this.video.removeAttribute("src");
+  }
+
+  build() {
+    if (!document.getElementById("mf-player-style")) {
+      document.head.append(tag("style", { id: "mf-player-style", textContent: STYLE }));
+    }
+    this.video = tag("video", { controls: true, playsInline: true, hidden: true });
+    this.video.setAttribute("aria-label", "The clip, while it is made");
+    this.facts = tag("p", {});
+    this.words = tag("ul", {});
+    this.said = tag("p", { hidden: true });
+    for (const part of [this.words, this.said]) part.setAttribute("role", "status");
+    this.line = tag("input", { type: "text", placeholder: "What happens next", maxLength: 2000 });
+    this.line.setAttribute("aria-label", "What happens next");
+    this.send = tag("button", { type: "submit", textContent: "Send" });
+    this.send.title = "From the next second on";
+    this.stop = tag("button", { type: "button", textContent: "Stop" });
+    this.stop.title = "Finish this second and go on with what there is. Cancel ends the whole run.";
+    const form = tag("form", {});
+    form.append(this.line, this.send, this.stop);
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.sendLine();
+    });
+    this.stop.addEventListener("click", () => this.post("stop", {}));
+    const element = tag("div", { className: "mf-player" });
+    element.append(this.video, this.facts, this.words, this.said, form);
+    // Keys that are typed here are not the graph's.
+    for (const kind of ["keydown", "keyup", "keypress", "paste"]) {
+      element.addEventListener(kind, (event) => event.stopPropagation());
+    }
+    this.listen();
+    return element;
+  }
+
+  listen() {
+    const { video } = this;
+    video.addEventListener("volumechange", () => {
+      if (!this.forced) localStorage.setItem(VOLUME, JSON.stringify([video.volume, video.muted]));
+      this.forced = false;
+    });
+    video.addEventListener("play", () => (this.wanted = true));
+    video.addEventListener("pause", () => {
+      // At its end a video pauses as well.
+      if (!this.holding && !video.ended) this.wanted = false;
+    });
+    video.addEventListener("waiting", () => this.ranDry());
+    video.addEventListener("timeupdate", () => {
+      const heard = video.currentTime > 0 && !video.paused && !video.muted && video.volume > 0;
+      if (heard) this.numbers.firstSound ??= performance.now();
+    });
+  }
+
+  begin() {
+    this.ending?.abort();
+    this.playing = this.holding = this.started = false;
+    this.wanted = true;
+    this.jump = null;
+    this.numbers = { begun: performance.now(), underruns: 0, waited: 0, ahead: [] };
+    this.video.hidden = true;
+    this.video.removeAttribute("src");
+    this.say("");
+  }
+
+  async play() {
+    const { video, status, numbers } = this;
+    this.playing = true;
+    this.ending = new AbortController();
+    const { signal } = this.ending;
+    const clip = `${this.place}/clip.mp4`;
+    [video.volume, video.muted] = JSON.parse(localStorage.getItem(VOLUME) ?? "[1, false]");
+    const shown = () => (numbers.firstPicture ??= performance.now());
+    video.requestVideoFrameCallback?.(shown) ??
+      video.addEventListener("loadeddata", shown, { once: true });
+    try {
+      const { trimmed } = await grow(video, () => this.ask(clip, { signal }), signal);
+      // What was let go of is in the file.
+      if (trimmed) await this.whole(clip, signal);
+    } catch (error) {
+      // Pictures go on beside the node, and this stays out of their way.
+      if (!signal.aborted) {
+        video.hidden = true;
+        if (!status.over) this.say(error.message);
+      }
+    }
+  }
+
+  async whole(clip, signal) {
+    const { video } = this;
+    await new Promise((done) => {
+      video.addEventListener("ended", done, { once: true });
+      signal.addEventListener("abort", done, { once: true });
+    });
+    if (!signal.aborted) video.src = `/api${clip}`;
+  }
+
+  /** Ten times a second: begin, go on after an interruption, jump to what was typed. */
+  look() {
+    const { video, numbers } = this;
+    if (!this.playing || !video.buffered.length) return;
+    video.hidden = false;
+    const end = video.buffered.end(video.buffered.length - 1);
+    const ahead = end - video.currentTime;
+    if (this.started && !this.status.over) numbers.ahead.push([performance.now(), ahead]);
+    if (this.jump !== null && end > this.jump + 0.5) {
+      video.currentTime = Math.max(video.currentTime, this.jump - BEFORE_THE_LINE);
+      this.jump = null;
+    }
+    const enough = ahead >= Math.min(AT_MOST, BEGIN_WITH * (1 + numbers.underruns));
+    if ((enough || this.status.over) && this.wanted && this.isTurn()) {
+      if (this.holding) numbers.waited += performance.now() - this.holding;
+      if (this.holding || !this.started) this.start();
+    }
+    this.describe();
+  }
+
+  /** One clip after the other: chunks of one graph follow one another. */
+  isTurn() {
+    if (this.started) return true;
+    return ![...players].some((other) => other !== this && other.isHeard());
+  }
+
+  isHeard() {
+    const { video } = this;
+    return this.started && this.wanted && !video.ended && (!video.paused || Boolean(this.holding));
+  }
+
+  async start() {
+    this.started = true;
+    this.holding = false;
+    try {
+      await this.video.play();
+    } catch (error) {
+      if (error.name !== "NotAllowedError") return;
+      // A page that nobody has clicked yet may not make a sound.
+      this.forced = this.video.muted = true;
+      this.say("Muted until you click: this page was not touched yet");
+      await this.video.play().catch(() => {});
+    }
+  }
+
+  ranDry() {
+    const { video, status, numbers } = this;
+    const end = video.buffered.length ? video.buffered.end(video.buffered.length - 1) : 0;
+    if (!this.started || video.seeking || status.over || end - video.currentTime > 0.2) return;
+    numbers.underruns += 1;
+    this.holding = performance.now();
+    video.pause();
+  }
+
+  describe() {
+    const { status, video } = this;
+    if (!status) return;
+    const speed = status.took > 0 ? status.made / status.took : 0;
+    const facts = [
+      status.asked === null
+        ? `${seconds(status.made)} made`
+        : `${seconds(status.made)} of ${seconds(status.asked)} made`,
+    ];
+    if (status.made) facts.push(`${speed.toFixed(1)} × real time`);
+    if (!status.over && status.asked !== null && speed > 0) {
+      facts.push(`${seconds(Math.max(0, status.asked - status.made) / speed)} left`);
+    }
+    if (!status.over && video.buffered.length) {
+      const end = video.buffered.end(video.buffered.length - 1);
+      facts.push(`${seconds(Math.max(0, end - video.currentTime))} ready to play`);
+    }
+    if (status.over) facts.push(status.stop_asked ? "stopped" : "done");
+    else if (status.stop_asked) facts.push("stopping");
+    else if (this.holding) facts.push("waiting for more");
+    const text = facts.join(" · ");
+    if (this.facts.textContent !== text) this.facts.textContent = text;
+  }
+
+  async sendLine() {
+    const line = this.line.value.trim();
+    if (!line) return;
+    const made = this.status.made;
+    if (await this.post("line", { line })) {
+      this.line.value = "";
+      this.numbers.sent = performance.now();
+      // The block that is being made stays as it is; the one after it follows the line.
+      this.jump = made + 1;
+      this.say(`Sent: ${line}`);
+    }
+  }
+
+  get place() {
+    const { prompt_id, node_id } = this.status;
+    return `/mutual_forcing/live/${encodeURIComponent(prompt_id)}/${encodeURIComponent(node_id)}`;
+  }
+
+  async post(what, body) {
+    const headers = { "Content-Type": "application/json" };
+    const options = { method: "POST", headers, body: JSON.stringify(body) };
+    const answer = await this.ask(`${this.place}/${what}`, options);
+    if (!answer.ok) this.say(await answer.text());
+    return answer.ok;
+  }
+
+  say(text) {
+    this.said.textContent = text;
+    this.said.hidden = !text;
+  }
+}
+
+const seconds = (number) => `${number.toFixed(number < 10 ? 1 : 0)} s`;
+const tag = (name, properties) => Object.assign(document.createElement(name), properties);
