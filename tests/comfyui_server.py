@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,6 +61,8 @@ class Server:
         base: an empty folder; models, outputs and the pack (a link) go there.
         model: a model file that stands in for the shipped one.
         prepare: puts further things into the base folder before the server starts.
+        arguments: further ones of ComfyUI's. Without API nodes its page may load nothing from
+            elsewhere, media that a script makes included.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Server:
         base: Path,
         model: Path,
         prepare: Callable[[Path], None] = lambda _base: None,
+        arguments: Sequence[str] = ("--disable-api-nodes",),
     ) -> None:
         (base / "custom_nodes").mkdir(parents=True)
         (base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
@@ -87,7 +90,7 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        command = [str(comfyui_python(comfyui)), "main.py", "--cpu", "--disable-api-nodes"]
+        command = [str(comfyui_python(comfyui)), "main.py", "--cpu", *arguments]
         command += [
             "--base-directory",
             str(base),

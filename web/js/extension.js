@@ -36,7 +36,7 @@ function show(status) {
 function playerOf(node) {
   const found = node.widgets?.find((widget) => widget.name === WIDGET);
   if (found) return found.player;
-  const player = new Player((path, options) => api.fetchApi(path, options));
+  const player = new Player(api);
   const widget = node.addDOMWidget(WIDGET, "mutual_forcing_player", player.element, {
     serialize: false,
     hideOnZoom: false,

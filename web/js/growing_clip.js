@@ -6,6 +6,9 @@ const KEPT_BEHIND = 30; // seconds before the playhead that stay when a browser'
 /** Whether this browser can play a clip while it grows. */
 export const canGrow = () => "MediaSource" in window;
 
+/** The page may not play what a script hands over (its Content Security Policy): try the address. */
+export class Refused extends Error {}
+
 /**
  * The type of an mp4 as `isTypeSupported` wants it, or null while its header is not whole.
  * @param {Uint8Array} bytes its first bytes
@@ -59,8 +62,14 @@ export async function grow(video, open, signal) {
   const source = new MediaSource();
   const address = URL.createObjectURL(source);
   video.src = address;
-  await once(source, "sourceopen", signal);
-  URL.revokeObjectURL(address);
+  try {
+    await once(source, "sourceopen", signal, video);
+  } catch (error) {
+    await reader.cancel();
+    throw signal.aborted ? error : new Refused(error.message);
+  } finally {
+    URL.revokeObjectURL(address);
+  }
   const buffer = source.addSourceBuffer(type);
   let trimmed = false;
   for (let piece = head; piece; piece = await next(reader)) {
@@ -101,13 +110,12 @@ async function forget(buffer, until, signal) {
   return true;
 }
 
-function once(target, event, signal) {
+function once(target, event, signal, failing = target) {
   return new Promise((resolve, reject) => {
     signal.throwIfAborted();
+    const fail = () => reject(new Error(failing.error?.message ?? "the clip cannot be decoded"));
     target.addEventListener(event, resolve, { once: true });
-    target.addEventListener("error", () => reject(new Error("the clip cannot be decoded")), {
-      once: true,
-    });
+    failing.addEventListener("error", fail, { once: true });
     signal.addEventListener("abort", () => reject(signal.reason), { once: true });
   });
 }

@@ -1,7 +1,7 @@
 // What a sampling node shows of its run: the clip with its sound while more of it is made, what is
 // known of the run, a line for what happens next, and Stop.
 
-import { canGrow, grow } from "./growing_clip.js";
+import { canGrow, grow, Refused } from "./growing_clip.js";
 
 const BEGIN_WITH = 1.0; // seconds that lie ready before it plays
 const AT_MOST = 4.0; // the same after many interruptions
@@ -27,10 +27,10 @@ const players = new Set();
 /** The panel of one node. */
 export class Player {
   /**
-   * @param {(path: string, options?: object) => Promise<Response>} ask a request to the server
+   * @param server ComfyUI's `api`: `fetchApi(path, options)` and `apiURL(path)`
    */
-  constructor(ask) {
-    this.ask = ask;
+  constructor(server) {
+    this.server = server;
     this.status = null;
     /** What a test or a curious artist may read: times of `performance.now()`. */
     this.numbers = {};
@@ -56,7 +56,13 @@ export class Player {
     clearInterval(this.timer);
     players.delete(this);
     this.ending?.abort();
+    this.unload();
+  }
+
+  unload() {
+    this.video.hidden = true;
     this.video.removeAttribute("src");
+    this.video.load();
   }
 
   build() {
@@ -113,16 +119,15 @@ export class Player {
   begin() {
     this.ending?.abort();
     this.playing = this.holding = this.started = false;
-    this.wanted = true;
+    this.wanted = !this.status.over; // an older clip waits to be asked
     this.jump = null;
     this.numbers = { begun: performance.now(), underruns: 0, waited: 0, ahead: [] };
-    this.video.hidden = true;
-    this.video.removeAttribute("src");
+    this.unload();
     this.say("");
   }
 
   async play() {
-    const { video, status, numbers } = this;
+    const { video, numbers } = this;
     this.playing = true;
     this.ending = new AbortController();
     const { signal } = this.ending;
@@ -131,26 +136,35 @@ export class Player {
     const shown = () => (numbers.firstPicture ??= performance.now());
     video.requestVideoFrameCallback?.(shown) ??
       video.addEventListener("loadeddata", shown, { once: true });
+    const ask = () => this.server.fetchApi(clip, { signal });
+    if (this.status.over) {
+      video.src = this.server.apiURL(clip);
+      return;
+    }
     try {
-      const { trimmed } = await grow(video, () => this.ask(clip, { signal }), signal);
-      // What was let go of is in the file.
+      const { trimmed } = await grow(video, ask, signal).catch((error) => {
+        if (!(error instanceof Refused)) throw error;
+        video.src = this.server.apiURL(clip); // without going back behind what is buffered
+        return { trimmed: true };
+      });
       if (trimmed) await this.whole(clip, signal);
     } catch (error) {
       // Pictures go on beside the node, and this stays out of their way.
       if (!signal.aborted) {
-        video.hidden = true;
-        if (!status.over) this.say(error.message);
+        this.unload();
+        this.say(error.message);
       }
     }
   }
 
+  /** At its end, take the file, where a browser can go anywhere. */
   async whole(clip, signal) {
     const { video } = this;
     await new Promise((done) => {
       video.addEventListener("ended", done, { once: true });
       signal.addEventListener("abort", done, { once: true });
     });
-    if (!signal.aborted) video.src = `/api${clip}`;
+    if (!signal.aborted) video.src = this.server.apiURL(clip);
   }
 
   /** Ten times a second: begin, go on after an interruption, jump to what was typed. */
@@ -252,7 +266,7 @@ export class Player {
   async post(what, body) {
     const headers = { "Content-Type": "application/json" };
     const options = { method: "POST", headers, body: JSON.stringify(body) };
-    const answer = await this.ask(`${this.place}/${what}`, options);
+    const answer = await this.server.fetchApi(`${this.place}/${what}`, options);
     if (!answer.ok) this.say(await answer.text());
     return answer.ok;
   }
