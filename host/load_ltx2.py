@@ -25,6 +25,7 @@ from ..model_loaders.containers import REMEDY, Checkpoint
 from ..model_loaders.generator import CONNECTORS, QUANTISED, STEP_SIZE, Generator, assemble
 from ..model_loaders.ltx2 import SINKS, Preset
 from ..networks.checked import some
+from ..networks.few_step import FEW_STEP, attach
 from ..networks.timestep import TimestepEmbedder
 from ..samplers.tensor_file import TensorFileError
 from .kinds import ltx2_model
@@ -129,6 +130,11 @@ def _finish(module: nn.Module, generator: Generator, dtype: torch.dtype) -> None
     for name, value in generator.additions.items():
         if name == SINKS:
             module.register_parameter(name, nn.Parameter(value.to(dtype), requires_grad=False))
+    if generator.config.few_step_rank:
+        rank, device = generator.config.few_step_rank, torch.device("cpu")
+        attach(module, rank, comfy.ops.manual_cast, dtype, device)
+        held = {name: value for name, value in generator.additions.items() if FEW_STEP in name}
+        module.load_state_dict(held, strict=False)
     places = {name.partition(STEP_SIZE)[0] for name in generator.additions if STEP_SIZE in name}
     for place in places:
         prefix = f"{place}{STEP_SIZE}"
@@ -140,7 +146,8 @@ def _finish(module: nn.Module, generator: Generator, dtype: torch.dtype) -> None
         width = held["linear_2.bias"].shape[0]
         embedder = TimestepEmbedder(width, comfy.ops.manual_cast, dtype, torch.device("cpu"))
         embedder.load_state_dict(held)
-        module.get_submodule(place).step_size_embedder = embedder.requires_grad_(False)
+        module.get_submodule(place).step_size_embedder = embedder
+    module.requires_grad_(False)
 
 
 def load_vaes(path: Path) -> tuple[comfy.sd.VAE | None, comfy.sd.VAE | None]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..networks.checked import some
 from ..networks.config import TransformerConfig
+from ..networks.few_step import FEW_STEP
 from ..networks.transformer import CausalAVTransformer
 from ..samplers.tensor_file import TensorFileError
 from .blank import BlankWeights
@@ -63,7 +64,8 @@ class Generator:
     Attributes:
         tensors: of transformer and connectors, by LTX-2's names without a prefix; views of mapped
             files.
-        additions: parameters that LTX-2 does not have (sink tokens, step-size embedders).
+        additions: parameters that LTX-2 does not have (sink tokens, step-size embedders, few-step
+            adapters).
         config: how to run it.
         header: LTX-2's own description of it, for the host. Its positions are the base file's,
             because the connectors go by them; the causal network goes by `config`.
@@ -124,7 +126,7 @@ def assemble(
 
 
 def _is_addition(name: str) -> bool:
-    return name == SINKS or STEP_SIZE in name
+    return name == SINKS or STEP_SIZE in name or FEW_STEP in name
 
 
 def _network(

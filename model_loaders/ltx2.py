@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..networks.checked import quoted, reason_of, some
 from ..networks.config import TransformerConfig
+from ..networks.few_step import FEW_STEP
 from ..networks.layout import PAPER_LAYOUT, RELEASED_LAYOUT, BlockLayout
 from ..networks.transformer import CausalAVTransformer
 from ..samplers.tensor_file import TensorFileError
@@ -317,6 +318,9 @@ def _sizes(
     projections = ("caption_projection", "audio_caption_projection")
     sizes["caption_channels"] = usual(1, [f"{name}.linear_1.weight" for name in projections])
     sizes["step_size_embedding"] = any(".step_size_embedder." in key for key in shapes)
+    # Adapters of few-step mode: one matrix of each has their rank as its rows.
+    adapters = [key for key in shapes if key.endswith(f"{FEW_STEP}down.weight")]
+    sizes["few_step_rank"] = usual(0, adapters) if adapters else 0
     return sizes
 
 

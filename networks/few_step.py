@@ -11,6 +11,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+FEW_STEP = ".few_step."
+"""What the names of the adapters' parameters have in them, between a layer's and their own."""
+
 
 class FewStepAdapter(nn.Module):
     """The product of two thin matrices beside a linear layer; zero at first."""

@@ -28,8 +28,8 @@ SETTINGS = {
         "learning_rate": 0.01, "warmup_steps": 2, "caption_dropout": 0.1, "history_noise": 0.1,
         "sigma_mean": 0.3, "sigma_spread": 1.2, "ema": 0.9,
     },
-    "mutual": {"matching_every": 2, "fake_updates": 1, "fake_learning_rate": 0.01, "window": 2,
-               "steps": [2], "teacher_steps": 2,
+    "mutual": {"matching_every": 2, "fake_updates": 1, "fake_warmup": 0,
+               "fake_learning_rate": 0.01, "window": 2, "steps": [2], "teacher_steps": 2,
                "history": {"highest": 0.9}},
     "stream": {"window": 2, "height": 1, "width": 2},
 }  # fmt: skip

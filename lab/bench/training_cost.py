@@ -61,7 +61,7 @@ def random_batch(
 
 
 def build(settings: Settings, stage: str, device: torch.device) -> Stage:
-    """A stage with random weights, its teacher too where it wants one.
+    """A stage with random weights, its teacher too where it wants one; its fake score is warm.
 
     Raises:
         ValueError: the config trains adapters over a base, which this does not have.
@@ -71,6 +71,7 @@ def build(settings: Settings, stage: str, device: torch.device) -> Stage:
             "found a config with adapters, whose base would have to be loaded; expected one that "
             "trains whole networks. What adapters cost is computed by lab.training.plan"
         )
+    settings = {**settings, "mutual": {**settings["mutual"], "fake_warmup": 0}}
     config = TransformerConfig.from_dict(settings["transformer"])
 
     def system() -> System:

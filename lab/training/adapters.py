@@ -2,12 +2,17 @@
 
 Mutual Forcing wants a generator, an average of it and a fake score (docs/mutual_forcing.md, section
 7). Over one frozen base each of them is a set of adapters and of the step size's embedders; the
-base lies in memory once. An adapter adds up(down(x)) to a linear layer, and starts at zero.
+base lies in memory once. There are two forms, and a config says which a stage has. Adapters that
+change the weights in every mode add up(down(x)) to a linear layer: stage joint, which makes
+multi-step mode causal, or both modes of a network that shares all (arXiv:2604.25819). Few-step
+adapters (networks/few_step.py) act in few-step mode alone, so that multi-step mode stays what it
+was.
 
     python launch.py lab.training.adapters --run runs/ltx2 --base ltx2.safetensors \
-        --out merged.safetensors
+        --out made.safetensors
 
-adds a run's averaged adapters to the base and writes a checkpoint that needs no adapters.
+writes a checkpoint of a run's averaged adapters over the base: the first form is added to the
+weights, few-step adapters lie beside them, as the loaders expect them.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...model_loaders.ltx2 import load_transformer
+from ...networks.few_step import attach
 from ...networks.timestep import AdaLNSingle, TimestepEmbedder
 from ...networks.transformer import CausalAVTransformer
 from ...samplers.tensor_file import write_tensors
@@ -38,16 +44,22 @@ class AdapterSettings:
     Attributes:
         rank: of the change that an adapter can make.
         alpha: what comes out of an adapter is multiplied by alpha / rank.
-        modules: regular expression that finds names of linear layers.
+        modules: regular expression that finds names of linear layers. Without it and alpha the
+            adapters are few-step mode's, which have their own places and factor.
     """
 
     rank: int
-    alpha: float
-    modules: str
+    alpha: float | None = None
+    modules: str | None = None
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"adapters: rank is {self.rank}, expected at least 1")
+        if (self.alpha is None) != (self.modules is None):
+            raise ValueError(
+                f"adapters: alpha is {self.alpha} and modules {self.modules!r}, expected both for "
+                "adapters that change the weights, or neither for few-step adapters"
+            )
 
 
 class AdaptedLinear(nn.Module):
@@ -82,7 +94,25 @@ def adapt(model: CausalAVTransformer, settings: AdapterSettings) -> None:
         ValueError: no layer has a name that `settings.modules` finds.
     """
     model.requires_grad_(False)
-    pattern = re.compile(settings.modules)
+    if not model.config.step_size_embedding:
+        for module in model.modules():
+            if isinstance(module, AdaLNSingle):
+                _add_step_size(module)
+        model.config = replace(model.config, step_size_embedding=True)
+    if settings.modules is None:
+        device = model.proj_out.weight.device
+        attach(model, settings.rank, nn, torch.float32, device)
+        model.config = replace(model.config, few_step_rank=settings.rank)
+    else:
+        _adapt_linear(model, settings, re.compile(settings.modules))
+    for name, parameter in model.named_parameters():
+        if ".step_size_embedder." in name:
+            parameter.requires_grad_(True)
+
+
+def _adapt_linear(
+    model: CausalAVTransformer, settings: AdapterSettings, pattern: re.Pattern[str]
+) -> None:
     found = [
         name
         for name, module in model.named_modules()
@@ -97,14 +127,6 @@ def adapt(model: CausalAVTransformer, settings: AdapterSettings) -> None:
         parent, _, last = name.rpartition(".")
         owner = model.get_submodule(parent)
         setattr(owner, last, AdaptedLinear(getattr(owner, last), settings))
-    if not model.config.step_size_embedding:
-        for module in model.modules():
-            if isinstance(module, AdaLNSingle):
-                _add_step_size(module)
-        model.config = replace(model.config, step_size_embedding=True)
-    for name, parameter in model.named_parameters():
-        if ".step_size_embedder." in name:
-            parameter.requires_grad_(True)
 
 
 @torch.no_grad()
@@ -140,7 +162,7 @@ def load_trained(module: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def merged_weights(model: CausalAVTransformer) -> dict[str, Tensor]:
-    """The weights of the same network without adapters, by LTX-2's names."""
+    """The weights of the same network by LTX-2's names; few-step adapters stay what they are."""
     adapted = {n: m for n, m in model.named_modules() if isinstance(m, AdaptedLinear)}
     merged = {}
     for key, value in model.state_dict().items():
@@ -167,7 +189,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def work(args: argparse.Namespace) -> None:
-    """Write the merged checkpoint."""
+    """Write the checkpoint."""
     settings = json.loads((args.run / "config.json").read_text())["adapters"]
     model = load_transformer(args.base).transformer
     adapt(model, AdapterSettings(**settings))
@@ -180,7 +202,7 @@ def work(args: argparse.Namespace) -> None:
         f"model.diffusion_model.{key}": value.contiguous()
         for key, value in merged_weights(model).items()
     }
-    write_tensors(args.out, tensors, {"config": json.dumps(header)}, "the merged checkpoint")
+    write_tensors(args.out, tensors, {"config": json.dumps(header)}, "the checkpoint")
 
 
 def main() -> int:

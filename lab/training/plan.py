@@ -124,7 +124,11 @@ def gpu_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tenso
 
 
 def build(settings: Settings, stage: str, layers: int, text_tokens: int) -> Stage:
-    """A stage over a network of so many layers, all of it on the meta device."""
+    """A stage over a network of so many layers, all of it on the meta device.
+
+    Its first step is one with all of its terms: the fake score counts as warm.
+    """
+    settings = {**settings, "mutual": {**settings["mutual"], "fake_warmup": 0}}
     config = TransformerConfig.from_dict({**settings["transformer"], "num_layers": layers})
     recipe = settings["recipe"]
     trained = Trained.from_recipe(recipe, Processes(device=META))

@@ -56,7 +56,8 @@ def read_settings(config: Path, stage: str, method: str) -> dict[str, dict[str, 
 
     Sections that it lacks are those of the file beside it that it names under "like". What its
     section "stages" says of the stage changes "recipe"; what configs/methods.json says of the
-    method changes "mutual", and of the history the "history" in it.
+    method changes "mutual", and of the history the "history" in it. Of "adapters", which has those
+    of each stage, the stage's are taken.
 
     Raises:
         ValueError: no such method.
@@ -70,6 +71,8 @@ def read_settings(config: Path, stage: str, method: str) -> dict[str, dict[str, 
     mutual, changes = settings.get("mutual", {}), methods[method]
     if "history" in changes:
         changes = changes | {"history": mutual.get("history", {}) | changes["history"]}
+    if "adapters" in settings:
+        settings = settings | {"adapters": settings["adapters"][stage]}
     return settings | {
         "recipe": settings["recipe"] | settings.get("stages", {}).get(stage, {}),
         "mutual": mutual | changes,

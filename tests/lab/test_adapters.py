@@ -1,4 +1,4 @@
-"""Adapters over a frozen LTX-2 base, shrunken: they learn, the base stays, merging is exact."""
+"""Adapters over a frozen LTX-2 base, shrunken: they learn, the base stays, a file is exact."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from mutual_forcing.lab.training.train import CONFIGS
 from mutual_forcing.model_loaders.ltx2 import load_transformer
 from mutual_forcing.model_loaders.parity import relative_error
 from mutual_forcing.networks.full_sequence import causal_forward
-from mutual_forcing.networks.transformer import text_keys
+from mutual_forcing.networks.transformer import CausalAVTransformer, text_keys
 from mutual_forcing.tests.ltx2_files import WEIGHTS, with_header
 from mutual_forcing.tests.tiny_training import draws, run, write_latents
 from safetensors.torch import load_file
 
 CONFIG = json.loads((CONFIGS / "ltx2_19b.json").read_text())
-ADAPTERS = CONFIG["adapters"] | {"rank": 4, "alpha": 8}
+SHARED = CONFIG["adapters"]["joint"] | {"rank": 4, "alpha": 8}
+APART = CONFIG["adapters"]["mutual"] | {"rank": 4}
 BLOCKS, CAPTION = 2, 20
 HEADER = {"rope_type": "interleaved", "av_ca_timestep_scale_multiplier": 1.0}
 HEADER |= {"frequencies_precision": "float32"}
@@ -44,8 +45,13 @@ def clips(count: int = 4) -> Batch:
     )
 
 
+@pytest.fixture(params=[SHARED, APART], ids=["shared", "apart"])
+def adapters_of_mutual(request: pytest.FixtureRequest) -> dict[str, object]:
+    return request.param
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, adapters_of_mutual: dict[str, object]) -> Path:
     with_header(tmp_path, **HEADER)
     write_latents(tmp_path / "latents", clips())
     np.save(tmp_path / "latents" / "empty.npy", np.zeros((5, 2, CAPTION), np.float16))
@@ -59,7 +65,8 @@ def folder(tmp_path: Path) -> Path:
         },
         "stream": CONFIG["stream"] | {"height": 2, "width": 2},
         "recipe": CONFIG["recipe"] | recipe | {"warmup_steps": 1},
-        "adapters": ADAPTERS,
+        "adapters": {"joint": SHARED, "mutual": adapters_of_mutual},
+        "mutual": CONFIG["mutual"] | {"fake_warmup": 0},
     }
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | settings))
     return tmp_path / "latents"
@@ -72,14 +79,20 @@ def trained(folder: Path) -> Path:
     return folder.parent / "out"
 
 
-def test_three_systems_share_one_base_that_never_changes(folder: Path) -> None:
+def test_the_systems_share_one_base_that_never_changes(
+    folder: Path, adapters_of_mutual: dict[str, object]
+) -> None:
     base = str(folder.parent / "headed.safetensors")
     made = run(folder, "out", "--base", base, "--steps", "3", stage="mutual")
-    stage = made.stage
-    systems = stage.system, stage.teacher, stage.fake
+    stage, apart = made.stage, adapters_of_mutual is APART
+    systems = [stage.system, stage.fake] if apart else [stage.system, stage.teacher, stage.fake]
+    # With few-step adapters the network at rest is its own teacher.
+    assert (stage.teacher is stage.system) == apart
     layers = [s.transformer.transformer_blocks[0].attn1.to_q for s in systems]
-    assert len({layer.base.weight.data_ptr() for layer in layers}) == 1
-    assert len({layer.down.data_ptr() for layer in layers}) == 3
+    shared = [layer.weight if apart else layer.base.weight for layer in layers]
+    assert len({weight.data_ptr() for weight in shared}) == 1
+    ups = [layer.few_step.up.weight if apart else layer.up for layer in layers]
+    assert len({up.data_ptr() for up in ups}) == len(systems)
     before = load_transformer(base).transformer.state_dict()
     made.train()
     after = stage.system.transformer.state_dict()
@@ -87,12 +100,14 @@ def test_three_systems_share_one_base_that_never_changes(folder: Path) -> None:
         owner, _, last = name.rpartition(".")
         key = name if name in after else f"{owner}.base.{last}"
         assert torch.equal(after[key], value), name
-    assert layers[0].up.abs().sum() > 0 and layers[2].up.abs().sum() > 0
+    assert ups[0].abs().sum() > 0 and ups[-1].abs().sum() > 0
     # The run keeps what it trained and nothing else.
     saved = load_file(folder.parent / "out" / "weights.safetensors")
-    assert all(k.endswith((".down", ".up")) or ".step_size_embedder." in k for k in saved)
+    own = (".few_step.", ".step_size_embedder.") if apart else (".step_size_embedder.",)
+    assert all(any(p in k for p in own) or k.endswith((".down", ".up")) for k in saved)
 
 
+@pytest.mark.parametrize("adapters_of_mutual", [SHARED], indirect=True)
 def test_fresh_adapters_change_nothing_and_learn(folder: Path) -> None:
     base = str(folder.parent / "headed.safetensors")
     made = run(folder, "out", "--base", base, "--steps", "12", "--learning-rate", "0.02")
@@ -117,38 +132,37 @@ def test_fresh_adapters_change_nothing_and_learn(folder: Path) -> None:
     assert loss() < 0.98 * first
 
 
-def test_merged_adapters_are_the_adapted_network(folder: Path, monkeypatch) -> None:
-    out = trained(folder)
+def test_the_checkpoint_is_the_adapted_network(
+    folder: Path, adapters_of_mutual: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, apart = trained(folder), adapters_of_mutual is APART
     base = folder.parent / "headed.safetensors"
     adapted = load_transformer(base).transformer
-    adapt(adapted, AdapterSettings(**ADAPTERS))
+    adapt(adapted, AdapterSettings(**adapters_of_mutual))
     weights = load_file(out / "weights.safetensors")
     load_trained(adapted, {k.removeprefix("transformer."): v for k, v in weights.items()})
-    path = folder.parent / "merged.safetensors"
+    path = folder.parent / "made.safetensors"
     command = ["lab.training.adapters", "--run", str(out), "--base", str(base), "--out", str(path)]
     monkeypatch.setattr(sys, "argv", command)
     adapters.main()
-    merged = load_transformer(path).transformer
-    assert merged.config.step_size_embedding and set(merged_weights(adapted)) > set(WEIGHTS)
+    made, start = load_transformer(path).transformer, load_transformer(base).transformer
+    assert made.config.step_size_embedding and set(merged_weights(adapted)) > set(WEIGHTS)
+    assert made.config.few_step_rank == (4 if apart else 0)
     data, level = clips(2), torch.full((2, 1), 0.6)
-    outputs = [
-        causal_forward(
-            model,
-            data.video,
-            data.audio,
-            level,
-            level,
-            text_keys(model, *data.ids.unbind(dim=2)),
-            step_size=torch.full((2, 1), 0.2),
-        )
-        for model in (adapted, merged)
-    ]
-    assert all(relative_error(a, b) < 1e-5 for a, b in zip(*outputs, strict=True))
-    start = load_transformer(base).transformer
-    unlike = causal_forward(
-        start, data.video, data.audio, level, level, text_keys(start, *data.ids.unbind(dim=2))
+
+    def velocities(model: CausalAVTransformer, d: float | None) -> tuple[torch.Tensor, ...]:
+        text = text_keys(model, *data.ids.unbind(dim=2))
+        step = None if d is None else torch.full((2, 1), d)
+        return causal_forward(model, data.video, data.audio, level, level, text, step_size=step)
+
+    few = velocities(made, 0.2)
+    assert all(
+        relative_error(*pair) < 1e-5 for pair in zip(velocities(adapted, 0.2), few, strict=True)
     )
-    assert relative_error(unlike[0], outputs[1][0]) > 1e-3
+    assert relative_error(velocities(start, None)[0], few[0]) > 1e-3
+    # Few-step adapters leave multi-step mode what it was, those that are merged do not.
+    same = map(torch.equal, velocities(made, None), velocities(start, None))
+    assert all(same) == apart
 
 
 def test_a_run_of_adapters_goes_on_and_is_started_from(folder: Path) -> None:
@@ -156,12 +170,14 @@ def test_a_run_of_adapters_goes_on_and_is_started_from(folder: Path) -> None:
     base = str(folder.parent / "headed.safetensors")
     again = run(folder, "out", "--base", base, "--steps", "3", stage="mutual")
     assert again.step == 2
-    second = run(folder, "second", "--base", base, "--init", str(out), "--steps", "3")
+    options = ("--base", base, "--init", str(out), "--steps", "3")
+    second = run(folder, "second", *options, stage="mutual")
     saved = load_file(out / "weights.safetensors")
     parameters = dict(second.stage.system.named_parameters())
     assert all(torch.equal(parameters[name], value) for name, value in saved.items())
 
 
+@pytest.mark.parametrize("adapters_of_mutual", [SHARED], indirect=True)
 def test_wrong_bases_and_layers_are_refused(folder: Path) -> None:
     base = str(folder.parent / "headed.safetensors")
     with pytest.raises(ValueError, match="name the network under them with --base"):
@@ -174,6 +190,8 @@ def test_wrong_bases_and_layers_are_refused(folder: Path) -> None:
     model = load_transformer(base).transformer
     with pytest.raises(ValueError, match="found no linear layer that 'conv' names"):
         adapt(model, AdapterSettings(4, 4, "conv"))
-    adapt(model, AdapterSettings(**ADAPTERS))
+    with pytest.raises(ValueError, match="expected both for adapters that change"):
+        AdapterSettings(4, alpha=4)
+    adapt(model, AdapterSettings(**SHARED))
     with pytest.raises(ValueError, match="not of these adapters"):
         load_trained(model, {"x": torch.zeros(1)})
