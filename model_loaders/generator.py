@@ -67,8 +67,8 @@ class Generator:
         additions: parameters that LTX-2 does not have (sink tokens, step-size embedders, few-step
             adapters).
         config: how to run it.
-        header: LTX-2's own description of it, for the host. Its positions are the base file's,
-            because the connectors go by them; the causal network goes by `config`.
+        header: LTX-2's own description of it, for the host. Its positions are those of the file
+            that the connectors came from, which go by them; the causal network goes by `config`.
         model_id: fingerprint of its vectors, the same in every precision.
         from_base: names of the tensors that came from the base file.
     """
@@ -119,8 +119,11 @@ def assemble(
         logger.info("%s: %d tensors come from %s", path.name, len(from_base), base)
     additions = {name: tensors.pop(name) for name in list(tensors) if _is_addition(name)}
     sizes = {name: getattr(config, name) for name in _HOST_SIZES}
-    own = transformer_header(checkpoint)
-    header = PRESETS["ltx2_base"] | sizes | (own or base_header)
+    # What the connectors are like is told by the file that they came from.
+    told = [transformer_header(checkpoint), base_header]
+    if any(name.startswith(CONNECTORS) for name in from_base):
+        told.reverse()
+    header = PRESETS["ltx2_base"] | sizes | (told[0] or told[1])
     model_id = _fingerprint(config, tensors, expected)
     return Generator(tensors, additions, config, header, model_id, tuple(from_base))
 

@@ -37,6 +37,11 @@ launch.register()
 
 from mutual_forcing.host.load_ltx2 import load_generator, load_vaes, options_of  # noqa: E402
 from mutual_forcing.host.model_wire import stream_model  # noqa: E402
+from mutual_forcing.lab.training.adapters import (  # noqa: E402
+    AdapterSettings,
+    adapt,
+    write_checkpoint,
+)
 from mutual_forcing.model_loaders.containers import Checkpoint  # noqa: E402
 from mutual_forcing.model_loaders.generator import CONNECTORS, assemble  # noqa: E402
 from mutual_forcing.model_loaders.ltx2 import load_transformer  # noqa: E402
@@ -130,6 +135,18 @@ def spoilt(change: dict[str, torch.Tensor]) -> Path:
     path = MODELS / "spoilt.safetensors"
     tensors = load_file(STOCK) | {f"model.diffusion_model.{k}": v for k, v in change.items()}
     save_file(tensors, path, Checkpoint(STOCK).metadata)
+    return path
+
+
+def with_few_step_adapters() -> Path:
+    """The generator with adapters of few-step mode, as lab.training.adapters writes it."""
+    path = MODELS / "few_step.safetensors"
+    network = load_transformer(CAUSAL, overrides=HEADS).transformer
+    adapt(network, AdapterSettings(2))
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, 0, 0.1)
+    write_checkpoint(path, network)
     return path
 
 
@@ -237,6 +254,12 @@ with torch.inference_mode():
     scaled = from_model(load_generator(SCALED, BASE))
     older = from_model(load_generator(older_fp8(), BASE))
     assert said("older_fp8_vs_scaled_fp8", difference(older, scaled)) < 1e-4
+
+    few = with_few_step_adapters()
+    apart = load_generator(few, BASE)
+    made = from_model(apart)
+    assert said("few_step_adapters_vs_own_network", difference(made, plain(apart, few))) < 1e-4
+    assert said("few_step_adapters_change_it_by", difference(made, found)) > 1e-3
 
     registers = "video_embeddings_connector.learnable_registers"
     assert registers in refused(spoilt({registers: torch.zeros(3, 3)}))

@@ -28,7 +28,7 @@ from .clips import (
     through_codecs,
     true_clip,
 )
-from .features import Features, Reference, distances, features, reference_of, stacked
+from .features import Features, Reference, apart, distances, features, reference_of, stacked
 from .score import Judged, Table, judge, summary
 from .sync import NEAR, HitSync
 
@@ -129,7 +129,7 @@ def measure(
         NonFiniteBlockError: the model breaks down.
     """
     prompts = held_out(protocol.prompts)
-    scored = []
+    scored, kept = [], []
     for seed in range(protocol.seeds):
         judged: list[list[Judged]] = [[] for _ in range(protocol.pieces)]
         seen: list[list[Features]] = [[] for _ in range(protocol.pieces)]
@@ -141,12 +141,15 @@ def measure(
         for piece, clips in made:
             judged[piece] += [judge(clip, model.clock).without_media() for clip in clips]
             seen[piece].append(features(codecs, clips))
-        scored.append(
-            [
-                scores(ones, stacked(parts), reference)
-                for ones, parts in zip(judged, seen, strict=True)
-            ]
-        )
+        pieces = [stacked(parts) for parts in seen]
+        scored.append([scores(*one, reference) for one in zip(judged, pieces, strict=True)])
+        kept.append(pieces)
+    # Each seed's clips against those of the next one: with three seeds, all pairs.
+    for seed in range(protocol.seeds if protocol.seeds > 1 else 0):
+        for table, pair in zip(
+            scored[seed], zip(kept[seed - 1], kept[seed], strict=True), strict=True
+        ):
+            table["video variety"], table["audio variety"] = apart(*pair, protocol.prompts)
     return scored
 
 

@@ -69,7 +69,9 @@ def explained(protocol: Protocol, found: Mapping[str, Sequence[Estimates]], seco
     chance += ["trainings of a method"] * any(one.trainings for one in ones)
     return (
         f"{protocol.prompts} prompts, {protocol.seeds} sampling seeds, {seconds} s. Mean ± 95 % "
-        f"limits (Student's t) over the {' or the '.join(chance)}. ↓: less is better."
+        f"limits (Student's t) over the {' or the '.join(chance)}. ↓: less is better. A Fréchet "
+        f"distance of {protocol.prompts} clips is too large by about what other true clips of the "
+        "same prompts have, the row truth."
     )
 
 
@@ -80,6 +82,44 @@ def share_of(found: Estimates, own: Estimates) -> float | None:
     return found["mouth"].mean / own["mouth"].mean
 
 
+def variety_of(scores: Scores) -> dict[str, float] | None:
+    """How far clips of one prompt are apart, pictures and sound; None with one sampling seed."""
+    names = "video variety", "audio variety"
+    tables = [seed[0] for seeds in scores for seed in seeds]
+    if any(name not in table for table in tables for name in names):
+        return None
+    return {name: float(np.mean([table[name] for table in tables])) for name in names}
+
+
+def varied(made: Made, truth: Made | None) -> str:
+    """The variety of a row for a table: pictures and sound, over that of true clips."""
+    own, full = (None if row is None else variety_of(row.scores) for row in (made, truth))
+    if own is None or full is None:
+        return "-"
+    return ", ".join(f"{own[name] / full[name]:.2f}" for name in own)
+
+
+def too_few(found: Mapping[str, Estimates], clips: int) -> list[str]:
+    """A line for each distance by which a row is nearer to the truth than other true clips are."""
+    lines = []
+    for metric in (metric for metric in METRICS if metric.floored):
+        least = found.get(TRUTH, {}).get(metric.key)
+        below = [
+            label
+            for label, row in found.items()
+            if label not in WITHOUT_MODEL
+            and least is not None
+            and metric.key in row
+            and row[metric.key].mean < least.mean
+        ]
+        if below:
+            lines.append(
+                f"- {metric.title} says nothing here: {', '.join(below)} are below the truth's "
+                f"{least.mean:.2f}, which is the bias of {clips} clips; take more --prompts"
+            )
+    return lines
+
+
 def by_attribute(scores: Scores) -> dict[str, float]:
     """Share that is right of each attribute, over the seeds."""
     parts = [seed[0]["by attribute"] for seeds in scores for seed in seeds]
@@ -87,7 +127,9 @@ def by_attribute(scores: Scores) -> dict[str, float]:
     return {name: float(np.mean([part[name] for part in parts if name in part])) for name in names}
 
 
-def rows_of(comparison: Comparison, found: Mapping[str, Estimates]) -> list[str]:
+def rows_of(
+    comparison: Comparison, found: Mapping[str, Estimates], made: Mapping[str, Made]
+) -> list[str]:
     """A table of a line per row."""
     heads = [metric.title + ("" if metric.higher else " ↓") for metric in METRICS]
     lines = []
@@ -96,8 +138,10 @@ def rows_of(comparison: Comparison, found: Mapping[str, Estimates]) -> list[str]
             row = found[one.label]
             cells = [cell(row.get(metric.key), metric.digits) for metric in METRICS]
             share = said(share_of(row, found.get(CODEC, {})), 2)
-            lines.append([one.label, one.evaluations or None, *cells, share])
-    return table(["", "passes a block", *heads, "mouth, of codec's own"], lines)
+            variety = varied(made[one.label], made.get(TRUTH))
+            lines.append([one.label, one.evaluations or None, *cells, share, variety])
+    last = "mouth, of codec's own", "variety, of truth's: video, audio"
+    return table(["", "passes a block", *heads, *last], lines)
 
 
 def told(claim: Claim) -> str:
@@ -136,6 +180,7 @@ def report(
                 **described(found[one.label]),
                 "mouth over codec's own": share_of(found[one.label], found.get(CODEC, {})),
                 "by attribute": by_attribute(rows[one.label].scores),
+                "variety": variety_of(rows[one.label].scores),
             }
             for one in own
             if one.label in found
@@ -146,8 +191,9 @@ def report(
     lines = [
         explained(protocol, {label: [one] for label, one in found.items()}, protocol.seconds),
         "",
-        *rows_of(comparison, found),
+        *rows_of(comparison, found, rows),
         "",
+        *too_few(found, protocol.prompts),
         *(f"- {told(claim)}" for claim in claims),
         *(f"- not measured, a row is missing: {name}" for name in unasked),
     ]

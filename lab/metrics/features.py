@@ -88,6 +88,20 @@ def distances(found: Features, reference: Reference) -> tuple[float, float]:
     return video, frechet_distance(moments(found.audio), reference.audio)
 
 
+def apart(one: Features, other: Features, clips: int) -> tuple[float, float]:
+    """How far the pictures and the sound of `clips` clips are from those in the same places of
+    another set: root mean square over a clip's features, mean over clips.
+
+    Between two seeds of the same prompts it is a model's variety, to be held against that of true
+    clips: a model that makes one clip of a prompt again and again has none.
+    """
+    found = []
+    for a, b in zip(one, other, strict=True):
+        difference = rearrange(a - b, "(n k) c -> n (k c)", n=clips)
+        found.append(float(np.sqrt(np.square(difference).mean(1)).mean()))
+    return found[0], found[1]
+
+
 def save_reference(path: Path, reference: Reference) -> None:
     """Keep the moments, so that every row of a table is held against the same ones."""
     tensors = {

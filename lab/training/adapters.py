@@ -179,6 +179,17 @@ def merged_weights(model: CausalAVTransformer) -> dict[str, Tensor]:
     return merged
 
 
+def write_checkpoint(path: Path, model: CausalAVTransformer) -> None:
+    """Write an adapted network as a checkpoint that the loaders read."""
+    # In memory q and k are in split order, whatever the base was in.
+    header = {"transformer": model.config.to_dict() | {"rope_type": "split"}}
+    tensors = {
+        f"model.diffusion_model.{key}": value.contiguous()
+        for key, value in merged_weights(model).items()
+    }
+    write_tensors(path, tensors, {"config": json.dumps(header)}, "the checkpoint")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = command.parser("lab.training.adapters", __doc__)
@@ -196,13 +207,7 @@ def work(args: argparse.Namespace) -> None:
     weights = load_file(args.run / "weights.safetensors")
     prefix = "transformer."
     load_trained(model, {name.removeprefix(prefix): value for name, value in weights.items()})
-    # In memory q and k are in split order, whatever the base was in.
-    header = {"transformer": model.config.to_dict() | {"rope_type": "split"}}
-    tensors = {
-        f"model.diffusion_model.{key}": value.contiguous()
-        for key, value in merged_weights(model).items()
-    }
-    write_tensors(args.out, tensors, {"config": json.dumps(header)}, "the checkpoint")
+    write_checkpoint(args.out, model)
 
 
 def main() -> int:

@@ -287,7 +287,7 @@ def parts(settings: Settings, stage: str, text_tokens: int, gpus: int) -> list[P
         found.insert(0, Part("frozen base, one for all", size, size))
     if fake is not None:
         found += _trained("fake score", fake, gpus)
-    if teacher is not None:
+    if teacher is not None and teacher is not made.system:
         # Placed as the network is; its base is the network's where there are adapters.
         shared = {id(p) for p in frozen}
         own = [p for p in teacher.parameters() if id(p) not in shared]

@@ -31,6 +31,8 @@ from mutual_forcing.lab.metrics.clips import (
 )
 from mutual_forcing.lab.metrics.features import (
     SPAN,
+    Features,
+    apart,
     distances,
     features,
     load_reference,
@@ -181,10 +183,33 @@ def test_rows_of_true_clips_have_known_scores(bundle):
             assert piece["offset ms"] < 5 and piece["mouth"] > 0.9
             assert piece["video distance"] > 0 and piece["audio distance"] > 0
     assert truth[0] != truth[1]
+    # With two seeds there is one pair, and clips of one prompt are not all the same.
+    for name in ("video variety", "audio variety"):
+        assert truth[0][0][name] == pytest.approx(truth[1][0][name]) and truth[0][0][name] > 0
     torn = measure(Candidate("unsynced", "unsynced"), protocol, bundle, bundle, reference)
     for one, other in zip(torn[0], truth[0], strict=True):
         assert one["attributes"] == 1 and one["video distance"] == other["video distance"]
         assert one["offset ms"] > 40 and one["mouth"] < 0.7
+
+
+def test_variety_is_how_far_clips_of_one_prompt_are_apart():
+    one = Features(np.zeros((4, 2), np.float32), np.ones((2, 5), np.float32))
+    other = Features(np.add(one.video, [[3], [3], [1], [1]]), one.audio)
+    # Two clips of two features each, 3 and 1 apart; the sound is the same.
+    assert apart(one, other, 2) == (2.0, 0.0)
+    made = [runner.Made([[[{"video variety": v, "audio variety": v}]]], []) for v in (1.0, 4.0)]
+    assert compare.varied(*made) == "0.25, 0.25"
+    assert compare.varied(made[0], runner.Made([[[{}]]], [])) == "-"
+
+
+def test_a_distance_below_the_truths_says_that_clips_are_too_few():
+    def row(distance: float) -> dict[str, claims.Estimate]:
+        return {"video distance": claims.Estimate((distance, distance))}
+
+    found = {"truth": row(11.4), "codec": row(11.0), "m:few:4": row(7.6), "n:few:4": row(12.0)}
+    (line,) = compare.too_few(found, 16)
+    assert "m:few:4 are below the truth's 11.40" in line and "16 clips" in line
+    assert compare.too_few(found | {"m:few:4": row(12.0)}, 16) == []
 
 
 def metric(key: str) -> claims.Metric:

@@ -284,7 +284,9 @@ def test_what_cannot_work_is_refused_before_any_block_is_asked_for(bundle: Bundl
         "version 99": attempt(bundle, replace(made, version=99)),
         "another model": attempt(bundle, replace(made, layout=replace(made.layout, video_first=4))),
         "guidance needs": attempt(bundle, sampler=GUIDED),
-        "found guidance 2 for few-step mode": attempt(bundle, sampler=sampler_settings("few", 1, 2.0)),
+        "found guidance 2 for few-step mode": attempt(
+            bundle, sampler=sampler_settings("few", 1, 2.0)
+        ),
         "blocks is 0": attempt(bundle, blocks=0),
         "2 entries and the stream 3 clips": attempt(bundle, bundle.begin((1, 2, 3)), prompt=two),
         "without_keys": attempt(bundle, replace(made, cache=RollingCache(3))),
