@@ -22,14 +22,21 @@ def attention_kernel(
 ) -> AttentionKernel:
     """PyTorch's attention on a CPU, and on a graphics card the one that ComfyUI was started with.
 
+    Cancel is looked for every time, so a step that takes minutes can be left.
     On a CPU ComfyUI's own choice is slower than PyTorch's and saves memory that is not short there.
 
     Args:
         options: a MODEL's own, in which another node may have named a kernel.
     """
+    kernel = partial(comfy_attention, options=dict(options or {}))
     if comfy.model_management.is_device_cpu(device):
-        return sdpa
-    return partial(comfy_attention, options=dict(options or {}))
+        kernel = sdpa
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        return kernel(q, k, v, mask)
+
+    return attend
 
 
 def comfy_attention(

@@ -9,7 +9,8 @@ here and not in the menu.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -20,11 +21,11 @@ from ..samplers.chunk import ChunkOrigin, chunk_origin, chunk_tensors
 from ..samplers.clock import Clock
 from ..samplers.decode import DecodedBlock, StreamDecoder, joined
 from ..samplers.live import decoded_live
-from ..samplers.overlap import Piece, added_by, decode_pictures, decode_sound, piece_of
+from ..samplers.overlap import Piece, added_by, decode_pictures, decode_sound, piece_of, pieces
 from ..samplers.state import BlockLatents, StreamState
 from .codecs import CodecVAE
 from .model_wire import known_of
-from .page import stop_if_asked
+from .page import stoppable
 
 Made = Iterable[tuple[BlockLatents, StreamState]]
 Use = Callable[[DecodedBlock | None, StreamState], None]
@@ -34,12 +35,13 @@ class ClipDecoder(Protocol):
     """A VAE for pictures and one for sound, over a stream.
 
     Attributes:
-        sample_rate: of the sound.
+        sample_rate, channels: of the sound.
         live: whether a block can be decoded as soon as it is made.
         beside: ModelPatchers that must be ready while the stream is sampled.
     """
 
     sample_rate: int
+    channels: int
     live: bool
     beside: list[object]
 
@@ -144,6 +146,7 @@ class LookBack:
     vae: CodecVAE
     audio_vae: CodecVAE
     clock: Clock
+    channels = 1
     live = True
 
     @property
@@ -165,7 +168,8 @@ class LookBack:
     def chunk(self, origin: ChunkOrigin, *, overlap: int, is_last: bool) -> DecodedBlock:
         """See `ClipDecoder`; nothing is ever held back."""
         comfy.model_management.load_models_gpu(self.beside, force_full_load=True)
-        return joined(_watched(self._decoder.decode_from(origin.state, origin.first_block)))
+        with self._stoppable():
+            return joined(self._decoder.decode_from(origin.state, origin.first_block))
 
     def whole(self, origin: ChunkOrigin) -> DecodedBlock:
         """See `ClipDecoder`."""
@@ -173,8 +177,12 @@ class LookBack:
 
     def follow(self, made: Made, before: StreamState, use: Use) -> None:
         """See `ClipDecoder`."""
-        for _ in decoded_live(iter(made), self._decoder, before, use):
-            pass
+        with self._stoppable():
+            for _ in decoded_live(iter(made), self._decoder, before, use):
+                pass
+
+    def _stoppable(self) -> AbstractContextManager[None]:
+        return stoppable(self.vae.first_stage_model, self.audio_vae.first_stage_model)
 
 
 @dataclass(frozen=True)
@@ -186,6 +194,11 @@ class LookAhead:
     clock: Clock
     live = False
     beside = ()
+
+    @property
+    def channels(self) -> int:
+        """See `ClipDecoder`."""
+        return self.audio_vae.output_channels
 
     @property
     def sample_rate(self) -> int:
@@ -206,24 +219,18 @@ class LookAhead:
         for _, state in made:
             use(None, state)
         origin = chunk_origin(state, before.next_block, self.clock)
-        use(self._decoded(origin, added_by(self.clock, origin)), state)
+        for piece in pieces(self.clock, origin):
+            use(self._decoded(origin, piece), state)
 
     def _decoded(self, origin: ChunkOrigin, piece: Piece) -> DecodedBlock:
         bins = self.audio_vae.first_stage_model.latent_frequency_bins
         whole = replace(origin, first_block=0, audio_bins=bins)
         video, audio = chunk_tensors(whole)
-        stop_if_asked()
-        pictures = decode_pictures(self.clock, video, piece, self.vae.decode)
-        stop_if_asked()
-        sound = decode_sound(self.clock, audio, piece, self.sample_rate, self._sound)
+        with stoppable(self.vae.first_stage_model, self.audio_vae.first_stage_model):
+            pictures = decode_pictures(self.clock, video, piece, self.vae.decode)
+            sound = decode_sound(self.clock, audio, piece, self.sample_rate, self._sound)
         return DecodedBlock(pictures, sound)
 
     def _sound(self, latents: Tensor) -> Tensor:
         """Latents (b, c, s, q) to sound (b, channels, n), as ComfyUI's own node does it."""
         return self.audio_vae.decode(latents).movedim(-1, 1)
-
-
-def _watched(blocks: Iterator[DecodedBlock]) -> Iterator[DecodedBlock]:
-    for block in blocks:
-        stop_if_asked()
-        yield block

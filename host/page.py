@@ -5,16 +5,17 @@ H W frame size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import comfy.model_management
 import comfy.utils
+import torch
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..samplers.decode import DecodedBlock
 from ..samplers.rollout import Step
@@ -59,6 +60,32 @@ def show_run(
     return live_run(LiveRun(key, clip, asked, tell=tell, workflow=workflow, live=live))
 
 
+def free_memory() -> int:
+    """Bytes of the machine's own memory that are free."""
+    return int(comfy.model_management.get_free_memory(torch.device("cpu")))
+
+
+@contextmanager
+def stoppable(*modules: nn.Module) -> Iterator[None]:
+    """In the body, Cancel is looked for before every layer of these modules, in any thread.
+
+    ComfyUI forgets that Cancel was pressed as soon as somebody was told; this leaves it to be told
+    to whoever samples meanwhile.
+    """
+
+    def look(*_: object) -> None:
+        if comfy.model_management.processing_interrupted():
+            raise comfy.model_management.InterruptProcessingException
+
+    layers = {layer for module in modules for layer in module.modules()}
+    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 class Progress:
     """The bar on a node, with the clip playing in small as it grows.
 
@@ -84,6 +111,11 @@ class Progress:
         stop_if_asked()
         self._done += 1
         self._update(step.step / step.steps)
+
+    def known(self, steps: int) -> None:
+        """Count the steps of a block that was there already."""
+        stop_if_asked()
+        self._done += steps
 
     def rebuild(self, _done: int, _blocks: int) -> None:
         """Called while a saved stream gets its memory back."""

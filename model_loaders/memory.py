@@ -43,3 +43,8 @@ def stream_bytes(
     active = _ACTIVATIONS * (block * config.video_dim + layout.audio_next * config.audio_dim)
     text = 2 * branches * config.num_layers * text_tokens * (config.video_dim + config.audio_dim)
     return element_size * (batch * (kept + active) + text) + WORKING_BYTES
+
+
+def frame_bytes(clips: int, frames: int, height: int, width: int) -> int:
+    """Bytes of pictures as ComfyUI's IMAGE has them: three float32 a pixel."""
+    return clips * frames * height * width * 3 * 4

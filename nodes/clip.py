@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 
-from comfy_api.latest import InputImpl, Types, io
+from comfy_api.latest import io
 
 from ..host import folders
+from ..host.clip_file import ClipFile
 from ..host.conditioning import Conditioning
 from ..host.page import Progress, show_run
 from ..host.stream_model import StreamModel
+from ..host.wiring import wired
 from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.clip_writer import ClipWriter
-from ..samplers.decode import DecodedBlock, joined
+from ..samplers.decode import Collected, DecodedBlock
 from ..samplers.parking import parked
 from ..samplers.rollout import GUIDANCE
 from ..samplers.state import BlockLatents, StreamState
 from . import request
 from .rescue import Finished, rescue
 from .types import StateWire, StreamPlan
+
+IMAGES, AUDIO = 1, 2
 
 
 class GenerateClip(io.ComfyNode):
@@ -59,21 +62,27 @@ class GenerateClip(io.ComfyNode):
                     min=1,
                     max=3600,
                     display_name="length (seconds)",
-                    tooltip="How long the clip is. Frames are kept in memory until the clip is "
-                    "saved.",
+                    tooltip="How long the clip is. Made longer, only what is new is made. Frames "
+                    "are only kept in memory where 'images' is connected.",
                 ),
                 *request.widgets(),
             ],
             outputs=[
-                io.Video.Output("video", tooltip="The clip with its sound, for Save Video."),
-                io.Image.Output("images", tooltip="Its frames, for any image node."),
+                io.Video.Output(
+                    "video",
+                    tooltip="The clip with its sound, for Save Video: a file, copied as "
+                    "it is into an mp4. Several clips are side by side, and the first is heard.",
+                ),
+                io.Image.Output(
+                    "images", tooltip="Its frames, for any image node. Made only if connected."
+                ),
                 io.Audio.Output("audio", tooltip="Its sound, for any audio node."),
                 io.Float.Output("fps", tooltip="Frames a second, for Create Video."),
                 StateWire.Output(
                     "state", tooltip="Go on from here, with Sample Chunk or another Generate Clip."
                 ),
             ],
-            hidden=[io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -83,6 +92,12 @@ class GenerateClip(io.ComfyNode):
         ComfyUI passes `mode` whether it is asked for or not, because it has widgets of its own.
         """
         return request.check_path(execution)
+
+    @classmethod
+    def fingerprint_inputs(cls, **_inputs: object) -> str:
+        """With what is wired: pictures that nobody wanted before are not in ComfyUI's cache."""
+        to = wired(cls.hidden.unique_id)
+        return "unknown" if to is None else str(sorted(to & {IMAGES, AUDIO}))
 
     @classmethod
     def execute(
@@ -101,7 +116,10 @@ class GenerateClip(io.ComfyNode):
         audio_vae: object = None,
     ) -> io.NodeOutput:
         """Sample, decode, show and write block after block."""
+        to = wired(cls.hidden.unique_id)
+        frames, sound = (to is None or slot in to for slot in (IMAGES, AUDIO))
         asked = request.read(
+            cls,
             model,
             positive,
             negative,
@@ -113,40 +131,48 @@ class GenerateClip(io.ComfyNode):
             execution,
             few_step_guidance,
             (vae, audio_vae),
+            frames=frames,
         )
         decoder, clock, before = asked.decoder, asked.model.clock, asked.state
-        size = before.settings
+        size, first = before.settings, before.next_block
         progress = Progress(asked.blocks * asked.sampler.steps)
-        # What is decoded at the end only has no clip to keep before.
-        working = folders.temporary_file("mp4") if decoder.live else None
+        working = folders.temporary_file("mp4")
         finished = Finished(before, working)
-        blocks = []
-        with rescue(finished), ExitStack() as open_files:
-            run = open_files.enter_context(show_run(working, seconds, cls.hidden.extra_pnginfo))
+        kept = Collected(clock.frames(first + asked.blocks) - clock.frames(first))
+        shown = show_run(working, seconds, cls.hidden.extra_pnginfo, live=decoder.live)
+        with rescue(finished), shown as run:
             progress.run = run
-            if working is not None:
-                height, width = size.height * SPACE_STRIDE, size.width * SPACE_STRIDE
-                writer = open_files.enter_context(ClipWriter(working, clock, height, width))
-            blocks_made = _sketched(request.sample(asked, progress, run), asked.model, progress)
+            with ClipWriter(
+                working,
+                clock,
+                size.height * SPACE_STRIDE,
+                size.width * SPACE_STRIDE,
+                scale=1,
+                clips=len(size.seeds),
+                channels=decoder.channels,
+                sample_rate=decoder.sample_rate,
+            ) as writer:
+                made = _sketched(request.sample(asked, progress, run), asked.model, progress)
 
-            def use(decoded: DecodedBlock | None, after: StreamState) -> None:
-                if decoded is not None:
-                    blocks.append(decoded)
-                    if working is not None:
+                def use(decoded: DecodedBlock | None, after: StreamState) -> None:
+                    if decoded is not None:
                         writer.write(decoded)
                         progress.show(decoded)
-                finished.state = after
-                run.add(asked.seconds_to(after), begun=working is not None and writer.growing)
+                        if frames:
+                            kept.add(decoded)
+                        elif sound:
+                            kept.add(decoded._replace(video=decoded.video[:, :0]))
+                    finished.state = after
+                    run.add(asked.seconds_to(after), begun=writer.growing)
 
-            decoder.follow(blocks_made, before, use)
-        whole = joined(blocks)
-        images = whole.video.flatten(0, 1)
-        audio = {"waveform": whole.audio, "sample_rate": decoder.sample_rate}
-        video = InputImpl.VideoFromComponents(
-            Types.VideoComponents(images=images, audio=audio, frame_rate=clock.fps)
-        )
-        state = parked(finished.state, before)
-        return io.NodeOutput(video, images, audio, float(clock.fps), state)
+                decoder.follow(made, before, use)
+            state = request.keep(asked, parked(finished.state, before))
+        images = audio = None
+        if frames or sound:
+            whole = kept.whole()
+            images = whole.video.flatten(0, 1) if frames else None
+            audio = {"waveform": whole.audio, "sample_rate": decoder.sample_rate}
+        return io.NodeOutput(ClipFile(working), images, audio, float(clock.fps), state)
 
 
 def _sketched(

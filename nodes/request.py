@@ -9,15 +9,17 @@ from typing import NamedTuple
 
 from comfy_api.latest import io
 
-from ..host import folders
+from ..host import folders, kept_runs
 from ..host.conditioning import Conditioning, frame_rate_of
 from ..host.decoding import ClipDecoder, clip_decoder, live_decoder
 from ..host.live import LiveRun
 from ..host.model_wire import stream_model
-from ..host.page import Progress, is_open
+from ..host.page import Progress, free_memory, is_open
 from ..host.stream_model import StreamModel
-from ..model_loaders.memory import stream_bytes
+from ..model_loaders.memory import frame_bytes, stream_bytes
 from ..networks.execution import PATHS, Execution
+from ..networks.video_codec import SPACE_STRIDE
+from ..samplers.clock import Clock
 from ..samplers.noise import varied_seed
 from ..samplers.parking import spooled
 from ..samplers.rollout import (
@@ -29,7 +31,8 @@ from ..samplers.rollout import (
     rollout,
 )
 from ..samplers.start import Start
-from ..samplers.state import BlockLatents, StreamState, check_state
+from ..samplers.state import BlockLatents, StreamState, check_state, rewound
+from . import limits
 from .types import SettingsWire, StateWire, StreamPlan
 
 logger = logging.getLogger("mutualforcing")
@@ -48,6 +51,7 @@ class Request(NamedTuple):
     blocks: int
     start: Start | None
     execution: Execution
+    asked: tuple[object, ...]
     decoder: ClipDecoder | None = None
 
     def seconds_to(self, state: StreamState) -> float:
@@ -162,6 +166,7 @@ def check_path(execution: str) -> bool | str:
 
 
 def read(
+    node: type[io.ComfyNode],
     wire: object,
     positive: Conditioning,
     negative: Conditioning | None,
@@ -173,17 +178,27 @@ def read(
     execution: str,
     few_step_guidance: float,
     vaes: tuple[object, object] | None = None,
+    *,
+    frames: bool = False,
 ) -> Request:
     """Check what can be known before sampling, load the model, encode the prompt.
 
     Args:
+        node: whose widgets these are.
         vaes: for pictures and for sound, where the stream is decoded too; None of them means the
             model's own. Without the pair it is decoded where a page is there to play it, if the
             model's own VAEs can do that live.
+        frames: whether all pictures are to lie in memory.
 
     Raises:
         ValueError: in an artist's words, with the next step.
     """
+    if not isinstance(mode, dict):  # over a wire its widgets do not come along
+        mode = {"mode": mode}
+    numbers = {"seconds": seconds, "variation": variation}
+    limits.check(node, mode=mode, few_step_guidance=few_step_guidance, **numbers)
+    asked = wire, positive, negative, plan, state, mode, variation, execution, few_step_guidance
+    asked += vaes or ()
     if plan is not None and state is not None:
         raise ValueError(
             "both 'settings' and 'state' are connected, but a stream keeps the size, memory and "
@@ -211,6 +226,9 @@ def read(
     if variation:
         state = state.reseeded(tuple(varied_seed(seed, variation) for seed in state.settings.seeds))
     sampler, settings = _sampler(model, mode, few_step_guidance), state.settings
+    blocks = model.clock.blocks_for(seconds, state.next_block)
+    if frames:
+        check_frames(model.clock, state, state.next_block, blocks)
     guided = sampler.guidance != 1.0
     model.load(
         stream_bytes(
@@ -226,10 +244,31 @@ def read(
         () if decoder is None else decoder.beside,
     )
     prompt = model.prompt_of(positive, negative, guided=guided)
-    blocks = model.clock.blocks_for(seconds, state.next_block)
     start = plan.start if plan else None
     path = Execution.named(execution)
-    return Request(model, prompt, state, sampler, blocks, start, path, decoder)
+    return Request(model, prompt, state, sampler, blocks, start, path, asked, decoder)
+
+
+def check_frames(clock: Clock, state: StreamState, first: int, blocks: int) -> None:
+    """Refuse pictures of so many blocks of a stream, from block `first` on, that do not fit.
+
+    Raises:
+        ValueError: they take more memory than is free.
+    """
+    settings, frames = state.settings, clock.frames(first + blocks) - clock.frames(first)
+    size = settings.height * SPACE_STRIDE, settings.width * SPACE_STRIDE
+    needed, free = frame_bytes(len(settings.seeds), frames, *size), free_memory()
+    if needed > free:
+        raise ValueError(
+            f"{frames} pictures of {size[1]} x {size[0]} take {needed / 1e9:.1f} GB of memory, and "
+            f"{free / 1e9:.1f} GB are free: disconnect 'images' and use 'video', which is a file "
+            "and may have any length, or make less"
+        )
+
+
+def keep(asked: Request, state: StreamState) -> StreamState:
+    """The stream after a request, remembered: a longer one of the same kind goes on from it."""
+    return kept_runs.keep(asked.asked, state)
 
 
 def _sampler(
@@ -252,14 +291,37 @@ def sample(
 ) -> Iterator[tuple[BlockLatents, StreamState]]:
     """The blocks that were asked for, each with the state after it; with progress.
 
-    Ends early where the page asks to stop, after the block that is being made. What going on does
-    not need of a long stream waits on disk, however long it gets.
+    Those that an earlier run made of the same inputs are not made again. Ends early where the page
+    asks to stop, after the block that is being made. What going on does not need of a long stream
+    waits on disk, however long it gets.
     """
-    made = rollout(
+    for made in _known_and_new(asked, progress):
+        yield made
+        if run.stop_asked:
+            return
+
+
+def _known_and_new(
+    asked: Request, progress: Progress
+) -> Iterator[tuple[BlockLatents, StreamState]]:
+    state, end = asked.state, asked.state.next_block + asked.blocks
+    known = kept_runs.longest(asked.asked, end)
+    if known is not None:
+        there = known.next_block - state.next_block
+        logger.info("%d of %d blocks were there already", there, asked.blocks)
+        for index in range(state.next_block, known.next_block - 1):
+            progress.known(asked.sampler.steps)
+            yield known.block(index), rewound(known, index + 1, asked.model.clock)
+        progress.known(asked.sampler.steps)
+        yield known.block(known.next_block - 1), known
+        state = known
+    if state.next_block == end:
+        return
+    yield from rollout(
         asked.model,
         asked.prompt,
-        asked.state,
-        asked.blocks,
+        state,
+        end - state.next_block,
         asked.sampler,
         on_step=progress.step,
         on_rebuild=progress.rebuild,
@@ -267,7 +329,3 @@ def sample(
         execution=asked.execution,
         settle=partial(spooled, folder=folders.temporary_folder()),
     )
-    for block in made:
-        yield block
-        if run.stop_asked:
-            return

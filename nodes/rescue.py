@@ -33,8 +33,8 @@ class Finished:
 def rescue(finished: Finished) -> Iterator[None]:
     """Run the body; if it is cut short after at least one block, keep that and log where it lies.
 
-    After a whole run the clip's working file stays where it is, for the player; ComfyUI empties its
-    temporary folder when it starts.
+    After a whole run the clip's working file is what goes on as VIDEO, or stays for the player;
+    ComfyUI empties its temporary folder when it starts.
     The interruption or error itself goes on to ComfyUI. It may be a `BaseException`, so nothing is
     caught.
     """

@@ -19,7 +19,7 @@ from ..samplers.parking import parked
 from ..samplers.rollout import GUIDANCE
 from ..samplers.start import start_of
 from ..samplers.state import BlockLatents, StreamState
-from . import request
+from . import limits, request
 from .rescue import Finished, rescue
 from .types import ORIGIN, OWN_SIZE, SettingsWire, StateWire, StreamPlan
 
@@ -94,6 +94,7 @@ class StreamSettingsNode(io.ComfyNode):
         # A value that comes over a wire is not known yet; it is checked when the node runs.
         known = [OWN_SIZE if value is None else value for value in (width, height)]
         try:
+            limits.check(cls, width=width, height=height)
             StreamPlan(*known, window=1, seed=0)
         except ValueError as error:
             return str(error)
@@ -109,6 +110,7 @@ class StreamSettingsNode(io.ComfyNode):
         start: dict[str, object] | None = None,
     ) -> io.NodeOutput:
         """Wrap them."""
+        limits.check(cls, width=width, height=height, window=window, seed=seed)
         given = None if start is None else start_of(start["samples"], start.get("noise_mask"))
         return io.NodeOutput(StreamPlan(width, height, window, seed, given))
 
@@ -179,6 +181,7 @@ class SampleChunk(io.ComfyNode):
     ) -> io.NodeOutput:
         """Sample the blocks; what is finished survives an interruption."""
         asked = request.read(
+            cls,
             model,
             positive,
             negative,
@@ -203,7 +206,7 @@ class SampleChunk(io.ComfyNode):
                     run.add(asked.seconds_to(finished.state))
             else:
                 _played(asked, made, finished, run)
-        state = parked(finished.state, asked.state)
+        state = request.keep(asked, parked(finished.state, asked.state))
         model = asked.model
         origin = chunk_origin(state, asked.state.next_block, model.clock, model.audio_bins)
         video, audio = chunk_tensors(origin)
@@ -225,9 +228,8 @@ def _played(
     with ExitStack() as files:
         writer = None
         try:
-            writer = ClipWriter(
-                run.clip, asked.model.clock, size.height * SPACE_STRIDE, size.width * SPACE_STRIDE
-            )
+            pixels = size.height * SPACE_STRIDE, size.width * SPACE_STRIDE
+            writer = ClipWriter(run.clip, asked.model.clock, *pixels, clips=len(size.seeds))
             files.enter_context(writer)
         except (OSError, ValueError) as error:
             run.say(str(error))

@@ -9,6 +9,7 @@ for an index at the end.
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,7 +20,7 @@ from typing import IO, TypeAlias
 
 import av
 import numpy as np
-from einops import repeat
+from einops import rearrange, repeat
 
 from ..networks.checked import reason_of
 from .clock import Clock
@@ -113,6 +114,9 @@ class ClipWriter:
         height, width: of the pictures that will come.
         scale: whole number to enlarge them by (nearest); by default enough for a shorter side of
             256.
+        clips: of a batch, which are shown side by side; what is heard is the first.
+        channels: of the sound.
+        sample_rate: of the sound, if it is not the clock's.
 
     Raises:
         OSError: the file cannot be written or another writer has it, here and in `write` and
@@ -121,10 +125,22 @@ class ClipWriter:
     """
 
     def __init__(
-        self, path: Path | str, clock: Clock, height: int, width: int, scale: int | None = None
+        self,
+        path: Path | str,
+        clock: Clock,
+        height: int,
+        width: int,
+        scale: int | None = None,
+        *,
+        clips: int = 1,
+        channels: int = 1,
+        sample_rate: int | None = None,
     ) -> None:
         self.path, self.clock = Path(path), clock
-        self.size = height, width
+        self.size, self.clips = (height, width), clips
+        self.sound = channels, sample_rate or clock.sample_rate
+        self.columns = math.ceil(math.sqrt(clips))
+        height, width = height * -(-clips // self.columns), width * self.columns
         self.scale = scale or max(1, -(-SHORT_SIDE // min(height, width)))
         if height * self.scale % 2 or width * self.scale % 2:
             raise ValueError(
@@ -143,7 +159,8 @@ class ClipWriter:
         except OSError as error:
             raise self._failed(error) from error
         try:
-            self._encoder = _Encoder(self._file, clock, height * self.scale, width * self.scale)
+            size = height * self.scale, width * self.scale
+            self._encoder = _Encoder(self._file, clock.fps, *size, *self.sound)
         except ValueError:
             self._close_file()
             raise
@@ -154,20 +171,22 @@ class ClipWriter:
         return self._file.held is None
 
     def write(self, decoded: DecodedBlock) -> None:
-        """Append a block: pictures (1, F, H, W, 3) in 0..1 and sound (1, 1, n) in -1..1.
+        """Append a block: pictures (b, F, H, W, 3) in 0..1 and sound (b, channels, n) in -1..1.
 
         Raises:
-            ValueError: several clips at once, another size, or a closed writer.
+            ValueError: another number of clips, another size, or a closed writer.
             OSError: the disk is full, or an encoder fails; the file is closed and plays up to here.
         """
-        pictures = (decoded.video[0] * 255).round().byte().numpy()
+        pictures = (decoded.video * 255).round().byte().numpy()
         sound = decoded.audio[0].float().numpy()
-        if len(decoded.video) != 1 or pictures.shape[1:3] != self.size or not self._open:
+        clips, size = len(pictures), pictures.shape[2:4]
+        if (clips, size) != (self.clips, self.size) or not self._open:
             raise ValueError(
-                f"found {len(decoded.video)} clips of {pictures.shape[2]}x{pictures.shape[1]} "
-                f"pixels for {'an open' if self._open else 'a closed'} writer, expected 1 of "
+                f"found {clips} clips of {size[1]}x{size[0]} pixels for "
+                f"{'an open' if self._open else 'a closed'} writer, expected {self.clips} of "
                 f"{self.size[1]}x{self.size[0]} for an open one; use one writer per clip"
             )
+        pictures = side_by_side(pictures, self.columns)
         pictures = repeat(pictures, "f h w rgb -> f (h y) (w x) rgb", y=self.scale, x=self.scale)
         try:
             self._encoder.write(pictures, sound)
@@ -212,7 +231,7 @@ class ClipWriter:
 
     def _alone(self, pictures: np.ndarray, sound: np.ndarray) -> bytes:
         content = io.BytesIO()
-        encoder = _Encoder(content, self.clock, *pictures.shape[1:3])
+        encoder = _Encoder(content, self.clock.fps, *pictures.shape[1:3], *self.sound)
         encoder.write(pictures, sound)
         encoder.close()
         return content.getvalue()
@@ -240,15 +259,31 @@ class ClipWriter:
         return OSError(error.errno, message, str(self.path))
 
 
+def side_by_side(pictures: np.ndarray, columns: int) -> np.ndarray:
+    """Clips (b, F, H, W, 3) in rows of so many: one clip, black where none is."""
+    missing = np.zeros_like(pictures[: -len(pictures) % columns])
+    whole = np.concatenate((pictures, missing))
+    return rearrange(whole, "(y x) f h w rgb -> f (y h) (x w) rgb", x=columns)
+
+
 class _Encoder:
-    """Pictures (F, H, W, 3) uint8 and sound (1, n) to packets in a file.
+    """Pictures (F, H, W, 3) uint8 and sound (channels, n) to packets in a file.
 
     Raises:
         ValueError: no encoder for pictures or for sound on this machine.
     """
 
-    def __init__(self, file: IO[bytes] | _File, clock: Clock, height: int, width: int) -> None:
-        self._rate, self._sample_rate = Fraction(clock.fps), clock.sample_rate
+    def __init__(
+        self,
+        file: IO[bytes] | _File,
+        fps: Fraction,
+        height: int,
+        width: int,
+        channels: int,
+        sample_rate: int,
+    ) -> None:
+        self._rate, self._sample_rate = Fraction(fps), sample_rate
+        self._layout = {1: "mono", 2: "stereo"}[channels]
         self._frames = self._samples = 0
         for name in _ENCODERS:
             self._container = av.open(
@@ -263,22 +298,22 @@ class _Encoder:
             )
             # Nothing reaches the file before the first packet, so one that fails leaves no trace.
             with suppress(*_ERRORS, ValueError):
-                self._add_streams(name, height, width)
+                self._add_streams(name, height, width, channels)
                 return
         raise ValueError(
             f"this machine's FFmpeg has none of the encoders {', '.join(_ENCODERS)} with aac; "
             f"{_REMEDY}"
         )
 
-    def _add_streams(self, name: str, height: int, width: int) -> None:
+    def _add_streams(self, name: str, height: int, width: int, channels: int) -> None:
         self._video = self._container.add_stream(name, rate=self._rate)
         self._video.width, self._video.height = width, height
         self._video.pix_fmt = "yuv420p"
         self._video.codec_context.time_base = 1 / self._rate
         self._video.gop_size = round(self._rate)
         self._video.options = dict(_ENCODERS[name])
-        self._audio = self._container.add_stream("aac", rate=self._sample_rate, layout="mono")
-        self._audio.bit_rate = 96_000
+        self._audio = self._container.add_stream("aac", rate=self._sample_rate, layout=self._layout)
+        self._audio.bit_rate = 96_000 * channels
         for stream in (self._video, self._audio):
             stream.codec_context.open()
 
@@ -289,7 +324,7 @@ class _Encoder:
             self._frames += 1
             self._container.mux(self._video.encode(frame))
         frame = av.AudioFrame.from_ndarray(
-            np.ascontiguousarray(sound), format="fltp", layout="mono"
+            np.ascontiguousarray(sound), format="fltp", layout=self._layout
         )
         frame.sample_rate = self._sample_rate
         frame.pts, frame.time_base = self._samples, Fraction(1, self._sample_rate)

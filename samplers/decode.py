@@ -163,6 +163,32 @@ class StreamDecoder:
             _LEFT[state.block(state.next_block - 1).audio] = left
 
 
+class Collected:
+    """A clip in memory, one block after the other in its place: it is never there twice.
+
+    Args:
+        frames: how many there will be at most.
+    """
+
+    def __init__(self, frames: int) -> None:
+        self._frames, self._seen = frames, 0
+        self._video: Tensor | None = None
+        self._audio: list[Tensor] = []
+
+    def add(self, decoded: DecodedBlock) -> None:
+        """Append a block."""
+        batch, count, *size = decoded.video.shape
+        if self._video is None:
+            self._video = torch.empty(batch, self._frames, *size)
+        self._video[:, self._seen : self._seen + count] = decoded.video
+        self._seen += count
+        self._audio.append(decoded.audio)
+
+    def whole(self) -> DecodedBlock:
+        """All that was added."""
+        return DecodedBlock(self._video[:, : self._seen], torch.cat(self._audio, dim=2))
+
+
 def joined(blocks: Iterable[DecodedBlock]) -> DecodedBlock:
     """Blocks in a row as one."""
     blocks = list(blocks)

@@ -12,9 +12,10 @@ the overlap this is exactly the whole, decoded. Reach of the decoders: docs/omni
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -25,6 +26,8 @@ OVERLAP = 3
 """Video latents on either side, by default: one second of LTX-2."""
 REACH = 22
 """Video latents before a moment that LTX-2's decoder may see; real weights see less far."""
+AT_ONCE = 90
+"""Video latents that come out of one decoding of a long stream: half a minute of LTX-2."""
 _AUDIO_BEFORE, _AUDIO_AFTER = 36, 4
 
 VideoDecoder = Callable[[Tensor], Tensor]
@@ -81,6 +84,25 @@ def added_by(clock: Clock, origin: ChunkOrigin) -> Piece:
     begin = layout.video_span(origin.first_block)[0]
     end = layout.video_latents(origin.state.next_block)
     return Piece(max(0, begin - REACH), end, _frames(clock, begin), _frames(clock, end))
+
+
+def pieces(clock: Clock, origin: ChunkOrigin) -> Iterator[Piece]:
+    """All frames of such a chunk, a piece at a time, so that no more is held of a long one."""
+    whole = added_by(clock, origin)
+    begin, end = (_latents(clock, frames) for frames in (whole.start, whole.stop))
+    # What little would be left over stays with the last piece.
+    starts = range(begin, max(begin + 1, end - AT_ONCE // 2), AT_ONCE)
+    for start, stop in pairwise((*starts, end)):
+        yield Piece(
+            max(0, start - REACH),
+            min(end, stop + REACH),
+            _frames(clock, start),
+            _frames(clock, stop),
+        )
+
+
+def _latents(clock: Clock, frames: int) -> int:
+    return 1 + (frames - 1) // clock.video_stride if frames else 0
 
 
 def _frames(clock: Clock, latents: int) -> int:

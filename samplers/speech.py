@@ -86,6 +86,19 @@ class Speech:
             place, due = place + 1, None
         return replace(speech, said=tuple(said), place=place)
 
+    def until(self, end: float) -> Speech:
+        """The same as it was after a block that ended at second `end`."""
+        kept = 1 + next((i for i, unit in enumerate(self.said) if unit.onset > end), len(self.said))
+        place = self.place - len(self.said[kept:])
+        if place < 0:  # another transcript was told then
+            return Speech(self.said[:kept])
+        return replace(self, said=self.said[:kept], place=place)
+
+    def since(self, begin: float) -> Speech:
+        """The same without the units that were over before second `begin`."""
+        first = sum(unit.onset <= begin for unit in self.said) - 1
+        return replace(self, said=self.said[max(0, first) :])
+
 
 def check_speeches(speeches: tuple[Speech, ...], clips: int, channels: int) -> None:
     """Refuse what a network with so many channels of transcript cannot have been told.

@@ -197,6 +197,12 @@ class StreamState:
         """The same state in little memory: keys and values are rebuilt when it goes on."""
         return replace(self, cache=None, unguided=None)
 
+    def key_bytes(self) -> int:
+        """Memory of the keys and values."""
+        caches = [cache for cache in (self.cache, self.unguided) if cache is not None]
+        tensors = (x for one in caches for block in one.blocks for pair in block for x in pair)
+        return sum(x.numel() * x.element_size() for x in tensors)
+
     def reseeded(self, seeds: tuple[int, ...]) -> StreamState:
         """The same past with other seeds for what follows.
 
@@ -209,6 +215,31 @@ class StreamState:
                 "give one each"
             )
         return replace(self, settings=replace(self.settings, seeds=seeds))
+
+
+def rewound(state: StreamState, blocks: int, clock: Clock) -> StreamState:
+    """The stream as it was after its first `blocks` blocks.
+
+    Keys and values of then are made again when it goes on, exactly those if the prompt was the same
+    throughout; what the decoders remembered is made again as well.
+
+    Raises:
+        ValueError: the stream has not so many, or does not hold them any more.
+    """
+    if not 0 <= blocks <= state.next_block:
+        raise ValueError(
+            f"the stream has {state.next_block} blocks, expected to go back to one of them; found "
+            f"{blocks}"
+        )
+    if blocks == state.next_block:
+        return state
+    if blocks:
+        state.block(blocks - 1)
+    latents = state.latents[: max(0, blocks - state.dropped)]
+    end = clock.samples(blocks) / clock.sample_rate
+    speeches = tuple(speech.until(end) for speech in state.speeches) if blocks else ()
+    state = state.without_keys()
+    return replace(state, latents=latents, speeches=speeches, memory=None)
 
 
 def check_state(state: StreamState, model: StreamModel) -> None:

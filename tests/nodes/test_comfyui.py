@@ -14,6 +14,7 @@ from copy import deepcopy
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -217,6 +218,77 @@ def test_a_saved_stream_goes_on_as_if_it_had_never_stopped(server: Server, schem
     _, resumed = endings(server, prompt, "resumed")
     for ours, theirs in zip(direct, resumed, strict=True):
         assert all(same(*blocks) for blocks in zip(ours.latents, theirs.latents, strict=True))
+
+
+# The clip is the file that was written.
+
+
+def packets_of(path: Path) -> list[tuple[bytes, ...]]:
+    """What is encoded in a file, picture and sound."""
+    found = []
+    for kind in ("video", "audio"):
+        with av.open(path) as file:
+            packets = file.demux(**{kind: 0})
+            found.append(tuple(bytes(packet) for packet in packets if packet.size))
+    return found
+
+
+def test_the_clip_is_a_file_that_is_saved_as_it_is_and_pictures_are_made_where_they_are_wanted(
+    server: Server, schemas: dict
+) -> None:
+    """Made longer, or wanted as pictures too, nothing is sampled that was there already."""
+    prompt = prompt_of("1_text_to_clip.json", schemas)
+    (key,) = [key for key, node in prompt.items() if node["class_type"] == "MF_GenerateClip"]
+    prompt[key]["inputs"] |= {"seconds": 3, "variation": 77}
+    said = len(server.log.read_text(errors="replace"))
+    (short,) = server.saved(server.run(prompt))
+    working = max(
+        (server.base / "temp").glob("mutual_forcing_*.mp4"), key=lambda f: f.stat().st_mtime
+    )
+    assert packets_of(short) == packets_of(working)
+    prompt[key]["inputs"]["seconds"] = 5
+    (long,) = server.saved(server.run(prompt))
+    assert np.array_equal(frames_of(long)[:73], frames_of(short))
+    prompt |= {
+        "80": {
+            "class_type": "CreateVideo",
+            "inputs": {"images": [key, 1], "audio": [key, 2], "fps": 24.0},
+        },
+        "81": {
+            "class_type": "SaveVideo",
+            "inputs": {
+                "video": ["80", 0],
+                "filename_prefix": "video/pictures",
+                "format": "mp4",
+                "format.codec": "h264",
+            },
+        },
+    }
+    again = sorted(server.saved(server.run(prompt)))[-1]
+    assert lengths(again) == lengths(long)
+    log = server.log.read_text(errors="replace")[said:]
+    assert "4 of 6 blocks were there already" in log and "6 of 6 blocks were there" in log
+
+
+def test_limits_hold_over_a_wire_and_what_cannot_fit_is_refused_at_once(
+    server: Server, schemas: dict
+) -> None:
+    prompt = prompt_of("1_text_to_clip.json", schemas)
+    (key,) = [key for key, node in prompt.items() if node["class_type"] == "MF_GenerateClip"]
+    prompt["90"] = {"class_type": "PrimitiveInt", "inputs": {"value": 100_000}}
+    inputs = prompt[key]["inputs"]
+    inputs["seconds"] = ["90", 0]
+    assert "'length (seconds)' is 100000, expected 1 to 3600" in refusal(server, prompt)
+    prompt["90"]["inputs"]["value"] = 3600
+    prompt["91"] = {"class_type": "PreviewImage", "inputs": {"images": [key, 1]}}
+    size = inputs_of(prompt, "MF_StreamSettings")[0]
+    size |= {"width": 4096, "height": 4096}
+    assert "GB are free: disconnect 'images'" in refusal(server, prompt)
+    size["width"] = 8192
+    assert "'width' is 8192, expected 0 to 4096" in refusal(server, prompt)
+    prompt["92"] = {"class_type": "PrimitiveString", "inputs": {"value": "no steps"}}
+    size["width"], inputs["mode"] = 64, ["92", 0]
+    assert "'mode' is 'no steps', expected one of: automatic, " in refusal(server, prompt)
 
 
 # What an artist reads when something is wrong.

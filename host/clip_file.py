@@ -1,0 +1,26 @@
+"""A clip on disk as ComfyUI's VIDEO: saved as it stands, gone when nothing holds it any more."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+
+from comfy_api.latest import InputImpl
+
+
+class ClipFile(InputImpl.VideoFromFile):
+    """A working file that is a VIDEO. Save Video copies its H.264 and AAC into a file of that kind.
+
+    It is deleted with the last VIDEO that is made of it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        weakref.finalize(self, path.unlink, missing_ok=True)
+
+    def as_trimmed(self, *arguments: object, **options: object) -> InputImpl.VideoFromFile | None:
+        """See ComfyUI's."""
+        part = super().as_trimmed(*arguments, **options)
+        if part is not None:
+            part.whole = self  # its file stays for as long as the part does
+        return part
