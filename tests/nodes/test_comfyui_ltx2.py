@@ -221,7 +221,10 @@ def test_a_clip_is_what_core_decodes_of_the_same_stream(server: Server, schemas:
     loader, button = node_of(prompt, "MF_LoadLTX2"), node_of(prompt, "MF_GenerateClip")
     prompt[loader]["inputs"]["weights"] = "as in the file"
     prompt[button]["inputs"]["seconds"] = 2
-    prompt[node_of(prompt, "SaveVideo")]["inputs"]["filename_prefix"] = "video/button"
+    clip = {"images": [button, 1], "audio": [button, 2], "fps": 24.0, "bit_depth": 8}
+    again = {"filename_prefix": "video/button", "video": ["79", 0]}
+    inputs_of(prompt, "SaveVideo")[0].update(again)
+    prompt = with_node(prompt, "79", "CreateVideo", **clip)
     chunk = {k: v for k, v in prompt[button]["inputs"].items() if k not in ("vae", "audio_vae")}
     prompt = with_node(prompt, "80", "MF_SampleChunk", **chunk)
     prompt = with_node(prompt, "81", "VAEDecode", samples=["80", 1], vae=[loader, 1])
