@@ -20,6 +20,7 @@ from torch import Tensor
 from ..samplers.chunk import ChunkOrigin, chunk_origin, chunk_tensors
 from ..samplers.clock import Clock
 from ..samplers.decode import DecodedBlock, StreamDecoder, joined
+from ..samplers.encode import in_phase
 from ..samplers.live import decoded_live
 from ..samplers.overlap import Piece, added_by, decode_pictures, decode_sound, piece_of, pieces
 from ..samplers.state import BlockLatents, StreamState
@@ -57,6 +58,14 @@ class ClipDecoder(Protocol):
 
     def whole(self, origin: ChunkOrigin) -> DecodedBlock:
         """Everything from the beginning of the stream to the end of a chunk."""
+        ...
+
+    def in_phase(self, state: StreamState, sound: Tensor) -> StreamState:
+        """A stream that was encoded, with what decoders that look back remember of it.
+
+        Args:
+            sound: (b, 1, n) that it was encoded from, up to the end of its last block.
+        """
         ...
 
     def follow(self, made: Made, before: StreamState, use: Use) -> None:
@@ -181,6 +190,11 @@ class LookBack:
             for _ in decoded_live(iter(made), self._decoder, before, use):
                 pass
 
+    def in_phase(self, state: StreamState, sound: Tensor) -> StreamState:
+        """See `ClipDecoder`."""
+        comfy.model_management.load_models_gpu(self.beside, force_full_load=True)
+        return in_phase(self._decoder, state, sound)
+
     def _stoppable(self) -> AbstractContextManager[None]:
         return stoppable(self.vae.first_stage_model, self.audio_vae.first_stage_model)
 
@@ -221,6 +235,10 @@ class LookAhead:
         origin = chunk_origin(state, before.next_block, self.clock)
         for piece in pieces(self.clock, origin):
             use(self._decoded(origin, piece), state)
+
+    def in_phase(self, state: StreamState, sound: Tensor) -> StreamState:
+        """See `ClipDecoder`."""
+        return state
 
     def _decoded(self, origin: ChunkOrigin, piece: Piece) -> DecodedBlock:
         bins = self.audio_vae.first_stage_model.latent_frequency_bins

@@ -9,7 +9,7 @@ from .clip import GenerateClip
 from .decode import DecodeChunk
 from .loaders import LoadLTX2, LoadModel
 from .replaced import REPLACED
-from .state import LoadState, SaveState
+from .state import LoadState, RewindStream, SaveState, StreamFromClip
 from .stream import SampleChunk, StreamSettingsNode
 
 NODES: list[type[io.ComfyNode]] = [
@@ -21,6 +21,8 @@ NODES: list[type[io.ComfyNode]] = [
     DecodeChunk,
     SaveState,
     LoadState,
+    RewindStream,
+    StreamFromClip,
 ]
 
 

@@ -112,6 +112,7 @@ class GenerateClip(io.ComfyNode):
         state: StreamState | None = None,
         execution: str = request.PATHS[0],
         few_step_guidance: float = GUIDANCE,
+        given: dict[str, object] | None = None,
         vae: object = None,
         audio_vae: object = None,
     ) -> io.NodeOutput:
@@ -132,6 +133,7 @@ class GenerateClip(io.ComfyNode):
             few_step_guidance,
             (vae, audio_vae),
             frames=frames,
+            given=given,
         )
         decoder, clock, before = asked.decoder, asked.model.clock, asked.state
         size, first = before.settings, before.next_block

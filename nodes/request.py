@@ -30,7 +30,7 @@ from ..samplers.rollout import (
     SamplerSettings,
     rollout,
 )
-from ..samplers.start import Start
+from ..samplers.start import Given, Start, given_of
 from ..samplers.state import BlockLatents, StreamState, check_state, rewound
 from . import limits
 from .types import SettingsWire, StateWire, StreamPlan
@@ -50,6 +50,7 @@ class Request(NamedTuple):
     sampler: SamplerSettings
     blocks: int
     start: Start | None
+    given: Given | None
     execution: Execution
     asked: tuple[object, ...]
     decoder: ClipDecoder | None = None
@@ -89,6 +90,12 @@ def wires() -> list[io.Input]:
             optional=True,
             tooltip="Goes on where an earlier chunk ended. Leave empty to begin a new stream.",
         ),
+        io.Latent.Input(
+            "given",
+            optional=True,
+            tooltip="A sound that pictures are made for (VAE Encode Audio, or LTXV Audio VAE "
+            "Encode), or pictures that a sound is made for (VAE Encode), in whole seconds.",
+        ),
     ]
 
 
@@ -127,6 +134,7 @@ def widgets() -> list[io.Input]:
             default=0,
             min=0,
             max=0xFFFFFFFF,
+            control_after_generate=io.ControlAfterGenerate.fixed,
             tooltip="0 follows the stream's seed. Any other number gives another take from the "
             "same past.",
         ),
@@ -180,6 +188,7 @@ def read(
     vaes: tuple[object, object] | None = None,
     *,
     frames: bool = False,
+    given: dict[str, object] | None = None,
 ) -> Request:
     """Check what can be known before sampling, load the model, encode the prompt.
 
@@ -189,6 +198,7 @@ def read(
             model's own. Without the pair it is decoded where a page is there to play it, if the
             model's own VAEs can do that live.
         frames: whether all pictures are to lie in memory.
+        given: a LATENT with one modality of what comes.
 
     Raises:
         ValueError: in an artist's words, with the next step.
@@ -198,7 +208,7 @@ def read(
     numbers = {"seconds": seconds, "variation": variation}
     limits.check(node, mode=mode, few_step_guidance=few_step_guidance, **numbers)
     asked = wire, positive, negative, plan, state, mode, variation, execution, few_step_guidance
-    asked += vaes or ()
+    asked += (given and given["samples"], *(vaes or ()))
     if plan is not None and state is not None:
         raise ValueError(
             "both 'settings' and 'state' are connected, but a stream keeps the size, memory and "
@@ -245,8 +255,9 @@ def read(
     )
     prompt = model.prompt_of(positive, negative, guided=guided)
     start = plan.start if plan else None
+    coming = given and given_of(given["samples"], state.layout, state.next_block)
     path = Execution.named(execution)
-    return Request(model, prompt, state, sampler, blocks, start, path, asked, decoder)
+    return Request(model, prompt, state, sampler, blocks, start, coming, path, asked, decoder)
 
 
 def check_frames(clock: Clock, state: StreamState, first: int, blocks: int) -> None:
@@ -326,6 +337,7 @@ def _known_and_new(
         on_step=progress.step,
         on_rebuild=progress.rebuild,
         start=asked.start,
+        given=asked.given,
         execution=asked.execution,
         settle=partial(spooled, folder=folders.temporary_folder()),
     )

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+from fractions import Fraction
 
 from comfy_api.latest import io
 
 from ..host import folders
+from ..host.encoding import Clip, end_of_video, stream_of_clip
+from ..host.model_wire import stream_model
 from ..model_loaders.catalog import changed_at
-from ..samplers.state import StreamState
+from ..samplers.clock import Clock
+from ..samplers.state import StreamState, blocks_until, rewound, take_of
 from ..samplers.state_file import load_state, save_state
-from .types import StateWire
+from . import limits
+from .types import SettingsWire, StateWire, StreamPlan
 
 logger = logging.getLogger("mutualforcing")
 NO_STREAM = "no saved stream"
@@ -110,3 +115,143 @@ class LoadState(io.ComfyNode):
     def execute(cls, file: str) -> io.NodeOutput:
         """Read it."""
         return io.NodeOutput(load_state(folders.saved_stream(file)))
+
+
+class RewindStream(io.ComfyNode):
+    """Rewind Stream."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="MF_Rewind",
+            display_name="Rewind Stream",
+            category="MutualForcing/State",
+            description="Goes back to an earlier second of a stream, or chooses one of its takes, "
+            "to go on from there.",
+            search_aliases=["undo", "trim", "cut stream", "choose take", "batch select"],
+            inputs=[
+                StateWire.Input(
+                    "state", tooltip="From Sample Chunk, Generate Clip, or Load Stream."
+                ),
+                io.Int.Input(
+                    "second",
+                    default=-1,
+                    min=-1,
+                    max=86400,
+                    tooltip="The second of the stream to go back to. -1: its end.",
+                ),
+                io.Int.Input(
+                    "take",
+                    default=0,
+                    min=0,
+                    max=256,
+                    tooltip="Which of several clips side by side to go on with, counted from the "
+                    "upper left. 0: all of them.",
+                ),
+            ],
+            outputs=[StateWire.Output("state", tooltip="To Sample Chunk or Generate Clip.")],
+        )
+
+    @classmethod
+    def execute(cls, state: StreamState, second: int = -1, take: int = 0) -> io.NodeOutput:
+        """Go back, and choose."""
+        limits.check(cls, second=second, take=take)
+        if take:
+            state = take_of(state, take - 1)
+        if second >= 0:
+            clock = Clock(state.layout)
+            state = rewound(state, blocks_until(clock, second), clock)
+        return io.NodeOutput(state)
+
+
+class StreamFromClip(io.ComfyNode):
+    """Stream from Clip."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="MF_StreamFromClip",
+            display_name="Stream from Clip",
+            category="MutualForcing/State",
+            description="Makes any clip a stream, so that Generate Clip or Sample Chunk goes on "
+            "where it ends, in picture and in sound.",
+            search_aliases=["video to video", "extend video", "continue clip", "encode"],
+            inputs=[
+                io.Model.Input("model", tooltip="That goes on with it."),
+                io.Video.Input(
+                    "video", optional=True, tooltip="The clip. From Load Video, for instance."
+                ),
+                io.Image.Input("images", optional=True, tooltip="Or its frames by themselves ..."),
+                io.Audio.Input(
+                    "audio",
+                    optional=True,
+                    tooltip="... and its sound, from the first frame on. Silence without it.",
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="For pictures, from the model's loader. Without it the model's own.",
+                ),
+                io.Vae.Input(
+                    "audio_vae",
+                    optional=True,
+                    tooltip="For sound, from the model's loader. Without it the model's own.",
+                ),
+                SettingsWire.Input(
+                    "settings",
+                    optional=True,
+                    tooltip="Size, memory and seed. Without it the model's own size: the clip is "
+                    "scaled to it, and cut to its shape.",
+                ),
+                io.Int.Input(
+                    "seconds",
+                    default=10,
+                    min=2,
+                    max=600,
+                    tooltip="How much of the clip's end the stream begins with, in whole seconds.",
+                ),
+                io.Float.Input(
+                    "fps",
+                    default=24.0,
+                    min=1.0,
+                    max=240.0,
+                    advanced=True,
+                    tooltip="Frames a second of 'images'. A video knows its own.",
+                ),
+            ],
+            outputs=[StateWire.Output("state", tooltip="To Sample Chunk or Generate Clip.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: object,
+        video: object = None,
+        images: object = None,
+        audio: dict[str, object] | None = None,
+        vae: object = None,
+        audio_vae: object = None,
+        settings: StreamPlan | None = None,
+        seconds: int = 10,
+        fps: float = 24.0,
+    ) -> io.NodeOutput:
+        """Encode it."""
+        limits.check(cls, seconds=seconds, fps=fps)
+        if (video is None) == (images is None):
+            raise ValueError("connect the clip to 'video', or its frames to 'images', not both")
+        rate = Fraction(fps).limit_denominator(1001)
+        if video is not None:
+            images, sound, rate = end_of_video(video, seconds + 1)
+            audio = sound if audio is None else audio
+        streams, plan = stream_model(model), settings or StreamPlan()
+        if plan.start is not None:
+            raise ValueError(
+                "Stream Settings has a start image, and the stream begins with a clip: disconnect "
+                "one of them"
+            )
+        clip, vaes = Clip(images, audio, rate), (vae, audio_vae)
+        return io.NodeOutput(
+            stream_of_clip(model, streams, plan.begin(streams), vaes, clip, seconds)
+        )

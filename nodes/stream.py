@@ -74,6 +74,14 @@ class StreamSettingsNode(io.ComfyNode):
                     tooltip="Another number, another clip. The same number gives the same clip, "
                     "however it is cut into chunks.",
                 ),
+                io.Int.Input(
+                    "takes",
+                    default=1,
+                    min=1,
+                    max=16,
+                    tooltip="How many clips are made at once, of this seed and those that follow "
+                    "it, side by side in one video. Rewind Stream goes on with one of them.",
+                ),
                 io.Latent.Input(
                     "start",
                     optional=True,
@@ -107,12 +115,13 @@ class StreamSettingsNode(io.ComfyNode):
         height: int,
         window: int,
         seed: int,
+        takes: int = 1,
         start: dict[str, object] | None = None,
     ) -> io.NodeOutput:
         """Wrap them."""
-        limits.check(cls, width=width, height=height, window=window, seed=seed)
+        limits.check(cls, width=width, height=height, window=window, seed=seed, takes=takes)
         given = None if start is None else start_of(start["samples"], start.get("noise_mask"))
-        return io.NodeOutput(StreamPlan(width, height, window, seed, given))
+        return io.NodeOutput(StreamPlan(width, height, window, seed, given, takes))
 
 
 class SampleChunk(io.ComfyNode):
@@ -178,6 +187,7 @@ class SampleChunk(io.ComfyNode):
         state: StreamState | None = None,
         execution: str = request.PATHS[0],
         few_step_guidance: float = GUIDANCE,
+        given: dict[str, object] | None = None,
     ) -> io.NodeOutput:
         """Sample the blocks; what is finished survives an interruption."""
         asked = request.read(
@@ -192,6 +202,7 @@ class SampleChunk(io.ComfyNode):
             variation,
             execution,
             few_step_guidance,
+            given=given,
         )
         progress = Progress(asked.blocks * asked.sampler.steps)
         finished = Finished(asked.state)

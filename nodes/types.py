@@ -10,7 +10,7 @@ from ..host.stream_model import StreamModel
 from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.rollout import new_stream
 from ..samplers.start import Start
-from ..samplers.state import StreamSettings, StreamState
+from ..samplers.state import SEEDS_END, StreamSettings, StreamState
 
 StateWire = io.Custom("MF_STATE")
 SettingsWire = io.Custom("MF_SETTINGS")
@@ -25,13 +25,16 @@ OWN_SIZE = 0
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """What the artist decides before a stream begins; sizes in pixels, window in seconds."""
+    """What the artist decides before a stream begins; sizes in pixels, window in seconds, as many
+    takes as there are clips: of the seed and those after it.
+    """
 
     width: int = OWN_SIZE
     height: int = OWN_SIZE
     window: int | None = None
     seed: int = 0
     start: Start | None = field(default=None, repr=False)
+    takes: int = 1
 
     def __post_init__(self) -> None:
         for name, value in (("width", self.width), ("height", self.height)):
@@ -61,4 +64,5 @@ class StreamPlan:
                 "same size"
             )
         window = self.window or usual.window
-        return new_stream(model, StreamSettings(rows, columns, window, (self.seed,)))
+        seeds = tuple((self.seed + take) % SEEDS_END for take in range(self.takes))
+        return new_stream(model, StreamSettings(rows, columns, window, seeds))

@@ -33,7 +33,7 @@ from .noise import NoiseSource, noise_of
 from .schedule import KEEP, Line, Prompt, Schedule, Transition, line_at
 from .sigmas import few_step_sigmas, ltx2_sigmas
 from .speech import Speech, Transcript, block_seconds, block_track
-from .start import Start
+from .start import Given, Held, Start, held
 from .state import BlockLatents, StreamSettings, StreamState, check_state
 from .steps import euler, guided, renoise
 
@@ -366,6 +366,7 @@ def rollout(
     noise: NoiseSource | None = None,
     execution: Execution = EAGER,
     start: Start | None = None,
+    given: Given | None = None,
     settle: Callable[[StreamState], StreamState] | None = None,
 ) -> Iterator[tuple[BlockLatents, StreamState]]:
     """Yield `blocks` further blocks, each with the state after it. `state` itself is not changed.
@@ -385,6 +386,7 @@ def rollout(
         noise: where noise comes from; by default named by the state's seeds.
         execution: how passes are carried out; the numbers are the same.
         start: video latents that block 0 begins with.
+        given: one modality of blocks to come; the other one is made to go with it.
         settle: what to do with the state after every block, so that a long stream does not fill
             the memory: `StreamState.trimmed`, or `parking.spooled` with a folder.
 
@@ -420,8 +422,6 @@ def rollout(
     reason = execution.unfit(network, like.device)
     if reason:
         raise ValueError(f"{reason}; choose another execution path")
-    if start is not None:
-        start = Start(to_device(start.latents, like))
     branches = [_Branch(network, state.settings, like, execution) for _ in range(1 + is_guided)]
 
     # The checks above must not wait for the first block to be asked for, so the loop is a generator
@@ -480,7 +480,7 @@ def rollout(
                     constants,
                     source,
                     on_step,
-                    start if state.next_block == 0 else None,
+                    held(start, given, state.next_block),
                 )
             # Keys of a branch that is not extended would fall behind; they are rebuilt if guidance
             # comes back.
@@ -531,7 +531,7 @@ def _denoised(
     constants: SigmaConstants,
     noise: NoiseSource,
     on_step: Callable[[Step], None] | None,
-    start: Start | None,
+    kept: Held | None,
 ) -> BlockLatents:
     """The next block from noise; the first branch is the prompt's, a second the empty prompt's."""
     index, batch = state.next_block, len(state.settings.seeds)
@@ -544,15 +544,17 @@ def _denoised(
             to_device(noise(index, step, "audio", (batch, *opened.audio_shape)), like),
         )
 
+    if kept is not None:
+        kept = Held(*(x if x is None else to_device(x, like) for x in kept))
     video, audio = draw(0)
     for step, (sigma, next_sigma) in enumerate(pairwise(sampler.sigmas)):
         level = sigma, sigma - next_sigma if sampler.mode == "few" else 0.0
-        if start is None:
+        if kept is None:
             modulation = constants.at(*level)
         else:
-            video = start.placed(video)
+            video, audio = kept.placed(video, audio)
             embeddings = constants.embedding(0.0), constants.embedding(*level)
-            modulation = start.modulation(constants.model, *embeddings, video)
+            modulation = kept.modulation(constants.model, *embeddings, video, audio)
         velocities = [
             branch.velocity(video.to(like.dtype), audio.to(like.dtype), text, modulation, track)
             for branch, text, track in branches
@@ -570,8 +572,8 @@ def _denoised(
             audio = renoise(audio, audio_v, sigma, next_sigma, fresh_audio)
         if on_step is not None:
             on_step(Step(index, step, sampler.steps))
-    if start is not None:
-        video = start.placed(video)
+    if kept is not None:
+        video, audio = kept.placed(video, audio)
     # The only place where the host waits for the device.
     latents = BlockLatents(video.float().cpu(), audio.float().cpu())
     for modality, value in zip(BlockLatents._fields, latents, strict=True):

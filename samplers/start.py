@@ -1,22 +1,28 @@
-"""A stream that begins with a given picture: the first video latents of block 0 are never noisy.
+"""What of a block is given: latents that are never noisy, and that the rest is made to go with.
 
-b batch, c channels, f h w video latent grid, g given latents.
-As LTX-2 does for image to video, the given latents keep sigma 0 while everything else in the block,
-the sound included, comes down from noise; so their tokens are a group of their own in the
-modulation. In the paper's block layout the prefix is that one latent. OmniForcing's released layout
-has three more behind it; it was not trained for a given one, so how well it takes a picture is the
-checkpoint's business and not promised here.
+b batch, c channels, f h w video latent grid, s audio latents, g given latents.
+As LTX-2 does for image to video, given latents keep sigma 0 while everything else in the block
+comes down from noise; so their tokens are a group of their own in the modulation. A picture that a
+stream begins with is given that way, and so is all of one modality in the blocks to come: a sound
+that pictures are made for, or pictures that a sound is made for. In the paper's block layout the
+prefix is a single picture. OmniForcing's released layout has three latents more behind it; it was
+not trained for a given one, so how well it takes a picture is the checkpoint's business and not
+promised here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
+from ..networks.layout import BlockLayout
 from ..networks.modulation import TokenModulation
 from ..networks.timestep import ModalityEmbedding, TimestepEmbedding
+from .state import BlockLatents
 
 
 @dataclass(frozen=True)
@@ -30,37 +36,144 @@ class Start:
         """Latent height and width."""
         return self.latents.shape[3], self.latents.shape[4]
 
-    def placed(self, video: Tensor) -> Tensor:
-        """Video latents (b, c, f, h, w) of block 0 with the given ones in their place.
+    def block(self, index: int) -> Held | None:
+        """What of a block is given."""
+        return Held(self.latents) if index == 0 else None
+
+
+@dataclass(frozen=True)
+class Given:
+    """One modality of the blocks from `first` on; the other one is made to go with it.
+
+    Attributes:
+        video: (1, c, f, h, w) of whole blocks; None where the sound is given.
+        audio: (1, s, c) likewise.
+    """
+
+    layout: BlockLayout
+    first: int
+    video: Tensor | None = field(default=None, repr=False)
+    audio: Tensor | None = field(default=None, repr=False)
+
+    def block(self, index: int) -> Held | None:
+        """What of a block is given; after its last whole block, nothing."""
+        if index < self.first:
+            return None
+        video, audio = self.video, self.audio
+        if video is not None:
+            offset = self.layout.video_latents(self.first)
+            begin, end = (at - offset for at in self.layout.video_span(index))
+            return Held(video[:, :, begin:end]) if end <= video.shape[2] else None
+        offset = self.layout.audio_latents(self.first)
+        begin, end = (at - offset for at in self.layout.audio_span(index))
+        return Held(audio=audio[:, begin:end]) if end <= audio.shape[1] else None
+
+
+class Held(NamedTuple):
+    """The latents of a block that are given: its first ones, up to all of them.
+
+    Attributes:
+        video: (1, c, g, h, w); None for none.
+        audio: (1, g, c) likewise.
+    """
+
+    video: Tensor | None = None
+    audio: Tensor | None = None
+
+    def placed(self, video: Tensor, audio: Tensor) -> BlockLatents:
+        """Latents (b, c, f, h, w) and (b, s, c) of the block with the given ones in their place.
 
         Raises:
             ValueError: more of them than the block has, or of another kind.
         """
-        given = self.latents
-        fits = given.shape[1] == video.shape[1] and self.grid == tuple(video.shape[3:])
-        if not fits or given.shape[2] > video.shape[2]:
-            raise ValueError(
-                f"the start has {given.shape[2]} video latents of {given.shape[1]} channels on a "
-                "grid of "
-                f"{self.grid[0]} x {self.grid[1]}; the first block takes up to {video.shape[2]} of "
-                f"{video.shape[1]} channels on {video.shape[3]} x {video.shape[4]}: encode one "
-                "picture, with "
-                "this model's VAE and at the stream's size"
-            )
-        rest = video[:, :, given.shape[2] :]
-        return torch.cat((given.to(video).expand(video.shape[0], -1, -1, -1, -1), rest), dim=2)
+        if self.video is not None:
+            _check("pictures", self.video, video, 2)
+            rest = video[:, :, self.video.shape[2] :]
+            video = torch.cat((self.video.to(video).expand(len(video), -1, -1, -1, -1), rest), 2)
+        if self.audio is not None:
+            _check("sound", self.audio, audio, 1)
+            rest = audio[:, self.audio.shape[1] :]
+            audio = torch.cat((self.audio.to(audio).expand(len(audio), -1, -1), rest), 1)
+        return BlockLatents(video, audio)
 
     def modulation(
-        self, model: nn.Module, clean: TimestepEmbedding, noisy: TimestepEmbedding, video: Tensor
+        self,
+        model: nn.Module,
+        clean: TimestepEmbedding,
+        noisy: TimestepEmbedding,
+        video: Tensor,
+        audio: Tensor,
     ) -> TokenModulation:
-        """Of a block with video latents (b, c, f, h, w): all but the given ones noisy."""
-        levels = zip(clean.video, noisy.video, strict=True)
-        both = ModalityEmbedding(
-            *(None if None in level else torch.cat(level, dim=1) for level in levels)
+        """Of a block with such latents: all but the given ones noisy."""
+        frames = 0 if self.video is None else self.video.shape[2]
+        sounds = 0 if self.audio is None else self.audio.shape[1]
+        grid = video.shape[3] * video.shape[4]
+        seen, seen_groups = _level(clean.video, noisy.video, frames, video.shape[2], grid)
+        heard, heard_groups = _level(clean.audio, noisy.audio, sounds, audio.shape[1], 1)
+        groups = (x if x is None else x.to(video.device) for x in (seen_groups, heard_groups))
+        return TokenModulation(model, TimestepEmbedding(seen, heard), *groups)
+
+
+def _level(
+    clean: ModalityEmbedding, noisy: ModalityEmbedding, given: int, count: int, tokens: int
+) -> tuple[ModalityEmbedding, Tensor | None]:
+    """One modality's noise levels, and the group of each of its tokens where there are two."""
+    if given in (0, count):
+        return (clean if given else noisy), None
+    pairs = zip(clean, noisy, strict=True)
+    both = (None if None in pair else torch.cat(pair, dim=1) for pair in pairs)
+    return ModalityEmbedding(*both), (torch.arange(count) >= given).long().repeat_interleave(tokens)
+
+
+def _check(what: str, given: Tensor, block: Tensor, time: int) -> None:
+    """Refuse given latents that don't fit a block's, `time` being the dimension of time."""
+    found, expected = (tuple(x.shape[:time][1:] + x.shape[time + 1 :]) for x in (given, block))
+    if found != expected or given.shape[time] > block.shape[time]:
+        raise ValueError(
+            f"the given {what} have latents of shape {tuple(given.shape)}, and the block takes up "
+            f"to {block.shape[time]} of {tuple(block.shape)}: encode one picture, or a clip or its "
+            "sound, with this model's VAE and at the stream's size"
         )
-        frames = torch.arange(video.shape[2], device=video.device) >= self.latents.shape[2]
-        groups = frames.long().repeat_interleave(video.shape[3] * video.shape[4])
-        return TokenModulation(model, TimestepEmbedding(both, noisy.audio), groups)
+
+
+def held(start: Start | None, given: Given | None, block: int) -> Held | None:
+    """All that is given of a block."""
+    parts = [part for one in (start, given) if one and (part := one.block(block)) is not None]
+    whole = Held()
+    for part in parts:  # a given picture, and then all pictures that are given
+        whole = Held(*(a if b is None else b for a, b in zip(whole, part, strict=True)))
+    return whole if parts else None
+
+
+def given_of(samples: Tensor, layout: BlockLayout, first: int) -> Given:
+    """What a LATENT gives for the blocks from `first` on; its mask is not looked at.
+
+    Args:
+        samples: pictures (1, c, f, h, w) or sound (1, c, s, q), encoded as a clip by itself. Its
+            first latent stands for a single frame; where a stream goes on it is left out.
+
+    Raises:
+        ValueError: several clips, or less than a block.
+    """
+    is_video = samples.ndim == 5
+    if samples.ndim not in (4, 5) or len(samples) != 1:
+        raise ValueError(
+            f"the given latent has shape {tuple(samples.shape)}, expected one clip: pictures from "
+            "VAE Encode, or sound from VAE Encode Audio"
+        )
+    if first:
+        samples = samples[:, :, 1:]
+    spans, have = (layout.video_latents, layout.audio_latents)[not is_video], samples.shape[2]
+    needed = spans(first + 1) - spans(first)
+    if have < needed:
+        raise ValueError(
+            f"the given {'pictures' if is_video else 'sound'} has {have} latents, expected at "
+            f"least {needed} for a block of a second: give a longer clip"
+        )
+    samples = samples.float().cpu()
+    if is_video:
+        return Given(layout, first, video=samples)
+    return Given(layout, first, audio=rearrange(samples, "b c s q -> b s (c q)"))
 
 
 def start_of(samples: Tensor, noise_mask: Tensor | None) -> Start:

@@ -242,6 +242,54 @@ def rewound(state: StreamState, blocks: int, clock: Clock) -> StreamState:
     return replace(state, latents=latents, speeches=speeches, memory=None)
 
 
+def blocks_until(clock: Clock, second: int) -> int:
+    """Blocks of a stream up to a second of it: the first one is there at once."""
+    blocks = 1
+    while clock.samples(blocks) < second * clock.sample_rate:
+        blocks += 1
+    return blocks
+
+
+def take_of(state: StreamState, number: int) -> StreamState:
+    """One clip of a batch, as a stream by itself that goes on as it would have gone on there.
+
+    Args:
+        number: from 0.
+
+    Raises:
+        ValueError: the batch has no such clip.
+    """
+    count = len(state.settings.seeds)
+    if not 0 <= number < count:
+        raise ValueError(f"take {number + 1} is not there: the stream has {count}")
+    if count == 1:
+        return state
+    one = slice(number, number + 1)
+
+    def keys(cache: RollingCache | None) -> RollingCache | None:
+        if cache is None:
+            return None
+        blocks = tuple(
+            type(block)(*((k[:, one], v[:, one]) for k, v in block)) for block in cache.blocks
+        )
+        return replace(cache, blocks=blocks)
+
+    memory = state.memory
+    if memory is not None:
+        tensors = {name: x[one] for name, x in memory.decoders.tensors().items()}
+        sample = memory.decoders.audio.vocoder.sample
+        memory = Memory(memory.blocks, DecodeState.of(tensors, sample))
+    return replace(
+        state,
+        settings=replace(state.settings, seeds=state.settings.seeds[one]),
+        latents=tuple(BlockLatents(video[one], audio[one]) for video, audio in state.latents),
+        cache=keys(state.cache),
+        unguided=keys(state.unguided),
+        speeches=state.speeches[one],
+        memory=memory,
+    )
+
+
 def check_state(state: StreamState, model: StreamModel) -> None:
     """Refuse a state that this network cannot go on from.
 

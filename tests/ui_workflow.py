@@ -52,10 +52,11 @@ def _widget_values(inputs: dict, prefix: str, values: Iterator) -> Iterator[tupl
             options = rest[0] if rest else {}
             if options.get("forceInput") or not (isinstance(kind, list) or kind in _WIDGETS):
                 continue
-            value = next(values)
+            # A graph of an earlier version has no value for a later widget.
+            value = next(values, options.get("default"))
             yield prefix + name, value
             if options.get("control_after_generate") or options.get("image_upload"):
-                next(values)  # a widget of the page's own
+                next(values, None)  # a widget of the page's own
             if kind == "COMFY_DYNAMICCOMBO_V3":
                 chosen = next(option for option in options["options"] if option["key"] == value)
                 yield from _widget_values(chosen["inputs"], f"{prefix}{name}.", values)

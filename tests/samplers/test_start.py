@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from einops import rearrange
 from mutual_forcing.model_loaders.bundle import Bundle
 from mutual_forcing.networks.config import TransformerConfig
 from mutual_forcing.networks.full_sequence import causal_forward
@@ -16,8 +17,8 @@ from mutual_forcing.samplers.rollout import (
     rollout,
     sampler_settings,
 )
-from mutual_forcing.samplers.start import Start, start_of
-from mutual_forcing.samplers.state import BlockLatents, StreamSettings
+from mutual_forcing.samplers.start import Held, Start, given_of, start_of
+from mutual_forcing.samplers.state import BlockLatents, StreamSettings, StreamState
 from mutual_forcing.tests.tiny import TRANSFORMER, tiny_parts
 
 SHAPE = TRANSFORMER.in_channels, 1, 2, 2
@@ -64,26 +65,65 @@ def test_the_given_latent_comes_out_as_it_was_and_the_rest_is_made(bundle: Bundl
         assert not torch.allclose(one, two, atol=1e-3), name
 
 
+@pytest.mark.parametrize("what", ["a picture", "pictures", "sound"])
 @torch.no_grad()
-def test_its_pass_is_the_whole_sequence_with_sigma_zero_at_the_given_latent(bundle: Bundle) -> None:
+def test_its_pass_is_the_whole_sequence_with_sigma_zero_at_what_is_given(
+    bundle: Bundle, what: str
+) -> None:
     model, text = released(bundle), bundle.prompt("red ball").text
     generator = torch.Generator().manual_seed(0)
     video = torch.randn(1, TRANSFORMER.in_channels, 4, 2, 2, generator=generator)
     audio = torch.randn(1, 26, TRANSFORMER.audio_in_channels, generator=generator)
-    start, sigma = given(), 0.7
-    constants = SigmaConstants(model, video)
+    kept = {
+        "a picture": Held(given().latents),
+        "pictures": Held(video.flip(2)),
+        "sound": Held(audio=audio.flip(1)),
+    }[what]
+    sigma, constants = 0.7, SigmaConstants(model, video)
     opened = OpenBlock(model, RollingCache(2), 2, 2, video)
-    placed = start.placed(video)
-    found = opened.velocity(
-        placed,
-        audio,
-        text,
-        start.modulation(model, constants.embedding(0.0), constants.embedding(sigma), placed),
-    )
-    levels = torch.tensor([[0.0, sigma, sigma, sigma]])
-    expected = causal_forward(model, placed, audio, levels, torch.full((1, 26), sigma), text)
+    placed = kept.placed(video, audio)
+    levels = constants.embedding(0.0), constants.embedding(sigma)
+    found = opened.velocity(*placed, text, kept.modulation(model, *levels, *placed))
+    seen, heard = torch.full((1, 4), sigma), torch.full((1, 26), sigma)
+    seen[:, : 0 if kept.video is None else kept.video.shape[2]] = 0
+    heard[:, : 0 if kept.audio is None else 26] = 0
+    expected = causal_forward(model, *placed, seen, heard, text)
     for one, two in zip(found, expected, strict=True):
         assert torch.allclose(one, two, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["few", "multi"])
+def test_one_modality_is_given_from_any_block_on_and_the_other_goes_with_it(
+    bundle: Bundle, mode: str
+) -> None:
+    """In whole blocks, and for as long as there are any; a start image may be given as well."""
+    sampler, layout = sampler_settings(mode, 2), bundle.begin().layout
+    generator = torch.Generator().manual_seed(2)
+    channels = {"video": TRANSFORMER.in_channels, "audio": TRANSFORMER.audio_in_channels}
+
+    def rolled(state: StreamState, **options: object) -> list[tuple[BlockLatents, StreamState]]:
+        prompt = bundle.prompt("red ball", guided=mode == "multi")
+        return list(rollout(bundle, prompt, state, 3, sampler, **options))
+
+    sound = torch.randn(1, channels["audio"], layout.audio_latents(3) - 3, 1, generator=generator)
+    free = rolled(bundle.begin((1, 2)))
+    heard = rolled(bundle.begin((1, 2)), given=given_of(sound, layout, 0), start=given())
+    expected = rearrange(sound, "b c s 1 -> b s c").expand(2, -1, -1)
+    found = torch.cat([block.audio for block, _ in heard[:2]], dim=1)
+    assert torch.equal(found, expected[:, : layout.audio_latents(2)])
+    assert torch.equal(heard[0][0].video[:1], given().latents)
+    for block in (1, 2):
+        assert not torch.allclose(heard[block][0].video, free[block][0].video, atol=1e-3)
+    assert not torch.equal(heard[2][0].audio[:, :3], expected[:, layout.audio_latents(2) :][:, :3])
+
+    seen = torch.randn(1, channels["video"], 1 + 3 * 2, 2, 2, generator=generator)
+    more = rolled(free[-1][1], given=given_of(seen, layout, 3))
+    found = torch.cat([block.video for block, _ in more[:2]], dim=2)
+    assert torch.equal(found, seen[:, :, 1:].expand(2, -1, -1, -1, -1))
+    with pytest.raises(ValueError, match="give a longer clip"):
+        given_of(seen[:, :, :2], layout, 3)
+    with pytest.raises(ValueError, match="encode one picture"):
+        rolled(bundle.begin(), given=given_of(torch.zeros(1, 3, 4, 2, 2), layout, 0))
 
 
 def test_a_given_latent_in_the_papers_layout_is_the_whole_prefix(bundle: Bundle) -> None:
