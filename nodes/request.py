@@ -322,7 +322,7 @@ def _known_and_new(
         logger.info("%d of %d blocks were there already", there, asked.blocks)
         for index in range(state.next_block, known.next_block - 1):
             progress.known(asked.sampler.steps)
-            yield known.block(index), rewound(known, index + 1, asked.model.clock)
+            yield known.block(index), rewound(known, index + 1)
         progress.known(asked.sampler.steps)
         yield known.block(known.next_block - 1), known
         state = known

@@ -11,8 +11,7 @@ from ..host import folders
 from ..host.encoding import Clip, end_of_video, stream_of_clip
 from ..host.model_wire import stream_model
 from ..model_loaders.catalog import changed_at
-from ..samplers.clock import Clock
-from ..samplers.state import StreamState, blocks_until, rewound, take_of
+from ..samplers.state import StreamState, clock_of, rewound, take_of
 from ..samplers.state_file import load_state, save_state
 from . import limits
 from .types import SettingsWire, StateWire, StreamPlan
@@ -160,8 +159,7 @@ class RewindStream(io.ComfyNode):
         if take:
             state = take_of(state, take - 1)
         if second >= 0:
-            clock = Clock(state.layout)
-            state = rewound(state, blocks_until(clock, second), clock)
+            state = rewound(state, clock_of(state).block_at(second))
         return io.NodeOutput(state)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
@@ -217,7 +218,15 @@ class StreamState:
         return replace(self, settings=replace(self.settings, seeds=seeds))
 
 
-def rewound(state: StreamState, blocks: int, clock: Clock) -> StreamState:
+def clock_of(state: StreamState) -> Clock:
+    """The clock of a stream, by its layout alone: a block's sound says how long it lasts."""
+    clock = Clock(state.layout)
+    frames = clock.frames(2) - clock.frames(1)
+    samples = clock.samples(2) - clock.samples(1)
+    return replace(clock, fps=Fraction(frames * clock.sample_rate, samples))
+
+
+def rewound(state: StreamState, blocks: int) -> StreamState:
     """The stream as it was after its first `blocks` blocks.
 
     Keys and values of then are made again when it goes on, exactly those if the prompt was the same
@@ -234,20 +243,14 @@ def rewound(state: StreamState, blocks: int, clock: Clock) -> StreamState:
     if blocks == state.next_block:
         return state
     if blocks:
-        state.block(blocks - 1)
+        state.block(0)  # keys are made again from the beginning on
+    clock = clock_of(state)
     latents = state.latents[: max(0, blocks - state.dropped)]
+    lines = tuple(line for line in state.schedule if clock.block_at(line.start) < blocks)
     end = clock.samples(blocks) / clock.sample_rate
     speeches = tuple(speech.until(end) for speech in state.speeches) if blocks else ()
     state = state.without_keys()
-    return replace(state, latents=latents, speeches=speeches, memory=None)
-
-
-def blocks_until(clock: Clock, second: int) -> int:
-    """Blocks of a stream up to a second of it: the first one is there at once."""
-    blocks = 1
-    while clock.samples(blocks) < second * clock.sample_rate:
-        blocks += 1
-    return blocks
+    return replace(state, latents=latents, schedule=lines, speeches=speeches, memory=None)
 
 
 def take_of(state: StreamState, number: int) -> StreamState:
@@ -285,6 +288,10 @@ def take_of(state: StreamState, number: int) -> StreamState:
         latents=tuple(BlockLatents(video[one], audio[one]) for video, audio in state.latents),
         cache=keys(state.cache),
         unguided=keys(state.unguided),
+        schedule=tuple(
+            replace(line, texts=line.texts[one] if len(line.texts) == count else line.texts)
+            for line in state.schedule
+        ),
         speeches=state.speeches[one],
         memory=memory,
     )
