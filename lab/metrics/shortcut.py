@@ -5,7 +5,8 @@
 RUN is a folder of lab.training.train; the latents are clips that it never saw
 (lab.training.latents with another seed). For every interval of a few-step grid: the squared error
 of few-step mode's velocity against multi-step mode's displacement over it divided by its length, at
-several guidances, of the prefix and of the seconds after it. Beside it multi-step mode's flow
+several guidances (video's; audio's follows as the recipe says), of the prefix and of the second
+after it. Beside it multi-step mode's flow
 error, which training few-step mode must not raise. Histories are the true ones.
 """
 
@@ -66,12 +67,17 @@ def errors(found: Pair, target: Pair, system: Parts) -> Tensor:
 
 @torch.no_grad()
 def shortcut_errors(
-    system: Parts, clips: HeldOutClips, guidance: float, steps: int = 4
+    system: Parts, clips: HeldOutClips, guidance: float, steps: int = 4, audio_share: float = 1.0
 ) -> list[Tensor]:
-    """Of each interval of a grid, (block, modality)."""
+    """Of each interval of a grid, (block, modality).
+
+    Args:
+        guidance: of video, which few-step mode is told.
+        audio_share: audio's guidance above 1 over video's, as few-step mode was trained.
+    """
     layout = system.transformer.config.layout
     clean, noise, asked = clips.clean, clips.noise, clips.asked
-    teacher = guided_teacher(system, asked, (guidance, guidance))
+    teacher = guided_teacher(system, asked, (guidance, 1 + audio_share * (guidance - 1)))
     told = system.told(asked)._replace(guidance=guidance)
     found = []
     for begin, finish in pairwise(few_step_sigmas(steps)):
@@ -108,6 +114,12 @@ def open_run(run: Path) -> System:
     return placed(system, {}, torch.device("cpu")).eval()
 
 
+def audio_share_of(run: Path) -> float:
+    """Audio's guidance above 1 over video's in the recipe of a run; 1 where it names none."""
+    video, audio = json.loads((run / "config.json").read_text())["mutual"].get("guidance", (3, 3))
+    return (audio - 1) / (video - 1) if video > 1 else 1.0
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = command.parser("lab.metrics.shortcut", __doc__)
@@ -127,11 +139,11 @@ def lines(levels: Mapping[str, Tensor]) -> list[str]:
 
 def work(args: argparse.Namespace) -> None:
     """Measure and print."""
-    system = open_run(args.run)
+    system, share = open_run(args.run), audio_share_of(args.run)
     clips = HeldOutClips.read(args.latents, system.transformer.config, args.clips)
     grid, found = few_step_sigmas(args.steps), {}
     for guidance in args.guidance:
-        of_intervals = shortcut_errors(system, clips, guidance, args.steps)
+        of_intervals = shortcut_errors(system, clips, guidance, args.steps, share)
         for (begin, finish), error in zip(pairwise(grid), of_intervals, strict=True):
             found[f"guidance {guidance:g}, {begin:.3f} to {finish:.3f}"] = error
     flow = {

@@ -5,8 +5,10 @@
 
 A variant is the config with the changes that configs/ablations.json names for it. All start from
 the same multi-step weights and take the same steps on the same draws. OUT/rows has the numbers of
-each run; what is there is not made again, so a killed table goes on. A limit is that of a mean over
-training seeds (Student's t, 95 %).
+each run; what is there is not made again, so a killed table goes on. Columns: the error of
+ShortCut (lab.metrics.shortcut) at guidance w over the first interval of four and over all, the flow
+error of multi-step mode, and attributes and syllables right of clips in four steps. A limit is that
+of a mean over training seeds (Student's t, 95 %).
 """
 
 from __future__ import annotations
@@ -28,7 +30,13 @@ from ..metrics.claims import Estimate
 from ..metrics.clips import generate, held_out
 from ..metrics.compare import cell
 from ..metrics.score import judge, summary
-from ..metrics.shortcut import HeldOutClips, flow_errors, open_run, shortcut_errors
+from ..metrics.shortcut import (
+    HeldOutClips,
+    audio_share_of,
+    flow_errors,
+    open_run,
+    shortcut_errors,
+)
 from ..metrics.syllables import Probe, generated, speech_prompts, told_by
 from ..report import publish, table, write_json
 from . import ship, train
@@ -99,7 +107,10 @@ class Ablations:
         clips = HeldOutClips.read(
             self.args.held_out, system.transformer.config, self.args.held_out_clips
         )
-        strong, weak = (torch.stack(shortcut_errors(system, clips, w)) for w in (3.0, 1.0))
+        share = audio_share_of(run)
+        strong, weak = (
+            torch.stack(shortcut_errors(system, clips, w, audio_share=share)) for w in (3.0, 1.0)
+        )
         flow = torch.stack(flow_errors(system, clips)).mean(dim=(0, 1))
         numbers = strong[0, 0], strong.mean(dim=(0, 1)), weak[0, 0], flow
         return dict(zip(COLUMNS, torch.cat(numbers).tolist(), strict=False))

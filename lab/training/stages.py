@@ -7,7 +7,7 @@ stopped and gone on with. `build_stage` chooses it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -158,6 +158,8 @@ class MutualStage:
         if self.apart:
             only_few_step(system)
             self.teacher = system
+            # Adapters compute as the layers do that they lie beside.
+            trained = replace(trained, dtype=system.transformer.proj_out.weight.dtype)
         elif recipe.shortcut or recipe.matching:
             self.teacher = trained.fixed(twin(system))
         else:
