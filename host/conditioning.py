@@ -16,6 +16,14 @@ It travels along because the same prompt may well serve as the negative one.
 TRANSCRIPT = "mutual_forcing_transcript"
 """Extra with what a prompt says aloud, for a model that can be told (`Transcript`)."""
 
+REMARKS = "mutual_forcing_remarks"
+"""Extra with what of a prompt is not used, sentences for whoever wrote it."""
+
+
+def remarks_on(conditioning: Conditioning) -> list[str]:
+    """What is said about the prompts of a wire."""
+    return [text for _, extras in conditioning for text in extras.get(REMARKS, ())]
+
 
 def only_entry(conditioning: Conditioning, name: str) -> tuple[Tensor, dict[str, object]]:
     """Embedding and extras of a wire that carries one prompt.

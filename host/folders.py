@@ -55,18 +55,30 @@ def output_file(name: str, extension: str) -> Path:
     """The next free file `name_00001_.extension` in output/mutual_forcing; its folder is made.
 
     Raises:
-        ValueError: the name leads out of the output folder.
+        ValueError: the name leads out of that folder.
     """
+    own = Path(folder_paths.get_output_directory(), FOLDER).resolve()
+    if not Path(own, name).resolve().is_relative_to(own):
+        raise ValueError(
+            f"the name {name!r} leads out of output/{FOLDER}, where Load Stream would not find it; "
+            "use a plain name, or one in a subfolder"
+        )
     try:
         directory, stem, counter, _, _ = folder_paths.get_save_image_path(
             f"{FOLDER}/{name}", folder_paths.get_output_directory()
         )
     except Exception as error:  # ComfyUI raises a bare Exception here
         raise ValueError(
-            f"{name!r} lies outside ComfyUI's output folder; use a plain name, or one in a "
-            "subfolder"
+            f"the name {name!r} cannot be used in ComfyUI's output folder; use a plain name, or "
+            "one in a subfolder"
         ) from error
     return Path(directory) / f"{stem}_{counter:05}_.{extension}"
+
+
+def shown(path: Path) -> str:
+    """A file of the output folder, short enough for a node."""
+    output = Path(folder_paths.get_output_directory())
+    return f"output/{path.relative_to(output).as_posix()}"
 
 
 def temporary_folder() -> Path:

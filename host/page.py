@@ -5,6 +5,7 @@ H W frame size.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import comfy.model_management
 import comfy.utils
 import torch
+from comfy.cli_args import args
+from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
@@ -40,7 +43,8 @@ def is_open() -> bool:
 def show_run(
     clip: Path | None,
     asked: float | None,
-    pnginfo: Mapping[str, object] | None,
+    hidden: io.HiddenHolder,
+    remarks: Sequence[str] = (),
     *,
     live: bool = True,
 ) -> AbstractContextManager[LiveRun]:
@@ -48,16 +52,52 @@ def show_run(
 
     Args:
         clip, asked, live: see `LiveRun`.
-        pnginfo: what ComfyUI knows of the page's workflow (its hidden input `extra_pnginfo`).
+        hidden: the node's; of it, what ComfyUI knows of the page's workflow.
+        remarks: what an artist should know from the start.
     """
     context, server = get_executing_context(), PromptServer.instance
     key = ("", "") if context is None else (context.prompt_id, context.node_id)
-    workflow = ((pnginfo or {}).get("workflow") or {}).get("id")
+    workflow = _workflow(hidden).get("id")
 
     def tell(status: dict[str, object]) -> None:
         server.send_sync(EVENT, status, server.client_id)
 
-    return live_run(LiveRun(key, clip, asked, tell=tell, workflow=workflow, live=live))
+    run = LiveRun(key, clip, asked, tell=tell, workflow=workflow, live=live)
+    run.words += [*remarks, *_bypassed(hidden, key[1])]
+    return live_run(run)
+
+
+def say(text: str) -> None:
+    """Put a text on the node that ComfyUI is executing, by ComfyUI's own means."""
+    context, server = get_executing_context(), PromptServer.instance
+    if context is not None and is_open():
+        server.send_progress_text(text, context.node_id, server.client_id)
+
+
+def graph_notes(hidden: io.HiddenHolder) -> dict[str, str]:
+    """The graph that made a file, as ComfyUI writes it into files; nothing if it may not be."""
+    if args.disable_metadata:
+        return {}
+    notes = {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
+    return {name: json.dumps(value) for name, value in notes.items() if value is not None}
+
+
+def _workflow(hidden: io.HiddenHolder) -> Mapping[str, object]:
+    workflow = (hidden.extra_pnginfo or {}).get("workflow")
+    return workflow if isinstance(workflow, dict) else {}
+
+
+def _bypassed(hidden: io.HiddenHolder, node_id: str) -> list[str]:
+    """A wire into 'state' that is drawn in the page and carries nothing: its node is bypassed."""
+    here = ((hidden.prompt or {}).get(node_id) or {}).get("inputs", {})
+    for node in _workflow(hidden).get("nodes", ()):
+        drawn = any(x.get("name") == "state" and x.get("link") for x in node.get("inputs", ()))
+        if str(node.get("id")) == node_id and drawn and "state" not in here:
+            return [
+                "the chunk before this one is bypassed: a new stream begins here, and Stream "
+                "Settings count only if they are connected to this node"
+            ]
+    return []
 
 
 def free_memory() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from aiohttp import web
@@ -17,7 +18,7 @@ from server import PromptServer
 from .live import CHARACTERS, LiveRun, run_of, runs
 
 _RUN = "/mutual_forcing/live/{prompt_id}/{node_id}"
-_PIECE, _LOOK_AGAIN, _MOVING = 1 << 18, 0.05, 2.0
+_PIECE, _LOOK_AGAIN = 1 << 18, 0.05
 _LARGEST_BODY = 6 * CHARACTERS + 100  # a character is up to six bytes of JSON
 
 
@@ -101,20 +102,17 @@ async def _follow(run: LiveRun, request: web.Request, response: web.StreamRespon
 
     The file is not kept open: a cancelled run's clip is moved, which some systems refuse then.
     """
-    sent, missing = 0, 0.0
+    sent = 0
     while request.transport is not None and not request.transport.is_closing():
         over = run.over  # before reading: what was written before it is read now
         piece = b""
         if run.begun or over:
-            try:
+            with suppress(OSError):  # on its way from one folder to another
                 piece = await asyncio.to_thread(_read, run.clip, sent)
-                missing = 0.0
-            except OSError:  # on its way from one folder to another
-                missing += _LOOK_AGAIN
         if piece:
             sent += len(piece)
             await response.write(piece)
-        elif over and (not missing or missing > _MOVING):
+        elif over:
             return
         else:
             await asyncio.sleep(_LOOK_AGAIN)

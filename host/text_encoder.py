@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..model_loaders.bundle import Bundle
 from ..networks.text_encoder import TextEncoder
-from .conditioning import REFUSAL, TRANSCRIPT
+from .conditioning import REFUSAL, REMARKS, TRANSCRIPT
 
 _TOKENS, _TEXT = "mutual_forcing", "text"
 _WEIGHTED = re.compile(r"\(([^()]*):\s*[\d.]+\s*\)")
@@ -81,7 +81,11 @@ class MutualForcingText(nn.Module):
         embedding = self.text_encoder(torch.tensor(ids, device=self.text_encoder.place.device))
         placed = embedding.float().to(comfy.model_management.intermediate_device())
         text = tokens[_TEXT]
-        extras = {REFUSAL: self._refusal(text), TRANSCRIPT: self._transcript(text)}
+        extras = {
+            REFUSAL: self._refusal(text),
+            REMARKS: self.text_encoder.remarks(text),
+            TRANSCRIPT: self._transcript(text),
+        }
         return placed, None, extras
 
 

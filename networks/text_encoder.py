@@ -103,19 +103,25 @@ class TextEncoder(nn.Module):
         Unknown words are left out, and words beyond the fixed length too; both are logged, because
         a prompt that half works without a word said about it would puzzle whoever wrote it.
         """
+        for remark in self.remarks(text):
+            logger.warning("%s", remark)
         words = _WORD.findall(text.lower())
-        unknown = [word for word in words if word not in self.ids]
-        if unknown:
-            logger.warning(
-                "words that this model does not know are ignored: %s", ", ".join(unknown)
-            )
-        ids = [self.ids[word] for word in words if word in self.ids]
-        if len(ids) > self.config.length:
-            logger.warning(
-                "the prompt has %d words, only the first %d are used", len(ids), self.config.length
-            )
-        ids = ids[: self.config.length]
+        ids = [self.ids[word] for word in words if word in self.ids][: self.config.length]
         return (*ids, *[PAD] * (self.config.length - len(ids)))
+
+    def remarks(self, text: str) -> tuple[str, ...]:
+        """What of a prompt is not used, a sentence each."""
+        words = _WORD.findall(text.lower())
+        unknown = [word for word in dict.fromkeys(words) if word not in self.ids]
+        known = sum(word in self.ids for word in words)
+        remarks = []
+        if unknown:
+            remarks.append(f"words that this model does not know are ignored: {', '.join(unknown)}")
+        if known > self.config.length:
+            remarks.append(
+                f"the prompt has {known} words, only the first {self.config.length} are used"
+            )
+        return tuple(remarks)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids (b, m) to embeddings (b, m, c)."""

@@ -82,7 +82,7 @@ class GenerateClip(io.ComfyNode):
                     "state", tooltip="Go on from here, with Sample Chunk or another Generate Clip."
                 ),
             ],
-            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -141,8 +141,8 @@ class GenerateClip(io.ComfyNode):
         working = folders.temporary_file("mp4")
         finished = Finished(before, working)
         kept = Collected(clock.frames(first + asked.blocks) - clock.frames(first))
-        shown = show_run(working, seconds, cls.hidden.extra_pnginfo, live=decoder.live)
-        with rescue(finished), shown as run:
+        shown = show_run(working, seconds, cls.hidden, asked.remarks, live=decoder.live)
+        with shown as run, rescue(finished, run, cls.hidden):
             progress.run = run
             with ClipWriter(
                 working,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from comfy_api.latest import io
 
 from ..host import folders, kept_runs
-from ..host.conditioning import Conditioning, frame_rate_of
+from ..host.conditioning import Conditioning, frame_rate_of, remarks_on
 from ..host.decoding import ClipDecoder, clip_decoder, live_decoder
 from ..host.live import LiveRun
 from ..host.model_wire import stream_model
@@ -26,6 +26,7 @@ from ..samplers.rollout import (
     FEW_STEPS,
     GUIDANCE,
     MULTI_STEPS,
+    Mode,
     Prompt,
     SamplerSettings,
     rollout,
@@ -42,7 +43,7 @@ _MODES = {FEW: "few", MANY: "multi"}
 
 
 class Request(NamedTuple):
-    """Everything that a rollout needs."""
+    """Everything that a rollout needs, and what an artist should know of it."""
 
     model: StreamModel
     prompt: Prompt
@@ -54,6 +55,7 @@ class Request(NamedTuple):
     execution: Execution
     asked: tuple[object, ...]
     decoder: ClipDecoder | None = None
+    remarks: tuple[str, ...] = ()
 
     def seconds_to(self, state: StreamState) -> float:
         """Seconds of clip that were made from the request's own state to a later one."""
@@ -257,7 +259,10 @@ def read(
     start = plan.start if plan else None
     coming = given and given_of(given["samples"], state.layout, state.next_block)
     path = Execution.named(execution)
-    return Request(model, prompt, state, sampler, blocks, start, coming, path, asked, decoder)
+    remarks = (*remarks_on(positive), *_remarks(model, mode, few_step_guidance))
+    return Request(
+        model, prompt, state, sampler, blocks, start, coming, path, asked, decoder, remarks
+    )
 
 
 def check_frames(clock: Clock, state: StreamState, first: int, blocks: int) -> None:
@@ -285,16 +290,25 @@ def keep(asked: Request, state: StreamState) -> StreamState:
 def _sampler(
     model: StreamModel, mode: dict[str, object], few_step_guidance: float
 ) -> SamplerSettings:
-    best = model.about.defaults.default_mode
-    asked = _MODES.get(mode["mode"], best)
-    if asked != best:
-        logger.warning("this model is at its best in mode '%s'", FEW if best == "few" else MANY)
     guidance = mode.get("guidance")
-    if asked == "few":
+    if _mode_of(model, mode) == "few":
         guidance = few_step_guidance if model.about.config.few_step_rank else None
-        if guidance is None and few_step_guidance != GUIDANCE:
-            logger.warning("few-step guidance does nothing here: this model has its own built in")
-    return model.sampler(asked, mode.get("steps"), guidance)
+    return model.sampler(_mode_of(model, mode), mode.get("steps"), guidance)
+
+
+def _mode_of(model: StreamModel, mode: dict[str, object]) -> Mode:
+    return _MODES.get(mode["mode"], model.about.defaults.default_mode)
+
+
+def _remarks(
+    model: StreamModel, mode: dict[str, object], few_step_guidance: float
+) -> Iterator[str]:
+    best, asked = model.about.defaults.default_mode, _mode_of(model, mode)
+    if asked != best:
+        yield f"this model is at its best in mode '{FEW if best == 'few' else MANY}'"
+    knob = model.about.config.few_step_rank
+    if asked == "few" and not knob and few_step_guidance != GUIDANCE:
+        yield "few-step guidance does nothing here: this model has its own built in"
 
 
 def sample(

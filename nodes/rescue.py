@@ -8,7 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from comfy_api.latest import io
+
 from ..host import folders
+from ..host.live import LiveRun
+from ..host.page import graph_notes
 from ..samplers.state import StreamState
 from ..samplers.state_file import save_state
 
@@ -30,13 +34,12 @@ class Finished:
 
 
 @contextmanager
-def rescue(finished: Finished) -> Iterator[None]:
-    """Run the body; if it is cut short after at least one block, keep that and log where it lies.
+def rescue(finished: Finished, run: LiveRun, hidden: io.HiddenHolder) -> Iterator[None]:
+    """Run the body; if it is cut short after at least one block, keep that and say where it lies.
 
     After a whole run the clip's working file is what goes on as VIDEO, or stays for the player;
-    ComfyUI empties its temporary folder when it starts.
-    The interruption or error itself goes on to ComfyUI. It may be a `BaseException`, so nothing is
-    caught.
+    ComfyUI empties its temporary folder when it starts. The interruption or error itself goes on to
+    ComfyUI. It may be a `BaseException`, so nothing is caught.
     """
     whole = False
     try:
@@ -44,20 +47,24 @@ def rescue(finished: Finished) -> Iterator[None]:
         whole = True
     finally:
         if not whole and finished.blocks:
-            _keep(finished)
+            _keep(finished, run, hidden)
         elif not whole and finished.clip is not None:
             finished.clip.unlink(missing_ok=True)
 
 
-def _keep(finished: Finished) -> None:
+def _keep(finished: Finished, run: LiveRun, hidden: io.HiddenHolder) -> None:
     try:
         state = folders.output_file(UNFINISHED, "safetensors")
         if finished.clip is not None and finished.clip.is_file():
             clip = state.with_suffix(".mp4")  # one number for both
             shutil.move(finished.clip, clip)  # the two folders may lie on different disks
+            run.clip = clip
             logger.warning("the clip so far was kept: %s", clip)
-        save_state(state, finished.state)
+            run.say(f"the clip so far was kept: {folders.shown(clip)}")
+        save_state(state, finished.state, notes=graph_notes(hidden))
         logger.warning("Load Stream can go on from where it stopped: %s", state)
+        run.say(f"Load Stream can go on from where it stopped: {state.name}")
     except OSError as error:
         # The first error must stay the one that the artist sees.
         logger.error("what was finished could not all be kept: %s", error)
+        run.say(f"what was finished could not all be kept: {error}")

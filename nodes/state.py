@@ -10,7 +10,10 @@ from comfy_api.latest import io
 from ..host import folders
 from ..host.encoding import Clip, end_of_video, stream_of_clip
 from ..host.model_wire import stream_model
+from ..host.page import graph_notes, say
 from ..model_loaders.catalog import changed_at
+from ..networks.video_codec import SPACE_STRIDE
+from ..samplers.schedule import written
 from ..samplers.state import StreamState, clock_of, rewound, take_of
 from ..samplers.state_file import load_state, save_state
 from . import limits
@@ -58,6 +61,11 @@ class SaveState(io.ComfyNode):
         """A name is needed."""
         if name is not None and not name.strip(" /\\"):
             return "the name is empty: write a name for the file"
+        try:
+            if name is not None:
+                folders.output_file(name, "safetensors")
+        except ValueError as error:
+            return str(error)
         return True
 
     @classmethod
@@ -66,8 +74,9 @@ class SaveState(io.ComfyNode):
     ) -> io.NodeOutput:
         """Write it."""
         path = folders.output_file(name, "safetensors")
-        save_state(path, state, keys=memory)
+        save_state(path, state, keys=memory, notes=graph_notes(cls.hidden))
         logger.info("stream saved: %s", path)
+        say(f"saved: {folders.shown(path)}")
         return io.NodeOutput(state)
 
 
@@ -113,7 +122,9 @@ class LoadState(io.ComfyNode):
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         """Read it."""
-        return io.NodeOutput(load_state(folders.saved_stream(file)))
+        state = load_state(folders.saved_stream(file))
+        say(described(state))
+        return io.NodeOutput(state)
 
 
 class RewindStream(io.ComfyNode):
@@ -253,3 +264,15 @@ class StreamFromClip(io.ComfyNode):
         return io.NodeOutput(
             stream_of_clip(model, streams, plan.begin(streams), vaes, clip, seconds)
         )
+
+
+def described(state: StreamState) -> str:
+    """What a stream is: its length, size, model and seeds, and the prompts that it followed."""
+    settings, seconds = state.settings, clock_of(state).seconds(state.next_block)
+    width, height = settings.width * SPACE_STRIDE, settings.height * SPACE_STRIDE
+    facts = [
+        f"{float(seconds):.1f} s of {width} x {height}",
+        state.model_title or state.model_id,
+        f"seed {', '.join(map(str, settings.seeds))}",
+    ]
+    return f"{', '.join(facts)}\n{written(state.schedule)}".strip()

@@ -163,7 +163,7 @@ class SampleChunk(io.ComfyNode):
                 io.Latent.Output("video", tooltip="Pictures of this chunk, for Decode Chunk."),
                 io.Latent.Output("audio", tooltip="Sound of this chunk, for Decode Chunk."),
             ],
-            hidden=[io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -208,7 +208,8 @@ class SampleChunk(io.ComfyNode):
         finished = Finished(asked.state)
         clip = None if asked.decoder is None else folders.temporary_file("mp4")
         finished.clip = clip
-        with rescue(finished), show_run(clip, seconds, cls.hidden.extra_pnginfo) as run:
+        shown = show_run(clip, seconds, cls.hidden, asked.remarks)
+        with shown as run, rescue(finished, run, cls.hidden):
             progress.run = run
             made = request.sample(asked, progress, run)
             if asked.decoder is None:

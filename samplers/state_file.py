@@ -9,7 +9,7 @@ What the decoders remember (`memory.`) lies beside them, so that going on costs 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -98,12 +98,19 @@ class _Header(BaseModel):
         return self
 
 
-def save_state(path: Path, state: StreamState, *, keys: bool = True) -> None:
+def save_state(
+    path: Path,
+    state: StreamState,
+    *,
+    keys: bool = True,
+    notes: Mapping[str, str] | None = None,
+) -> None:
     """Write a state.
 
     Args:
         keys: keep the keys and values too: a larger file that goes on at once, and exactly even
             where the prompt was changed in mid-stream.
+        notes: further entries of the file's metadata, such as the graph that made it.
 
     Raises:
         OSError: it cannot be written; an older file at `path` stays as it was.
@@ -143,7 +150,7 @@ def save_state(path: Path, state: StreamState, *, keys: bool = True) -> None:
         schedule=state.schedule,
         speeches=state.speeches,
     )
-    metadata = {"format": FORMAT, "header": header.model_dump_json()}
+    metadata = {**(notes or {}), "format": FORMAT, "header": header.model_dump_json()}
     write_tensors(Path(path), tensors, metadata, "the stream state")
 
 

@@ -191,6 +191,8 @@ def test_cancelling_keeps_what_was_finished(server: Server, schemas: dict) -> No
     video, audio = lengths(files[".mp4"])
     assert abs(video - audio) <= Fraction(1, 24)
     assert str(files[".mp4"]) in server.log.read_text(errors="replace")
+    (run,) = [one for one in server.get("/mutual_forcing/live") if one["prompt_id"] == queued]
+    assert run["over"] and any(files[".mp4"].name in words for words in run["words"])
     assert set(temp.glob("mutual_forcing_*.mp4")) == earlier
 
 

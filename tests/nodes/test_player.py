@@ -12,8 +12,9 @@ import urllib.request
 import av
 import pytest
 from mutual_forcing.host.live import CHARACTERS
-from mutual_forcing.tests.comfyui_prompts import inputs_of, prompt_of
+from mutual_forcing.tests.comfyui_prompts import inputs_of, prompt_of, refusal
 from mutual_forcing.tests.comfyui_server import Server, comfyui_path
+from safetensors import safe_open
 
 pytestmark = pytest.mark.skipif(comfyui_path() is None, reason="no ComfyUI found")
 LIVE = "/mutual_forcing/live"
@@ -88,10 +89,45 @@ def test_a_clip_is_heard_while_it_grows_and_stop_hands_on_what_there_is(
     assert code == 400 and b"over" in said
 
 
+def saved_chunk(schemas: dict, name: str) -> dict:
+    """A chunk of a second that is saved under a name."""
+    whole = prompt_of("2_chunks_and_a_fork.json", schemas)
+    chunk = next(key for key, node in whole.items() if node["class_type"] == "MF_SampleChunk")
+    kept = {"MF_LoadModel", "CLIPTextEncode", "MF_StreamSettings"}
+    prompt = {k: node for k, node in whole.items() if k == chunk or node["class_type"] in kept}
+    prompt[chunk]["inputs"] |= {"seconds": 1, "mode": "many steps", "mode.steps": 1}
+    prompt[chunk]["inputs"] |= {"mode.guidance": 1.0}
+    saving = {"state": [chunk, 0], "name": name, "memory": False}
+    return prompt | {"99": {"class_type": "MF_SaveState", "inputs": saving}}
+
+
+def test_words_say_what_is_not_used_and_files_hold_their_graph(
+    server: Server, schemas: dict
+) -> None:
+    prompt = saved_chunk(schemas, "below/words")
+    (chunk,) = [key for key, node in prompt.items() if node["class_type"] == "MF_SampleChunk"]
+    (text,) = [node for node in prompt.values() if node["class_type"] == "CLIPTextEncode"]
+    text["inputs"]["text"] = "zebra ball red " + "ball " * 40
+    drawn = {"id": int(chunk), "inputs": [{"name": "state", "link": 7}]}
+    workflow = {"id": "a-workflow", "nodes": [drawn]}
+    extra = {"extra_pnginfo": {"workflow": workflow}}
+    answer = server.post("/prompt", {"prompt": prompt, "extra_data": extra})
+    server.finished(answer["prompt_id"])
+    run = run_named(server, answer["prompt_id"])
+    said = "\n".join(run["words"])
+    assert "zebra" in said and "words, only the first" in said
+    assert "at its best in mode 'few steps'" in said and "is bypassed" in said
+    assert run["workflow"] == "a-workflow"
+    (file,) = (server.output / "mutual_forcing" / "below").glob("words_*.safetensors")
+    with safe_open(file, "pt") as saved:
+        notes = saved.metadata()
+    assert json.loads(notes["workflow"]) == workflow and json.loads(notes["prompt"]) == prompt
+    for name in ("../words", "a/../../../words"):
+        assert "leads out of output/mutual_forcing" in refusal(server, saved_chunk(schemas, name))
+
+
 def test_only_runs_are_found_and_only_the_page_may_ask(server: Server, schemas: dict) -> None:
-    prompt = prompt_of("2_chunks_and_a_fork.json", schemas)
-    for chunk in inputs_of(prompt, "MF_SampleChunk"):
-        chunk |= {"seconds": 1, "mode": "few steps", "mode.steps": 1}
+    prompt = saved_chunk(schemas, "chunk")
     queued = server.queue(prompt)
     server.finished(queued)
     run = run_named(server, queued)
