@@ -41,6 +41,7 @@ class LiveRun:
     Attributes:
         made: seconds of clip that are made.
         begun: what is in the clip from here on stays; before that it may still be replaced.
+        followed: (second of the clip, line) for every typed line that took effect.
         words: what an artist should know of this run, a sentence each.
         stop_asked: finish the block that is being made, and let the graph go on with what there is.
         over: nothing is added any more.
@@ -61,6 +62,7 @@ class LiveRun:
         self._live = live
         self.made, self.watchers = 0.0, 0
         self.begun = self.stop_asked = self.over = False
+        self.followed: list[tuple[float, str]] = []
         self.words: list[str] = []
         self._began, self._tell, self._lines = time.monotonic(), tell, list[str]()
 
@@ -81,6 +83,7 @@ class LiveRun:
             "asked": self.asked,
             "made": self.made,
             "took": time.monotonic() - self._began,
+            "followed": list(self.followed),
             "words": list(self.words),
             "stop_asked": self.stop_asked,
             "over": self.over,
@@ -89,6 +92,11 @@ class LiveRun:
     def add(self, made: float, *, begun: bool = False) -> None:
         """Say how many seconds are made, and whether the clip only grows from here on."""
         self.made, self.begun = made, begun
+        self._tell(self.status)
+
+    def follow(self, second: float, line: str) -> None:
+        """Say from which second of the clip on a typed line is followed."""
+        self.followed.append((second, line))
         self._tell(self.status)
 
     def say(self, words: str) -> None:

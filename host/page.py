@@ -78,7 +78,12 @@ def graph_notes(hidden: io.HiddenHolder) -> dict[str, str]:
     """The graph that made a file, as ComfyUI writes it into files; nothing if it may not be."""
     if args.disable_metadata:
         return {}
-    notes = {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
+    # What ComfyUI notes in a prompt while it runs names files of this machine.
+    prompt = hidden.prompt and {
+        name: {key: value for key, value in node.items() if key != "is_changed"}
+        for name, node in hidden.prompt.items()
+    }
+    notes = {"prompt": prompt, **(hidden.extra_pnginfo or {})}
     return {name: json.dumps(value) for name, value in notes.items() if value is not None}
 
 

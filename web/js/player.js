@@ -45,6 +45,12 @@ export class Player {
     this.status = status;
     if (isNew) this.begin();
     if (status.plays && !this.playing && canGrow()) this.play();
+    const followed = status.followed.at(-1);
+    if (followed && status.followed.length > this.followed) {
+      this.followed = status.followed.length;
+      this.jump = followed[0];
+      this.say(`From ${seconds(followed[0])} on: ${followed[1]}`);
+    }
     this.words.replaceChildren(...status.words.map((text) => tag("li", { textContent: text })));
     for (const part of [this.line, this.send, this.stop]) part.disabled = status.over;
     if (status.stop_asked) this.stop.disabled = true;
@@ -112,7 +118,10 @@ export class Player {
     video.addEventListener("waiting", () => this.ranDry());
     video.addEventListener("timeupdate", () => {
       const heard = video.currentTime > 0 && !video.paused && !video.muted && video.volume > 0;
-      if (heard) this.numbers.firstSound ??= performance.now();
+      if (!heard) return;
+      const { numbers } = this;
+      numbers.firstSound ??= performance.now();
+      if (video.currentTime >= numbers.switched) numbers.heardLine ??= performance.now();
     });
   }
 
@@ -121,6 +130,7 @@ export class Player {
     this.playing = this.holding = this.started = false;
     this.wanted = !this.status.over; // an older clip waits to be asked
     this.jump = null;
+    this.followed = this.status.followed.length;
     this.numbers = { begun: performance.now(), underruns: 0, waited: 0, ahead: [] };
     this.unload();
     this.say("");
@@ -177,6 +187,7 @@ export class Player {
     if (this.started && !this.status.over) numbers.ahead.push([performance.now(), ahead]);
     if (this.jump !== null && end > this.jump + 0.5) {
       video.currentTime = Math.max(video.currentTime, this.jump - BEFORE_THE_LINE);
+      numbers.switched = this.jump;
       this.jump = null;
     }
     const enough = ahead >= Math.min(AT_MOST, BEGIN_WITH * (1 + numbers.underruns));
@@ -248,12 +259,9 @@ export class Player {
   async sendLine() {
     const line = this.line.value.trim();
     if (!line) return;
-    const made = this.status.made;
     if (await this.post("line", { line })) {
       this.line.value = "";
       this.numbers.sent = performance.now();
-      // The block that is being made stays as it is; the one after it follows the line.
-      this.jump = made + 1;
       this.say(`Sent: ${line}`);
     }
   }

@@ -1,0 +1,90 @@
+"""The player in ComfyUI's page, in Chromium, with the shipped model: `make page`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mutual_forcing.model_loaders.bundle import shipped_model_path
+from mutual_forcing.tests.comfyui_prompts import lengths
+from mutual_forcing.tests.comfyui_server import (
+    ROOT,
+    Server,
+    browser,
+    comfyui_path,
+    comfyui_python,
+)
+
+pytestmark = [
+    pytest.mark.page,
+    pytest.mark.skipif(browser() is None, reason="needs Chromium, and playwright in ComfyUI's"),
+]
+PICTURES = Path(os.environ.get("MF_PAGE_PICTURES", ROOT / "output" / "page"))
+SECONDS = int(os.environ.get("MF_PAGE_SECONDS", "10"))
+# A folder with another comfyui-frontend-package, such as the newest one.
+FRONTENDS = ["", *filter(None, [os.environ.get("MF_FRONTEND")])]
+
+
+@pytest.fixture(scope="module", params=FRONTENDS, ids=lambda root: Path(root).name or "installed")
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """As artists start it, with nothing switched off."""
+    arguments = ["--front-end-root", request.param] if request.param else []
+    base = tmp_path_factory.mktemp("page") / "base"
+    running = Server(comfyui_path(), base, shipped_model_path(), arguments=arguments)
+    try:
+        running.wait_until_up()
+        yield running
+    finally:
+        running.stop()
+
+
+def played(
+    server: Server, workflow: str, renderer: str, seconds: int = SECONDS, line: str = ""
+) -> dict:
+    """What the page's player says of itself."""
+    pictures = PICTURES / f"{workflow}_{renderer}{'_line' if line else ''}"
+    command = [comfyui_python(comfyui_path()), ROOT / "tests" / "player_page.py", server.url]
+    command += [ROOT / "workflows" / f"{workflow}.json", pictures, seconds, line]
+    done = subprocess.run(
+        [str(word) for word in command],
+        env=os.environ | {"CHROMIUM": str(browser()), "MF_RENDERER": renderer},
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (PICTURES / f"{pictures.name}.json").write_text(done.stdout)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("renderer", ["canvas", "vue"])
+def test_a_clip_is_seen_and_heard_while_it_is_made(server: Server, renderer: str) -> None:
+    found = played(server, "1_text_to_clip", renderer)
+    assert found["error"] is None and not found["hidden"] and not found["muted"]
+    assert found["time"] == pytest.approx(found["status"]["made"], abs=0.1)
+    # Seen first, heard when a second of it lies ready, and both before it was all made.
+    after = found["after"]
+    assert 0 < after["firstPicture"] <= after["firstSound"]
+    saved = sorted((server.output / "video").glob("clip_*.mp4"))[-1]
+    video, _ = lengths(saved)
+    assert float(video) == pytest.approx(found["status"]["made"], abs=0.05)
+
+
+def test_chunks_are_heard_one_after_the_other(server: Server) -> None:
+    found = played(server, "2_chunks_and_a_fork", "canvas", seconds=3)
+    assert found["players"] == 4 and found["error"] is None
+
+
+def test_a_typed_line_is_followed_and_stop_gives_a_clip_by_the_keyboard_alone(
+    server: Server,
+) -> None:
+    found = played(server, "1_text_to_clip", "canvas", 120, "a bell rings on a white background")
+    assert found["status"]["stop_asked"] and 2 < found["status"]["made"] < 120
+    assert found["after"]["sent"] < found["after"]["heardLine"]
+    saved = sorted((server.output / "video").glob("clip_*.mp4"))[-1]
+    video, _ = lengths(saved)
+    assert float(video) == pytest.approx(found["status"]["made"], abs=0.05)

@@ -1,0 +1,157 @@
+"""Run in ComfyUI's own Python: the player in its page, by the keyboard alone.
+
+python player_page.py URL WORKFLOW.json FOLDER SECONDS LINE
+
+Opens a workflow, runs it once for the model to be there, then for SECONDS; types LINE while it
+plays (nothing where LINE is empty) and, after it, presses Stop. Keeps pictures of the page in
+FOLDER and prints the page's own numbers as JSON, times in seconds after Run was pressed. Needs
+playwright and a Chromium (CHROMIUM, or one on the PATH).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+URL, WORKFLOW, FOLDER = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+SECONDS, LINE = int(sys.argv[4]), sys.argv[5]
+RENDERER = os.environ.get("MF_RENDERER", "canvas")
+READY = (
+    "() => window.app?.extensionManager && window.app?.graph && window.app?.vueAppReady !== false"
+)
+OPEN = """([text, name]) =>
+    window.app.handleFile(new File([text], name, { type: "application/json" }))"""
+SET = """(values) => {
+    for (const node of window.app.graph.nodes)
+        for (const widget of node.widgets ?? [])
+            if (widget.name in values) widget.value = values[widget.name];
+}"""
+# The players of the page's nodes; the one whose run began last is looked at.
+STATE = """() => {
+    const players = window.app.graph.nodes
+        .flatMap((node) => node.widgets ?? [])
+        .map((widget) => widget.player)
+        .filter((player) => player?.status);
+    const player = players.sort((a, b) => a.numbers.begun - b.numbers.begun).at(-1);
+    if (!player) return null;
+    const { video, numbers, status } = player;
+    const { ahead, ...rest } = numbers;
+    return {
+        players: players.length, status,
+        done: players.every((each) => each.status.over && each.video.ended),
+        turns: players.map(({ numbers }) => numbers.firstSound).sort(), numbers: rest,
+        least: Math.min(...(ahead ?? []).map(([, left]) => left)),
+        facts: player.facts.textContent, said: player.said.textContent,
+        time: video.currentTime, duration: video.duration, ended: video.ended,
+        error: video.error?.message ?? null, hidden: video.hidden, muted: video.muted,
+        focus: document.activeElement?.getAttribute("aria-label")
+            ?? document.activeElement?.textContent?.trim().slice(0, 40),
+    };
+}"""
+
+
+def until(page: Page, wanted: str, seconds: float) -> dict:
+    """The player's state once a JavaScript condition on it (`s`) holds."""
+    end = time.monotonic() + seconds
+    state = None
+    while time.monotonic() < end:
+        state = page.evaluate(STATE)
+        if state and page.evaluate(f"(s) => Boolean({wanted})", state):
+            return state
+        page.wait_for_timeout(100)
+    raise SystemExit(f"never came: {wanted}; last: {json.dumps(state)}")
+
+
+def press_run(page: Page, previous: str | None) -> tuple[float, str]:
+    """Queue by the keyboard; when that was, and the run's id."""
+    pressed = page.evaluate("() => performance.now()")
+    page.keyboard.press("Control+Enter")
+    state = until(page, f"s.status.prompt_id !== {json.dumps(previous)}", 120)
+    return pressed, state["status"]["prompt_id"]
+
+
+def done(page: Page, seconds: float) -> dict:
+    """The state when nothing is queued any more and every player has come to its end."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with urllib.request.urlopen(f"{URL}/queue") as answer:
+            queue = json.load(answer)
+        if not queue["queue_running"] and not queue["queue_pending"]:
+            return until(page, "s.done", seconds)
+        page.wait_for_timeout(200)
+    raise SystemExit("never done")
+
+
+def focus(page: Page, label: str) -> None:
+    """Walk to a control with the Tab key, from the player's video on."""
+    page.evaluate("() => document.querySelector('.mf-player video').focus()")
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.evaluate(STATE)["focus"] == label:
+            return
+    raise SystemExit(f"the Tab key does not lead to {label!r}")
+
+
+def main() -> None:
+    """See above."""
+    chromium = (
+        os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    )
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as profile, sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            profile,
+            executable_path=chromium,
+            viewport={"width": 1600, "height": 1000},
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        context.set_default_timeout(300_000)  # a machine may be busy with other work
+        page = context.pages[0]
+        page.goto(URL, wait_until="domcontentloaded")
+        page.wait_for_function(READY)
+        page.wait_for_timeout(4000)
+        page.keyboard.press("Escape")  # the templates dialog that greets a first visit
+        setting = "(on) => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
+        page.evaluate(setting, RENDERER == "vue")
+        page.wait_for_timeout(500)
+        page.evaluate(OPEN, [WORKFLOW.read_text(encoding="utf-8"), WORKFLOW.name])
+        page.wait_for_timeout(2000)
+        page.evaluate(SET, {"seconds": 2, "variation": 1})
+        _, first = press_run(page, None)
+        done(page, 600)
+        page.evaluate(SET, {"seconds": SECONDS, "variation": 2})
+        pressed, _ = press_run(page, first)
+        found = until(page, "s.numbers.firstSound", 600)
+        page.screenshot(path=str(FOLDER / "playing.png"))
+        sent = None
+        if LINE:
+            focus(page, "What happens next")
+            page.keyboard.type(LINE)
+            page.keyboard.press("Enter")
+            sent = until(page, "s.said.startsWith('Sent')", 60)
+            page.screenshot(path=str(FOLDER / "sent.png"))
+            found = until(page, "s.numbers.heardLine || s.status.over", 600)
+            focus(page, "Stop")
+            page.keyboard.press("Space")
+        found = done(page, 60 * SECONDS)
+        page.screenshot(path=str(FOLDER / "over.png"))
+        numbers = found["numbers"]
+        after = {
+            name: (numbers[name] - pressed) / 1000
+            for name in ("firstPicture", "firstSound", "sent", "heardLine")
+            if numbers.get(name)
+        }
+        found |= {"after": after, "renderer": RENDERER, "line": bool(sent)}
+        sys.stdout.write(json.dumps(found) + "\n")
+        context.close()
+
+
+main()
