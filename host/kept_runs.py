@@ -25,7 +25,8 @@ class _Run:
 
     def is_of(self, asked: Sequence[object]) -> bool:
         found = (one() if isinstance(one, weakref.ref) else one for one in self.asked)
-        return all(_same(a, b) for a, b in zip(found, asked, strict=True))
+        alike = all(_same(a, b) for a, b in zip(found, asked, strict=False))
+        return alike and len(asked) == len(self.asked)
 
 
 _RUNS: deque[_Run] = deque(maxlen=RUNS)

@@ -210,7 +210,7 @@ def read(
     numbers = {"seconds": seconds, "variation": variation}
     limits.check(node, mode=mode, few_step_guidance=few_step_guidance, **numbers)
     asked = wire, positive, negative, plan, state, mode, variation, execution, few_step_guidance
-    asked += (given and given["samples"], *(vaes or ()))
+    asked += (given and given["samples"], *(vaes or (None, None)))
     if plan is not None and state is not None:
         raise ValueError(
             "both 'settings' and 'state' are connected, but a stream keeps the size, memory and "
