@@ -45,6 +45,7 @@ class LiveRun:
         words: what an artist should know of this run, a sentence each.
         stop_asked: finish the block that is being made, and let the graph go on with what there is.
         over: nothing is added any more.
+        steered: lines from the page were taken, so it does not go by its inputs alone.
         watchers: how many play the clip at this moment.
     """
 
@@ -61,7 +62,7 @@ class LiveRun:
         self.key, self.clip, self.asked, self.workflow = key, clip, asked, workflow
         self._live = live
         self.made, self.watchers = 0.0, 0
-        self.begun = self.stop_asked = self.over = False
+        self.begun = self.stop_asked = self.over = self.steered = False
         self.followed: list[tuple[float, str]] = []
         self.words: list[str] = []
         self._began, self._tell, self._lines = time.monotonic(), tell, list[str]()
@@ -136,6 +137,7 @@ class LiveRun:
         """The lines that came since the last call, oldest first."""
         with _LOCK:
             lines, self._lines = self._lines, []
+            self.steered = self.steered or bool(lines)
         return lines
 
     @contextmanager

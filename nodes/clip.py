@@ -168,7 +168,7 @@ class GenerateClip(io.ComfyNode):
                     run.add(asked.seconds_to(after), begun=writer.growing)
 
                 decoder.follow(made, before, use)
-            state = request.keep(asked, parked(finished.state, before))
+            state = request.keep(asked, run, parked(finished.state, before))
         images = audio = None
         if frames or sound:
             whole = kept.whole()

@@ -282,9 +282,9 @@ def check_frames(clock: Clock, state: StreamState, first: int, blocks: int) -> N
         )
 
 
-def keep(asked: Request, state: StreamState) -> StreamState:
+def keep(asked: Request, run: LiveRun, state: StreamState) -> StreamState:
     """The stream after a request, remembered: a longer one of the same kind goes on from it."""
-    return kept_runs.keep(asked.asked, state)
+    return state if run.steered else kept_runs.keep(asked.asked, state)
 
 
 def _sampler(

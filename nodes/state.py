@@ -226,6 +226,7 @@ class StreamFromClip(io.ComfyNode):
                     default=24.0,
                     min=1.0,
                     max=240.0,
+                    optional=True,
                     advanced=True,
                     tooltip="Frames a second of 'images'. A video knows its own.",
                 ),

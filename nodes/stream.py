@@ -79,6 +79,7 @@ class StreamSettingsNode(io.ComfyNode):
                     default=1,
                     min=1,
                     max=16,
+                    optional=True,  # prompts of an earlier version do not have it
                     tooltip="How many clips are made at once, of this seed and those that follow "
                     "it, side by side in one video. Rewind Stream goes on with one of them.",
                 ),
@@ -218,7 +219,7 @@ class SampleChunk(io.ComfyNode):
                     run.add(asked.seconds_to(finished.state))
             else:
                 _played(asked, made, finished, run)
-        state = request.keep(asked, parked(finished.state, asked.state))
+        state = request.keep(asked, run, parked(finished.state, asked.state))
         model = asked.model
         origin = chunk_origin(state, asked.state.next_block, model.clock, model.audio_bins)
         video, audio = chunk_tensors(origin)
