@@ -7,6 +7,7 @@ there.
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
 import time
@@ -43,10 +44,13 @@ from mutual_forcing.samplers.rollout import (  # noqa: E402
     Step,
     sampler_settings,
 )
+from mutual_forcing.samplers.schedule import Line, parse_schedule, written  # noqa: E402
 from mutual_forcing.samplers.state import StreamState, check_state  # noqa: E402
 from mutual_forcing.samplers.state_file import load_state, save_state  # noqa: E402
+from mutual_forcing.samplers.tensor_file import is_regular  # noqa: E402
 
 A_DAY = 86_400
+LONGEST_FILE = 2**24
 SAVED_EVERY = 1.0
 """Seconds between two savings of the stream while it is made."""
 EXAMPLES = """examples:
@@ -55,6 +59,8 @@ EXAMPLES = """examples:
   python generate.py "a red drum beats fast" --state-out drum.state
   python generate.py "a red drum beats fast" --state-in drum.state -o more.mp4
 The last one goes on where the one before it ended.
+
+For several prompts give --schedule a file with a line such as "12.5: a blue ball bounces" for each.
 
 Ctrl-C (or SIGTERM, or a closed terminal) keeps what was made: clip, stream and contact sheet.
 
@@ -72,7 +78,15 @@ def parser() -> shell.Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = made.add_argument
-    add("prompt", help="what to see and hear, in English words that the model knows")
+    add("prompt", nargs="?", help="what to see and hear, in English words that the model knows")
+    add(
+        "--schedule",
+        metavar="FILE_OR_TEXT",
+        help="instead of a prompt several, a line each: '0: a red ball bounces' and '12.5: a blue "
+        "ball bounces', in seconds of the stream; '12.5 reread 3: ...' has the last 3 s read again "
+        "under the new prompt, '12.5 blend 2: ...' takes 2 s to change. Without either a saved "
+        "stream goes on with its last prompt",
+    )
     add(
         "-o",
         "--output",
@@ -166,6 +180,40 @@ def starting_state(arguments: argparse.Namespace, bundle: Bundle) -> StreamState
     return state if arguments.seed is None else state.reseeded((arguments.seed,))
 
 
+def lines_of(arguments: argparse.Namespace, bundle: Bundle, state: StreamState) -> list[Line]:
+    """What is to be followed; nothing where a saved stream goes on with its last prompt.
+
+    Raises:
+        ValueError: neither prompt nor schedule, both, or one that cannot be read or followed.
+        OSError: the schedule's file cannot be read.
+    """
+    prompt, schedule = arguments.prompt, arguments.schedule
+    if prompt is None and schedule is None and state.schedule:
+        return []
+    if (prompt is None) == (schedule is None):
+        raise ValueError(
+            f"found {'no prompt' if prompt is None else 'a prompt and --schedule'}, expected a "
+            "prompt or --schedule, and one of them only"
+        )
+    if prompt is not None:
+        bundle.check_prompt(prompt)
+        return [Line(0.0, (prompt,))]
+    # A schedule has a colon after its first number, and few files are named so.
+    if re.match(r"\s*\d[^:\n]*:", schedule) is None:
+        if not is_regular(Path(schedule)):
+            raise ValueError(
+                f"--schedule is {schedule[:200]!r}, which is no file: expected one, or its lines"
+            )
+        with Path(schedule).open(encoding="utf-8-sig", errors="replace") as file:
+            schedule = file.read(LONGEST_FILE)
+    lines = parse_schedule(schedule)
+    for number, line in enumerate(lines, start=1):
+        refusal = bundle.prompt_refusal(line.texts[0])
+        if refusal:
+            raise ValueError(f"--schedule: line {number}: {refusal}")
+    return lines
+
+
 class Outputs:
     """Where finished blocks go: the clip, the contact sheet, the stream's state; and what is told.
 
@@ -194,6 +242,7 @@ class Outputs:
             OSError: the disk is full.
         """
         self.state = state
+        self.writer.tag(written(state.schedule))
         self.writer.write(decoded)
         if self.sheet:
             self.sheet.add(*decoded)
@@ -222,7 +271,8 @@ class Outputs:
             line = f"{state_out}: the stream after {self.state.next_block} blocks"
             files.append((line, partial(save_state, state_out, self.state)))
         if self.sheet and self.sheet.pictures:
-            save_sheet = partial(self.sheet.save, sheet, self.arguments.prompt)
+            texts = " → ".join(line.texts[0] for line in self.state.schedule)
+            save_sheet = partial(self.sheet.save, sheet, texts)
             files.append((f"{sheet}: frames over the waveform", save_sheet))
         if not self.blocks:
             self.writer.close()
@@ -260,6 +310,7 @@ def make(
     state: StreamState,
     sampler: SamplerSettings,
     execution: Execution,
+    lines: Sequence[Line],
 ) -> int:
     """Generate, decode and write block after block; the exit status.
 
@@ -290,7 +341,7 @@ def make(
             try:
                 for _ in live_clip(
                     bundle,
-                    bundle.prompt(arguments.prompt, guided=sampler.guidance != 1),
+                    bundle.schedule(lines, guided=sampler.guidance != 1),
                     state,
                     blocks,
                     sampler,
@@ -327,16 +378,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if reason:
             raise ValueError(f"--path {arguments.path}: {reason}")
         bundle = load_bundle(arguments.model, device=device)
-        bundle.check_prompt(arguments.prompt)
         mode = arguments.mode or bundle.stream.default_mode
         sampler = sampler_settings(mode, arguments.steps, arguments.guidance)
         state = starting_state(arguments, bundle)
+        lines = lines_of(arguments, bundle, state)
         if arguments.seconds > A_DAY:
             raise ValueError(
                 f"--seconds is {arguments.seconds:g}, expected at most {A_DAY} (a day): save the "
                 "stream with --state-out and go on from it"
             )
-        return make(arguments, bundle, state, sampler, execution)
+        return make(arguments, bundle, state, sampler, execution, lines)
     except SystemExit as done:  # the parser has said why
         return done.code
     except (ValueError, OSError) as error:

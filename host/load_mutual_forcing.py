@@ -133,6 +133,7 @@ def load_mutual_forcing(path: Path, precision: Precision, attention: Attention) 
         options = patcher.model_options["transformer_options"]
         options["optimized_attention_override"] = _pytorch_attention
     vaes = video_vae(bundle.video_codec), audio_vae(bundle.audio_codec)
+    clip = clip_of(bundle)
     known = CausalModel(
         OWN,
         # In memory its rows are in split order, whatever the file had.
@@ -145,9 +146,10 @@ def load_mutual_forcing(path: Path, precision: Precision, attention: Attention) 
         empty=bundle.embed(""),
         vae=vaes[0],
         audio_vae=vaes[1],
+        clip=clip,
     )
     patcher.set_attachments(ATTACHMENT, known)
-    return LoadedModel(patcher, clip_of(bundle), *vaes)
+    return LoadedModel(patcher, clip, *vaes)
 
 
 def _pytorch_attention(_chosen: object, *arguments: object, **options: object) -> Tensor:

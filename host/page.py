@@ -138,7 +138,7 @@ class Progress:
     at about the speed at which the clip is made, and nothing has to be decoded twice.
 
     Args:
-        steps: sampling steps in all.
+        steps: sampling steps in all; the bar begins again where more are made.
 
     Attributes:
         run: whose clip is being made; while somebody plays that, no pictures are sent.
@@ -154,7 +154,7 @@ class Progress:
     def step(self, step: Step) -> None:
         """Count a sampling step; raises ComfyUI's interruption if the artist has pressed Cancel."""
         stop_if_asked()
-        self._done += 1
+        self._done = self._done % self._steps + 1
         self._update(step.step / step.steps)
 
     def known(self, steps: int) -> None:

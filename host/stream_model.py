@@ -26,8 +26,16 @@ from ..networks.layout import BlockLayout
 from ..networks.transformer import TextKeys, text_keys
 from ..samplers.clock import Clock
 from ..samplers.rollout import Method, Mode, Prompt, SamplerSettings, sampler_settings
+from ..samplers.schedule import WIRED, Schedule
 from ..samplers.state import BlockLatents
-from .conditioning import REFUSAL, TRANSCRIPT, Conditioning, only_entry
+from .conditioning import (
+    REFUSAL,
+    TRANSCRIPT,
+    Conditioning,
+    Encode,
+    lines_of,
+    only_entry,
+)
 from .transformer_view import TransformerView
 
 Loader = Callable[[int, Sequence[object]], None]
@@ -70,8 +78,8 @@ class CausalModel:
         title: what its makers call it.
         empty: embedding (1, m, c) of the empty prompt, which guidance leads away from where no
             negative prompt is connected; None: then there must be one.
-        vae, audio_vae: its own VAEs, for nodes that no other is connected to; None where the file
-            had none.
+        vae, audio_vae, clip: its own VAEs and CLIP, for nodes that no other is connected to; None
+            where the file had none.
     """
 
     kind: Kind
@@ -84,6 +92,7 @@ class CausalModel:
     empty: Tensor | None = field(default=None, repr=False)
     vae: object | None = field(default=None, repr=False)
     audio_vae: object | None = field(default=None, repr=False)
+    clip: object | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -175,19 +184,38 @@ class StreamModel:
         Raises:
             ValueError: prompts that this model cannot use, in an artist's words.
         """
-        _, extras = only_entry(positive, "prompt")
-        if extras.get(REFUSAL):
-            raise ValueError(extras[REFUSAL])
-        wanted, transcripts = self._keys(positive, "prompt"), (extras.get(TRANSCRIPT),)
-        if not guided:
-            return Prompt(wanted, transcripts=transcripts)
-        if negative is None and self.about.empty is None:
-            raise ValueError(
-                "guidance needs a second prompt to lead away from: connect another CLIP Text "
-                "Encode to 'negative' (its text may be empty), or set guidance to 1"
-            )
-        unwanted = [[self.about.empty, {}]] if negative is None else negative
-        return Prompt(wanted, self._keys(unwanted, "negative prompt"), transcripts)
+        unguided = self._unguided(negative) if guided else None
+        return self._prompt(positive, unguided)
+
+    @torch.no_grad()
+    def schedule_of(
+        self,
+        positive: Conditioning,
+        negative: Conditioning | None,
+        encode: Encode | None,
+        *,
+        guided: bool,
+    ) -> Schedule:
+        """A schedule out of CONDITIONING wires; their keys are made when they are due.
+
+        Args:
+            encode: for texts that are not on the wire: those that the stream followed before, and
+                those that are told while it runs.
+            negative, guided: as for `prompt_of`, errors likewise.
+        """
+        lines = lines_of(positive)
+        entries = {line.texts: [entry] for line, entry in zip(lines, positive, strict=True)}
+        for entry in entries.values():
+            self.check_prompt(entry)
+        unguided = self._unguided(negative) if guided else None
+
+        def prompt(texts: tuple[str, ...]) -> Prompt | None:
+            entry = entries.get(texts)
+            if entry is None and encode is not None and not texts[0].startswith(WIRED):
+                entry = encode(texts[0])
+            return entry and self._prompt(entry, unguided)._replace(texts=texts)
+
+        return Schedule(self.clock, lines, prompt)
 
     def sketches(self, latents: BlockLatents) -> list[Image.Image]:
         """Small pictures of a block for a preview, where they cost next to nothing; else none."""
@@ -195,7 +223,36 @@ class StreamModel:
             return []
         return [self.picture(latent) for latent in latents.video[:1].split(1, dim=2)]
 
+    def check_prompt(self, positive: Conditioning) -> dict[str, object]:
+        """The extras of a prompt that this model can use.
+
+        Raises:
+            ValueError: it cannot, or the prompt says nothing to it.
+        """
+        _, extras = self._checked(positive, "prompt")
+        if extras.get(REFUSAL):
+            raise ValueError(extras[REFUSAL])
+        return extras
+
+    def _prompt(self, positive: Conditioning, unguided: TextKeys | None) -> Prompt:
+        extras = self.check_prompt(positive)
+        return Prompt(self._keys(positive, "prompt"), unguided, (extras.get(TRANSCRIPT),))
+
+    def _unguided(self, negative: Conditioning | None) -> TextKeys:
+        if negative is None and self.about.empty is None:
+            raise ValueError(
+                "guidance needs a second prompt to lead away from: connect another CLIP Text "
+                "Encode to 'negative' (its text may be empty), or set guidance to 1"
+            )
+        unwanted = [[self.about.empty, {}]] if negative is None else negative
+        return self._keys(unwanted, "negative prompt")
+
     def _keys(self, conditioning: Conditioning, name: str) -> TextKeys:
+        embedding, extras = self._checked(conditioning, name)
+        contexts = self.about.kind.contexts(self.module, embedding.to(self.like), extras)
+        return text_keys(self.transformer, *contexts)
+
+    def _checked(self, conditioning: Conditioning, name: str) -> tuple[Tensor, dict[str, object]]:
         embedding, extras = only_entry(conditioning, name)
         about = self.about
         widths = [about.config.caption_channels * multiple for multiple in about.kind.widths]
@@ -210,5 +267,4 @@ class StreamModel:
                 f"{about.text_tokens}: write everything into one CLIP Text Encode, without "
                 "Conditioning (Concat)"
             )
-        contexts = about.kind.contexts(self.module, embedding.to(self.like), extras)
-        return text_keys(self.transformer, *contexts)
+        return embedding, extras

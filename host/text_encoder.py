@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..model_loaders.bundle import Bundle
 from ..networks.text_encoder import TextEncoder
-from .conditioning import REFUSAL, REMARKS, TRANSCRIPT
+from .conditioning import REFUSAL, REMARKS, TRANSCRIPT, written_on
 
 _TOKENS, _TEXT = "mutual_forcing", "text"
 _WEIGHTED = re.compile(r"\(([^()]*):\s*[\d.]+\s*\)")
@@ -86,7 +86,7 @@ class MutualForcingText(nn.Module):
             REMARKS: self.text_encoder.remarks(text),
             TRANSCRIPT: self._transcript(text),
         }
-        return placed, None, extras
+        return placed, None, extras | written_on(text, placed)
 
 
 def clip_of(bundle: Bundle) -> comfy.sd.CLIP:

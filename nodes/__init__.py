@@ -8,6 +8,7 @@ from ..host import folders, routes
 from .clip import GenerateClip
 from .decode import DecodeChunk
 from .loaders import LoadLTX2, LoadModel
+from .prompts import PromptSchedule
 from .replaced import REPLACED
 from .state import LoadState, RewindStream, SaveState, StreamFromClip
 from .stream import SampleChunk, StreamSettingsNode
@@ -15,6 +16,7 @@ from .stream import SampleChunk, StreamSettingsNode
 NODES: list[type[io.ComfyNode]] = [
     LoadModel,
     LoadLTX2,
+    PromptSchedule,
     StreamSettingsNode,
     GenerateClip,
     SampleChunk,

@@ -17,6 +17,7 @@ from ..samplers.clip_writer import ClipWriter
 from ..samplers.decode import Collected, DecodedBlock
 from ..samplers.parking import parked
 from ..samplers.rollout import GUIDANCE
+from ..samplers.schedule import written
 from ..samplers.state import BlockLatents, StreamState
 from . import request
 from .rescue import Finished, rescue
@@ -59,11 +60,11 @@ class GenerateClip(io.ComfyNode):
                 io.Int.Input(
                     "seconds",
                     default=6,
-                    min=1,
+                    min=0,
                     max=3600,
                     display_name="length (seconds)",
-                    tooltip="How long the clip is. Made longer, only what is new is made. Frames "
-                    "are only kept in memory where 'images' is connected.",
+                    tooltip="How long the clip is; 0: until you stop it. Made longer, only what is "
+                    "new is made. Frames are only kept in memory where 'images' is connected.",
                 ),
                 *request.widgets(),
             ],
@@ -81,6 +82,7 @@ class GenerateClip(io.ComfyNode):
                 StateWire.Output(
                     "state", tooltip="Go on from here, with Sample Chunk or another Generate Clip."
                 ),
+                request.schedule_output(),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
@@ -115,6 +117,7 @@ class GenerateClip(io.ComfyNode):
         given: dict[str, object] | None = None,
         vae: object = None,
         audio_vae: object = None,
+        clip: object = None,
     ) -> io.NodeOutput:
         """Sample, decode, show and write block after block."""
         to = wired(cls.hidden.unique_id)
@@ -134,14 +137,17 @@ class GenerateClip(io.ComfyNode):
             (vae, audio_vae),
             frames=frames,
             given=given,
+            clip=clip,
         )
         decoder, clock, before = asked.decoder, asked.model.clock, asked.state
         size, first = before.settings, before.next_block
-        progress = Progress(asked.blocks * asked.sampler.steps)
+        progress = Progress(asked.steps)
         working = folders.temporary_file("mp4")
         finished = Finished(before, working)
-        kept = Collected(clock.frames(first + asked.blocks) - clock.frames(first))
-        shown = show_run(working, seconds, cls.hidden, asked.remarks, live=decoder.live)
+        blocks = asked.blocks or request.A_MINUTE
+        kept = Collected(clock.frames(first + blocks) - clock.frames(first))
+        length = seconds or None
+        shown = show_run(working, length, cls.hidden, asked.remarks, live=decoder.live)
         with shown as run, rescue(finished, run, cls.hidden):
             progress.run = run
             with ClipWriter(
@@ -158,6 +164,7 @@ class GenerateClip(io.ComfyNode):
 
                 def use(decoded: DecodedBlock | None, after: StreamState) -> None:
                     if decoded is not None:
+                        writer.tag(written(after.schedule))
                         writer.write(decoded)
                         progress.show(decoded)
                         if frames:
@@ -174,7 +181,8 @@ class GenerateClip(io.ComfyNode):
             whole = kept.whole()
             images = whole.video.flatten(0, 1) if frames else None
             audio = {"waveform": whole.audio, "sample_rate": decoder.sample_rate}
-        return io.NodeOutput(ClipFile(working), images, audio, float(clock.fps), state)
+        video, schedule = ClipFile(working), written(state.schedule)
+        return io.NodeOutput(video, images, audio, float(clock.fps), state, schedule)
 
 
 def _sketched(

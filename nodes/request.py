@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
 from comfy_api.latest import io
 
 from ..host import folders, kept_runs
-from ..host.conditioning import Conditioning, frame_rate_of, remarks_on
+from ..host.conditioning import Conditioning, Encode, encoder_of, frame_rate_of, remarks_on
 from ..host.decoding import ClipDecoder, clip_decoder, live_decoder
 from ..host.live import LiveRun
 from ..host.model_wire import stream_model
 from ..host.page import Progress, free_memory, is_open
 from ..host.stream_model import StreamModel
 from ..model_loaders.memory import frame_bytes, stream_bytes
+from ..networks.checked import quoted
 from ..networks.execution import PATHS, Execution
 from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.clock import Clock
@@ -27,10 +28,10 @@ from ..samplers.rollout import (
     GUIDANCE,
     MULTI_STEPS,
     Mode,
-    Prompt,
     SamplerSettings,
     rollout,
 )
+from ..samplers.schedule import Schedule
 from ..samplers.start import Given, Start, given_of
 from ..samplers.state import BlockLatents, StreamState, check_state, rewound
 from . import limits
@@ -39,6 +40,8 @@ from .types import SettingsWire, StateWire, StreamPlan
 logger = logging.getLogger("mutualforcing")
 
 AUTOMATIC, FEW, MANY = "automatic", "few steps", "many steps"
+A_MINUTE = 60
+"""Blocks that there is room for at first where nobody says how many come."""
 _MODES = {FEW: "few", MANY: "multi"}
 
 
@@ -46,16 +49,36 @@ class Request(NamedTuple):
     """Everything that a rollout needs, and what an artist should know of it."""
 
     model: StreamModel
-    prompt: Prompt
+    prompt: Schedule
     state: StreamState
     sampler: SamplerSettings
-    blocks: int
+    blocks: int | None
     start: Start | None
     given: Given | None
     execution: Execution
     asked: tuple[object, ...]
     decoder: ClipDecoder | None = None
     remarks: tuple[str, ...] = ()
+    encode: Encode | None = None
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run; of a block where it has no end."""
+        return (self.blocks or 1) * self.sampler.steps
+
+    def tell(self, line: str, run: LiveRun) -> None:
+        """Follow a typed line from the next block on, or say why not."""
+        try:
+            if self.encode is None:
+                raise ValueError("connect a clip, which reads typed lines")
+            read = self.encode(line)
+            self.model.check_prompt(read)
+            self.prompt.tell(line)
+            for remark in remarks_on(read):
+                run.say(remark)
+        except ValueError as error:
+            logger.warning("the line %r is not followed: %s", line, error)
+            run.say(f"{quoted(line)} is not followed: {error}")
 
     def seconds_to(self, state: StreamState) -> float:
         """Seconds of clip that were made from the request's own state to a later one."""
@@ -73,8 +96,8 @@ def wires() -> list[io.Input]:
         ),
         io.Conditioning.Input(
             "positive",
-            tooltip="What to see and hear, from CLIP Text Encode. It may change from chunk to "
-            "chunk.",
+            tooltip="What to see and hear, from CLIP Text Encode, or several prompts with their "
+            "times from Prompt Schedule. It may change from chunk to chunk.",
         ),
         io.Conditioning.Input(
             "negative",
@@ -97,6 +120,12 @@ def wires() -> list[io.Input]:
             optional=True,
             tooltip="A sound that pictures are made for (VAE Encode Audio, or LTXV Audio VAE "
             "Encode), or pictures that a sound is made for (VAE Encode), in whole seconds.",
+        ),
+        io.Clip.Input(
+            "clip",
+            optional=True,
+            tooltip="Reads lines that are typed while the clip is made. Without it the model's own "
+            "does; LTX-2 needs the one of its text encoder.",
         ),
     ]
 
@@ -166,6 +195,15 @@ def widgets() -> list[io.Input]:
     ]
 
 
+def schedule_output() -> io.Output:
+    """What was played, typed lines included."""
+    return io.String.Output(
+        "schedule",
+        tooltip="What the stream followed from its beginning, typed lines included: for Prompt "
+        "Schedule, which makes it again.",
+    )
+
+
 def check_path(execution: str) -> bool | str:
     """True, or why there is no such execution path."""
     try:
@@ -191,6 +229,7 @@ def read(
     *,
     frames: bool = False,
     given: dict[str, object] | None = None,
+    clip: object = None,
 ) -> Request:
     """Check what can be known before sampling, load the model, encode the prompt.
 
@@ -201,6 +240,8 @@ def read(
             model's own VAEs can do that live.
         frames: whether all pictures are to lie in memory.
         given: a LATENT with one modality of what comes.
+        seconds: 0 = until it is stopped.
+        clip: reads what is typed meanwhile; None = the model's own, if it has one.
 
     Raises:
         ValueError: in an artist's words, with the next step.
@@ -238,11 +279,12 @@ def read(
     if variation:
         state = state.reseeded(tuple(varied_seed(seed, variation) for seed in state.settings.seeds))
     sampler, settings = _sampler(model, mode, few_step_guidance), state.settings
-    blocks = model.clock.blocks_for(seconds, state.next_block)
+    blocks = model.clock.blocks_for(seconds, state.next_block) if seconds else None
     if frames:
-        check_frames(model.clock, state, state.next_block, blocks)
+        check_frames(model.clock, state, state.next_block, blocks or A_MINUTE)
     guided = sampler.guidance != 1.0
-    model.load(
+    load = partial(
+        model.load,
         stream_bytes(
             model.transformer.config,
             settings.window,
@@ -255,14 +297,15 @@ def read(
         ),
         () if decoder is None else decoder.beside,
     )
-    prompt = model.prompt_of(positive, negative, guided=guided)
+    load()
+    encode = _encoder(clip or model.about.clip, load)
+    prompt = model.schedule_of(positive, negative, encode, guided=guided)
     start = plan.start if plan else None
     coming = given and given_of(given["samples"], state.layout, state.next_block)
     path = Execution.named(execution)
     remarks = (*remarks_on(positive), *_remarks(model, mode, few_step_guidance))
-    return Request(
-        model, prompt, state, sampler, blocks, start, coming, path, asked, decoder, remarks
-    )
+    settled = model, prompt, state, sampler, blocks, start, coming, path, asked
+    return Request(*settled, decoder, remarks, encode)
 
 
 def check_frames(clock: Clock, state: StreamState, first: int, blocks: int) -> None:
@@ -285,6 +328,19 @@ def check_frames(clock: Clock, state: StreamState, first: int, blocks: int) -> N
 def keep(asked: Request, run: LiveRun, state: StreamState) -> StreamState:
     """The stream after a request, remembered: a longer one of the same kind goes on from it."""
     return state if run.steered else kept_runs.keep(asked.asked, state)
+
+
+def _encoder(clip: object | None, load: Callable[[], None]) -> Encode | None:
+    if clip is None:
+        return None
+    read_text = encoder_of(clip)
+
+    def encode(text: str) -> Conditioning:
+        read = read_text(text)
+        load()  # a large encoder pushes the model off the card
+        return read
+
+    return encode
 
 
 def _sampler(
@@ -316,21 +372,25 @@ def sample(
 ) -> Iterator[tuple[BlockLatents, StreamState]]:
     """The blocks that were asked for, each with the state after it; with progress.
 
-    Those that an earlier run made of the same inputs are not made again. Ends early where the page
-    asks to stop, after the block that is being made. What going on does not need of a long stream
-    waits on disk, however long it gets.
+    Those that an earlier run made of the same inputs are not made again. Lines that the page sends
+    are followed from the next block on. Ends early where the page asks to stop, after the block
+    that is being made. What going on does not need of a long stream waits on disk, however long it
+    gets.
     """
     for made in _known_and_new(asked, progress):
         yield made
         if run.stop_asked:
             return
+        for line in run.lines():
+            asked.tell(line, run)
 
 
 def _known_and_new(
     asked: Request, progress: Progress
 ) -> Iterator[tuple[BlockLatents, StreamState]]:
-    state, end = asked.state, asked.state.next_block + asked.blocks
-    known = kept_runs.longest(asked.asked, end)
+    state, end = asked.state, asked.state.next_block + (asked.blocks or 0)
+    # What has no end is played from its beginning, for lines to be typed.
+    known = kept_runs.longest(asked.asked, end) if asked.blocks else None
     if known is not None:
         there = known.next_block - state.next_block
         logger.info("%d of %d blocks were there already", there, asked.blocks)
@@ -340,13 +400,13 @@ def _known_and_new(
         progress.known(asked.sampler.steps)
         yield known.block(known.next_block - 1), known
         state = known
-    if state.next_block == end:
+    if asked.blocks and state.next_block == end:
         return
     yield from rollout(
         asked.model,
         asked.prompt,
         state,
-        end - state.next_block,
+        end - state.next_block if asked.blocks else None,
         asked.sampler,
         on_step=progress.step,
         on_rebuild=progress.rebuild,

@@ -17,6 +17,7 @@ from ..samplers.clip_writer import ClipWriter
 from ..samplers.decode import DecodedBlock
 from ..samplers.parking import parked
 from ..samplers.rollout import GUIDANCE
+from ..samplers.schedule import written
 from ..samplers.start import start_of
 from ..samplers.state import BlockLatents, StreamState
 from . import limits, request
@@ -150,10 +151,10 @@ class SampleChunk(io.ComfyNode):
                 io.Int.Input(
                     "seconds",
                     default=2,
-                    min=1,
+                    min=0,
                     max=600,
                     display_name="length (seconds)",
-                    tooltip="How many seconds this chunk adds.",
+                    tooltip="How many seconds this chunk adds; 0: until you stop it.",
                 ),
                 *request.widgets(),
             ],
@@ -163,6 +164,7 @@ class SampleChunk(io.ComfyNode):
                 ),
                 io.Latent.Output("video", tooltip="Pictures of this chunk, for Decode Chunk."),
                 io.Latent.Output("audio", tooltip="Sound of this chunk, for Decode Chunk."),
+                request.schedule_output(),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
@@ -189,6 +191,7 @@ class SampleChunk(io.ComfyNode):
         execution: str = request.PATHS[0],
         few_step_guidance: float = GUIDANCE,
         given: dict[str, object] | None = None,
+        clip: object = None,
     ) -> io.NodeOutput:
         """Sample the blocks; what is finished survives an interruption."""
         asked = request.read(
@@ -204,12 +207,13 @@ class SampleChunk(io.ComfyNode):
             execution,
             few_step_guidance,
             given=given,
+            clip=clip,
         )
-        progress = Progress(asked.blocks * asked.sampler.steps)
+        progress = Progress(asked.steps)
         finished = Finished(asked.state)
-        clip = None if asked.decoder is None else folders.temporary_file("mp4")
-        finished.clip = clip
-        shown = show_run(clip, seconds, cls.hidden, asked.remarks)
+        working = None if asked.decoder is None else folders.temporary_file("mp4")
+        finished.clip = working
+        shown = show_run(working, seconds or None, cls.hidden, asked.remarks)
         with shown as run, rescue(finished, run, cls.hidden):
             progress.run = run
             made = request.sample(asked, progress, run)
@@ -227,6 +231,7 @@ class SampleChunk(io.ComfyNode):
             state,
             {"samples": video, ORIGIN: origin},
             {"samples": audio, "type": "audio", ORIGIN: origin},
+            written(state.schedule),
         )
 
 
@@ -251,6 +256,7 @@ def _played(
             nonlocal writer
             if decoded is not None and writer is not None:
                 try:
+                    writer.tag(written(after.schedule))
                     writer.write(decoded)
                 except OSError as error:
                     writer = None

@@ -37,7 +37,10 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 SHORT_SIDE = 256
 """Pixels that the shorter side gets at least: players refuse or blur smaller pictures."""
 _ERRORS = (OSError, av.error.FFmpegError)
-_MOVFLAGS = "frag_keyframe+delay_moov+default_base_moof"
+_MOVFLAGS = "frag_keyframe+delay_moov+default_base_moof+use_metadata_tags"
+SCHEDULE = "mutual_forcing_schedule"
+"""Tag of the mp4 with the prompts that its stream followed, as the text of a schedule."""
+_ROOM = 8192  # bytes of that tag: it stands before the pictures, and what is played is said later
 _FRAGMENT_MICROSECONDS = "500000"
 # Without frames held back for later, every block is in the file as soon as it was given.
 _ENCODERS: Mapping[str, Mapping[str, str]] = {
@@ -84,6 +87,19 @@ class _File(io.FileIO):
         """Give up what was in the file for what was held, and hold nothing any more."""
         held, self.held = self.held, None
         self.replace(held)
+
+    def put_over(self, old: bytes, new: bytes) -> bool:
+        """Overwrite bytes of the file's beginning by as many others, if they are there."""
+        end = self.tell()
+        try:
+            self.seek(0)
+            place = self.read(len(old) + 2**16).find(old) if old else -1
+            if place >= 0:
+                self.seek(place)
+                self._put(new)
+        finally:
+            self.seek(end)
+        return place >= 0
 
     def write(self, data: Buffer) -> int:
         if self.held is None:
@@ -149,6 +165,7 @@ class ClipWriter:
             )
         self.frames = self.samples = 0
         self._open = True
+        self._schedule = self._tagged = b""
         self._file: _File | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,6 +187,13 @@ class ClipWriter:
         """Whether what is in the file stays there; until then all of it may be replaced."""
         return self._file.held is None
 
+    def tag(self, schedule: str) -> None:
+        """Say which prompts the stream followed so far: before the first block, and then any time.
+
+        They are in the file with the next block. Of more than 8 kB only the first lines are kept.
+        """
+        self._schedule = schedule.strip().encode()
+
     def write(self, decoded: DecodedBlock) -> None:
         """Append a block: pictures (b, F, H, W, 3) in 0..1 and sound (b, channels, n) in -1..1.
 
@@ -189,6 +213,9 @@ class ClipWriter:
         pictures = side_by_side(pictures, self.columns)
         pictures = repeat(pictures, "f h w rgb -> f (h y) (w x) rgb", y=self.scale, x=self.scale)
         try:
+            if self._schedule and not self.frames:
+                self._tagged = self._fitting()
+                self._encoder.tag(self._tagged.decode())
             self._encoder.write(pictures, sound)
             self.frames += len(pictures)
             self.samples += sound.shape[1]
@@ -199,9 +226,22 @@ class ClipWriter:
                     # Too little for a fragment, as a prefix of one frame is: a clip of its own,
                     # until more has come.
                     self._file.replace(self._alone(pictures, sound))
+            self._rewrite_tag()
         except _ERRORS as error:
             self._abandon()
             raise self._failed(error) from error
+
+    def _rewrite_tag(self) -> None:
+        """Put what was said last over the tag in the file, where that has been written."""
+        new, old = self._fitting(), self._tagged
+        if new != old and self._file.held is None and self._file.put_over(old, new):
+            self._tagged = new
+
+    def _fitting(self) -> bytes:
+        lines = self._schedule.splitlines(keepends=True)
+        while sum(map(len, lines)) > _ROOM:
+            lines.pop()
+        return b"".join(lines).ljust(_ROOM)
 
     def close(self) -> None:
         """Finish the file; closing twice does nothing more."""
@@ -213,6 +253,7 @@ class ClipWriter:
                 self._encoder.close()
                 if self._file.held is not None:
                     self._file.begin()
+                self._rewrite_tag()
         except _ERRORS as error:
             self._abandon()
             raise self._failed(error) from error
@@ -316,6 +357,10 @@ class _Encoder:
         self._audio.bit_rate = 96_000 * channels
         for stream in (self._video, self._audio):
             stream.codec_context.open()
+
+    def tag(self, schedule: str) -> None:
+        """Before anything is written."""
+        self._container.metadata[SCHEDULE] = schedule
 
     def write(self, pictures: np.ndarray, sound: np.ndarray) -> None:
         for picture in pictures:

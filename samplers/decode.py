@@ -167,7 +167,7 @@ class Collected:
     """A clip in memory, one block after the other in its place: it is never there twice.
 
     Args:
-        frames: how many there will be at most.
+        frames: how many there will be; room for more is made when they come.
     """
 
     def __init__(self, frames: int) -> None:
@@ -180,6 +180,8 @@ class Collected:
         batch, count, *size = decoded.video.shape
         if self._video is None:
             self._video = torch.empty(batch, self._frames, *size)
+        if self._seen + count > self._video.shape[1]:
+            self._video = torch.cat((self._video, torch.empty_like(self._video)), dim=1)
         self._video[:, self._seen : self._seen + count] = decoded.video
         self._seen += count
         self._audio.append(decoded.audio)

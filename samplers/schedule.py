@@ -77,6 +77,9 @@ class Line:
         start: second of the stream; it begins with the first block at or after it.
         texts: as written, one for all clips of the stream or one each.
         transition: from the prompt before it.
+
+    Raises:
+        ValueError: a second that no stream has, or a prompt that is too long.
     """
 
     start: Annotated[float, Field(ge=0, le=LAST_SECOND, allow_inf_nan=False)]
@@ -86,6 +89,8 @@ class Line:
     transition: Transition = USUAL
 
     def __post_init__(self) -> None:
+        if not 0 <= self.start <= LAST_SECOND:
+            raise ValueError(f"a prompt begins at {self.start} s, expected 0 to {LAST_SECOND}")
         # As the text of a schedule has them, so that the same prompt is equal whatever way it came.
         rows = ([row.strip() for row in text.splitlines()] for text in self.texts)
         texts = tuple("\n".join(filter(None, row)) for row in rows)
@@ -141,6 +146,7 @@ class Schedule:
                     f"two prompts begin at {_seconds(line.start)} and {_seconds(later.start)} s, "
                     "which is the same block of the stream: give each at least a second"
                 )
+        self._how = self._begun[-1][1].transition if self._begun else USUAL
         self._told: list[tuple[str, Transition]] = []
         self._lock = threading.Lock()
 
@@ -150,13 +156,16 @@ class Schedule:
         line = Line(0.0, prompt.texts)
         return cls(clock, [line], lambda texts: prompt if texts == line.texts else None)
 
-    def tell(self, text: str, transition: Transition = USUAL) -> None:
+    def tell(self, text: str, transition: Transition | None = None) -> None:
         """Follow another prompt from the next block on, until a later line of the schedule is due.
 
         From any thread. Of several before the same block the last one counts.
+
+        Args:
+            transition: None = as that of the schedule's last line.
         """
         with self._lock:
-            self._told.append((text, transition))
+            self._told.append((text, transition or self._how))
 
     def heard(self, block: int) -> None:
         """Let what was told since the last call begin with this block."""

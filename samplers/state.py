@@ -229,8 +229,8 @@ def clock_of(state: StreamState) -> Clock:
 def rewound(state: StreamState, blocks: int) -> StreamState:
     """The stream as it was after its first `blocks` blocks.
 
-    Keys and values of then are made again when it goes on, exactly those if the prompt was the same
-    throughout; what the decoders remembered is made again as well.
+    Keys and values of then are made again when it goes on, exactly those if its prompts can be
+    encoded again; what the decoders remembered is made again as well.
 
     Raises:
         ValueError: the stream has not so many, or does not hold them any more.

@@ -109,7 +109,7 @@ def save_state(
 
     Args:
         keys: keep the keys and values too: a larger file that goes on at once, and exactly even
-            where the prompt was changed in mid-stream.
+            where its prompts cannot be encoded again.
         notes: further entries of the file's metadata, such as the graph that made it.
 
     Raises:

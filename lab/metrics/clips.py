@@ -19,6 +19,7 @@ from ...samplers.clock import Clock
 from ...samplers.decode import DecodedBlock, joined
 from ...samplers.live import live_clip
 from ...samplers.rollout import SamplerSettings, Step
+from ...samplers.schedule import USUAL, Line, Transition
 from ...samplers.state import BlockLatents
 from ..world.render import render
 from ..world.scene import KINDS, Scene, caption, parse, sample_scene
@@ -134,15 +135,18 @@ def decoded_turns(
     sampler: SamplerSettings,
     window: int | None = None,
     on_step: Callable[[Step], None] | None = None,
+    past: Transition = USUAL,
 ) -> Iterator[DecodedBlock]:
     """A batch of streams whose prompts change: (texts, one per clip; blocks under them) in turn."""
-    state, decoder = bundle.begin(tuple(seeds), window), bundle.decoder()
+    lines, begun = [], 0
     for texts, blocks in turns:
-        prompt = bundle.prompts(texts, sampler.guidance != 1)
-        made = live_clip(bundle, prompt, state, blocks, sampler, decoder, on_step=on_step)
-        for decoded, after in made:
-            state = after
-            yield decoded
+        lines.append(Line(bundle.clock.time_of(begun), tuple(texts), past))
+        begun += blocks
+    schedule = bundle.schedule(lines, sampler.guidance != 1)
+    state, decoder = bundle.begin(tuple(seeds), window), bundle.decoder()
+    made = live_clip(bundle, schedule, state, begun, sampler, decoder, on_step=on_step)
+    for decoded, _ in made:
+        yield decoded
 
 
 def generate(

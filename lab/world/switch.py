@@ -56,15 +56,20 @@ class Switch:
 
 
 def sample_switch(
-    rng: np.random.Generator, block: int, kind: str | None = None, cut: bool | None = None
+    rng: np.random.Generator,
+    block: int,
+    kind: str | None = None,
+    cut: bool | None = None,
+    before: Scene | None = None,
 ) -> Switch:
     """Draw a stream whose prompt changes at `block`.
 
     Args:
         kind: of the scene before; drawn evenly when None.
         cut: whether to another thing; drawn when None.
+        before: the scene before; drawn when None.
     """
-    before = sample_scene(rng, kind)
+    before = before or sample_scene(rng, kind)
     if rng.random() < CUT_SHARE if cut is None else cut:
         after = sample_scene(rng)
         return Switch(before, after, block, ("kind", *ATTRIBUTES[after.kind]))

@@ -6,7 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mutual_forcing.host.conditioning import REFUSAL, TRANSCRIPT, Conditioning
+from mutual_forcing.host.conditioning import (
+    REFUSAL,
+    TRANSCRIPT,
+    Conditioning,
+    at_time,
+    lines_of,
+    written_on,
+)
 from mutual_forcing.host.kinds import OWN, ltx2_model, stock_config
 from mutual_forcing.host.stream_model import CausalModel, StreamModel
 from mutual_forcing.model_loaders.bundle import Bundle
@@ -17,6 +24,7 @@ from mutual_forcing.networks.layout import RELEASED_LAYOUT, BlockLayout
 from mutual_forcing.networks.transformer import CausalAVTransformer, text_keys
 from mutual_forcing.samplers.chunk import chunk_origin, chunk_state, chunk_tensors
 from mutual_forcing.samplers.rollout import Prompt, new_stream, rollout
+from mutual_forcing.samplers.schedule import Line, Transition
 from mutual_forcing.samplers.state import StreamSettings
 from mutual_forcing.tests.ltx2_files import GOLDEN, WEIGHTS
 from torch import Tensor, nn
@@ -77,6 +85,36 @@ def test_the_connectors_run_once_per_prompt_however_long_the_stream(
     sampler = model.sampler("multi", 2, 3.0)
     rolled = rollout(model, prompt, state, 3, sampler)
     assert len(list(rolled)) == 3 and len(calls) == 2
+
+
+def test_a_schedule_makes_keys_when_they_are_due_and_encodes_what_is_not_on_the_wire(
+    model: StreamModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    run = Hosted.preprocess_text_embeds
+    monkeypatch.setattr(
+        Hosted, "preprocess_text_embeds", lambda *a, **k: asked.append(a) or run(*a, **k)
+    )
+
+    def encode(text: str) -> Conditioning:
+        asked.append(text)
+        return wire()
+
+    ball = wire()
+    ball[0][1] |= written_on("ball", ball[0][0])
+    changed = [[ball[0][0] * 2, dict(ball[0][1])]]
+    entries = [*at_time(ball, 0.0), *at_time(changed, 2.0, Transition(reread=2))]
+    lines = lines_of(entries)
+    assert lines[0] == Line(0.0, ("ball",))
+    # Another node has changed it, so it is no longer what its text says.
+    assert lines[1].texts[0].startswith("?") and lines[1].transition == Transition(reread=2)
+    schedule = model.schedule_of(entries, None, encode, guided=False)
+    assert not asked
+    assert schedule.encode(lines[1].texts).texts == lines[1].texts and len(asked) == 1
+    assert schedule.encode(("bell",)).texts == ("bell",) and asked[1] == "bell"
+    assert schedule.encode(("?0123",)) is None
+    with pytest.raises(ValueError, match="2 prompts, 1 of them without a time"):
+        lines_of([*wire(), *at_time(wire(), 1.0)])
 
 
 def test_prompts_that_cannot_be_used_are_refused(model: StreamModel) -> None:

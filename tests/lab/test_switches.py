@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mutual_forcing.lab.metrics.switches import choice, held_out_switches
 from mutual_forcing.lab.training.data import TRANSCRIPT, Asked, LatentSet
 from mutual_forcing.lab.training.flow_matching import some_given
 from mutual_forcing.lab.training.latents import encode_set
@@ -20,12 +21,22 @@ from mutual_forcing.lab.world.switch import Switch, render_switch, sample_switch
 from mutual_forcing.lab.world.timing import speech_at, spoken
 from mutual_forcing.lab.world.vocabulary import ATTRIBUTES, REST
 from mutual_forcing.networks.config import TransformerConfig
+from mutual_forcing.samplers.schedule import Transition
 from mutual_forcing.tests.tiny import TEXT, tiny_parts
 from mutual_forcing.tests.tiny_training import draws, system
 
 
 def switches(count: int, cut: bool, kind: str | None = None, block: int = 2) -> list[Switch]:
     return [sample_switch(np.random.default_rng(seed), block, kind, cut) for seed in range(count)]
+
+
+def test_held_out_streams_of_two_prompts_are_the_beginnings_of_longer_ones() -> None:
+    pairs, streams = held_out_switches(0, 4), held_out_switches(0, 4, 4, every=5)
+    for (pair,), chain in zip(pairs, streams, strict=True):
+        assert pair.before == chain[0].before and pair.is_cut == chain[0].is_cut
+        assert [switch.block for switch in chain] == [6, 11, 16]
+        assert all(a.after == b.before for a, b in pairwise(chain))
+    assert choice("blend 2") == Transition(blend=2) and choice("keep") == Transition()
 
 
 def test_a_transcript_does_not_loop_and_its_caption_only_says_that_someone_speaks() -> None:

@@ -18,6 +18,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from mutual_forcing.samplers.schedule import written
 from mutual_forcing.samplers.state import StreamState
 from mutual_forcing.samplers.state_file import load_state
 from mutual_forcing.tests.comfyui_prompts import (
@@ -351,6 +352,50 @@ def test_wrong_wires_are_named_in_one_sentence(server: Server, schemas: dict) ->
     prompt |= {"81": {"class_type": "ConditioningConcat", "inputs": twice}}
     said = refusal(server, wrong_wires(prompt, "MF_SampleChunk", positive=["81", 0]))
     assert "without Conditioning (Concat)" in said
+
+
+# Prompts with their times.
+
+
+def test_prompts_from_any_node_are_one_schedule_and_make_the_stream_again(
+    server: Server, schemas: dict
+) -> None:
+    prompt, loader, chunk = one_chunk(schemas)
+    text = next(key for key, node in prompt.items() if node["class_type"] == "CLIPTextEncode")
+    inputs = {
+        "clip": [loader, 1],
+        "lines": "0: red ball\n1.5 blend 1: bell",
+        "past": "read again",
+        "past.seconds": 2,
+        "append": [text, 0],
+        "start": 3.0,
+    }
+    prompt["50"] = {"class_type": "MF_PromptSchedule", "inputs": inputs}
+    prompt[text]["inputs"]["text"] = "drum low"
+    prompt[chunk]["inputs"] |= {"positive": ["50", 0], "seconds": 4}
+    played = stream_of(server, prompt, chunk, "played")
+    rows = "0: red ball\n1.5 blend 1: bell\n3 reread 2: drum low\n"
+    assert written(played.schedule) == rows
+    inputs |= {"lines": rows, "past": "keep"}
+    for name in ("append", "past.seconds"):
+        del inputs[name]
+    assert equal(played, stream_of(server, prompt, chunk, "again"))
+    # A second chunk goes on in the same schedule: two and then two seconds are four.
+    prompt[chunk]["inputs"]["seconds"] = 2
+    more = {"state": [chunk, 0], **prompt[chunk]["inputs"]}
+    more.pop("settings", None)
+    prompt["51"] = {"class_type": "MF_SampleChunk", "inputs": more}
+    assert equal(played, stream_of(server, prompt, "51", "more"))
+    for lines, message in {
+        "0: red ball\n4 bell": "line 2 of the schedule is '4 bell'",
+        "0: red ball\n4: xyzzy": "line 2 of the schedule: the prompt 'xyzzy' has no word",
+        "1: red ball": "says nothing for second 0",
+        "0: red ball\n4.1: bell\n4.2: drum": "the same block",
+    }.items():
+        inputs["lines"] = lines
+        saving = {"state": [chunk, 0], "name": "refused", "memory": False}
+        saved = prompt | {"99": {"class_type": "MF_SaveState", "inputs": saving}}
+        assert message in refusal(server, saved)
 
 
 # ComfyUI's own nodes around ours.

@@ -53,6 +53,24 @@ def playable(path: Path) -> tuple[int, int]:
     return counts["video"], counts["audio"]
 
 
+def test_what_was_played_stands_in_the_file_at_any_moment(tmp_path: Path) -> None:
+    path, said = tmp_path / "clip.mp4", "0: a"
+
+    def tag() -> str:
+        with av.open(str(path)) as file:
+            return file.metadata[clip_writer.SCHEDULE].strip()
+
+    with ClipWriter(path, CLOCK, 32, 32) as writer:
+        for index in range(4):
+            writer.tag(said)
+            writer.write(block(index))
+            assert index == 0 or tag() == said
+            said += f"\n{index + 1} keep: ein roter Würfel →"
+        writer.tag(said + "\n9: " + "x" * 10_000)
+    # Whole lines, as many as there is room for.
+    assert tag() == said and playable(path)[0] == CLOCK.frames(4)
+
+
 @pytest.mark.parametrize("blocks", [1, 2, 4])
 def test_both_streams_are_whole_and_equally_long(tmp_path: Path, blocks: int) -> None:
     path = written(tmp_path / "clip.mp4", blocks)

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
+import av
 import mutual_forcing.launch as launch
 import pytest
 import torch
@@ -20,6 +21,7 @@ from mutual_forcing.networks.layout import PAPER_LAYOUT
 from mutual_forcing.samplers import clip_writer
 from mutual_forcing.samplers import rollout as engine
 from mutual_forcing.samplers.clock import Clock
+from mutual_forcing.samplers.schedule import written
 from mutual_forcing.samplers.state import StreamState
 from mutual_forcing.samplers.state_file import load_state
 from mutual_forcing.tests.samplers.test_clip_writer import playable
@@ -65,6 +67,39 @@ def test_a_prompt_becomes_a_clip(
     assert load_state(tmp_path / "s.state").next_block == 4
     with Image.open(tmp_path / "sheet.png") as image:
         assert image.width > 600
+
+
+def test_a_schedule_is_followed_and_lies_in_clip_and_stream(
+    generate: ModuleType,
+    run: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = ("--model", str(tmp_path / "model.safetensors"), "--steps", "1", "--mode", "few")
+
+    def plain(*words: str) -> int:
+        return generate.main([*words, *model])
+
+    story = "0: red ball\n1.5 reread 1: bell\n"
+    (tmp_path / "story.txt").write_text(story)
+    made = ("--seconds", "3", "--state-out", "s.state")
+    assert plain("--schedule", "story.txt", *made) == 0
+    state = load_state(tmp_path / "s.state")
+    assert written(state.schedule) == story
+    with av.open("clip.mp4") as file:
+        assert file.metadata[clip_writer.SCHEDULE].strip() == story.strip()
+    # A stream goes on with its last prompt, unless it is given another.
+    assert plain("--state-in", "s.state", "--seconds", "1", "--state-out", "t.state") == 0
+    assert load_state(tmp_path / "t.state").schedule == state.schedule
+    for words, message in {
+        ("--schedule", "none.txt"): "'none.txt', which is no file",
+        ("--schedule", "0: red\n5 bell"): "line 2 of the schedule is '5 bell'",
+        ("--schedule", "0: red\n5: xyzzy"): "line 2: the prompt 'xyzzy' has no word",
+        (): "found no prompt",
+        ("red", "--schedule", story): "found a prompt and --schedule",
+    }.items():
+        assert plain(*words) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_going_on_from_a_saved_stream_is_the_same_clip(
