@@ -46,8 +46,8 @@ class Given:
     """One modality of the blocks from `first` on; the other one is made to go with it.
 
     Attributes:
-        video: (1, c, f, h, w) of whole blocks; None where the sound is given.
-        audio: (1, s, c) likewise.
+        video: (1 or b, c, f, h, w) of whole blocks; None where the sound is given.
+        audio: (1 or b, s, c) likewise.
     """
 
     layout: BlockLayout
@@ -128,7 +128,8 @@ def _level(
 def _check(what: str, given: Tensor, block: Tensor, time: int) -> None:
     """Refuse given latents that don't fit a block's, `time` being the dimension of time."""
     found, expected = (tuple(x.shape[:time][1:] + x.shape[time + 1 :]) for x in (given, block))
-    if found != expected or given.shape[time] > block.shape[time]:
+    one_each = len(given) in (1, len(block))
+    if found != expected or given.shape[time] > block.shape[time] or not one_each:
         raise ValueError(
             f"the given {what} have latents of shape {tuple(given.shape)}, and the block takes up "
             f"to {block.shape[time]} of {tuple(block.shape)}: encode one picture, or a clip or its "
@@ -149,17 +150,18 @@ def given_of(samples: Tensor, layout: BlockLayout, first: int) -> Given:
     """What a LATENT gives for the blocks from `first` on; its mask is not looked at.
 
     Args:
-        samples: pictures (1, c, f, h, w) or sound (1, c, s, q), encoded as a clip by itself. Its
-            first latent stands for a single frame; where a stream goes on it is left out.
+        samples: pictures (b, c, f, h, w) or sound (b, c, s, q), encoded as a clip by itself, one
+            for all clips of the stream or one each. Its first latent stands for a single frame;
+            where a stream goes on it is left out.
 
     Raises:
-        ValueError: several clips, or less than a block.
+        ValueError: no such latent, or less than a block.
     """
     is_video = samples.ndim == 5
-    if samples.ndim not in (4, 5) or len(samples) != 1:
+    if samples.ndim not in (4, 5):
         raise ValueError(
-            f"the given latent has shape {tuple(samples.shape)}, expected one clip: pictures from "
-            "VAE Encode, or sound from VAE Encode Audio"
+            f"the given latent has shape {tuple(samples.shape)}, expected pictures from VAE Encode "
+            "or sound from VAE Encode Audio"
         )
     if first:
         samples = samples[:, :, 1:]
