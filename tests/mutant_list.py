@@ -745,7 +745,8 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
         "samplers/start.py",
         GIVEN,
         [
-            (">= self.latents.shape[2]", "> self.latents.shape[2]"),
+            ("torch.arange(count) >= given", "torch.arange(count) > given"),
+            ("self.layout.audio_latents(self.first)", "self.layout.video_latents(self.first)"),
             ("int((free == 0).sum())", "int((free != 0).sum())"),
         ],
     ),
