@@ -6,21 +6,39 @@ b batch, m text tokens, c channels.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from ..model_loaders.bundle import StreamDefaults
 from ..networks.config import TransformerConfig
 from ..networks.layout import RELEASED_LAYOUT
+from ..samplers.sigmas import TAOMATE as TAOMATE_ENTRIES
 from .stream_model import CausalModel, Kind
 
+# Parts of a block that versions after LTX-2.3 do without, by the host's names.
+_LATER = ("ff_bias", "audio_ff_bias", "use_prompt_adaln_single")
 UNPROCESSED = "unprocessed_ltxav_embeds"
 """Core's mark of a prompt that has not been through the connectors."""
 LTX2_TEXT_TOKENS = 1024
 # 512 x 768 as OmniForcing was trained; with a window of 3 s a block sees 5 s in all, as there.
 LTX2_DEFAULTS = StreamDefaults(window=3, height=16, width=24, default_mode="few")
-# What sets LTX-2.3 and later apart; their blocks have parts that this network has not.
-_LATER = ("cross_attention_adaln", "apply_gated_attention", "caption_proj_before_connector")
+# TaoMate keeps block 0 and the last two, at the same size.
+TAOMATE_DEFAULTS = replace(LTX2_DEFAULTS, window=2)
+
+
+def _caption(config: TransformerConfig) -> tuple[int, ...]:
+    return (config.caption_channels,)
+
+
+def _caption_or_both(config: TransformerConfig) -> tuple[int, ...]:
+    """As the text encoder makes it, or as the connectors have."""
+    return config.caption_channels, 2 * config.caption_channels
+
+
+def _both_at_once(config: TransformerConfig) -> tuple[int, ...]:
+    """LTX-2.3's text encoder projects to the widths of both text attentions."""
+    return (config.cross_attention_dim + config.audio_cross_attention_dim,)
 
 
 def _one_for_both(
@@ -29,18 +47,30 @@ def _one_for_both(
     return embedding, embedding
 
 
+def _connected(module: nn.Module, embedding: Tensor, extras: Mapping[str, object]) -> Tensor:
+    unprocessed = bool(extras.get(UNPROCESSED, False))
+    return module.preprocess_text_embeds(embedding, unprocessed=unprocessed)
+
+
 def _through_connectors(
     module: nn.Module, embedding: Tensor, extras: Mapping[str, object]
 ) -> tuple[Tensor, Tensor]:
-    unprocessed = bool(extras.get(UNPROCESSED, False))
-    video, audio = module.preprocess_text_embeds(embedding, unprocessed=unprocessed).chunk(2, -1)
+    video, audio = _connected(module, embedding, extras).chunk(2, -1)
     return video, audio
+
+
+def _through_wide_connectors(
+    module: nn.Module, embedding: Tensor, extras: Mapping[str, object]
+) -> tuple[Tensor, Tensor]:
+    both = _connected(module, embedding, extras)
+    return both.tensor_split((module.cross_attention_dim,), dim=-1)
 
 
 OWN = Kind(
     audio_bins=1,
     encoder="connect the clip output of Load Mutual Forcing Model to CLIP Text Encode",
     contexts=_one_for_both,
+    widths=_caption,
 )
 # OmniForcing was trained to predict the clean block and to noise it again.
 LTX2 = Kind(
@@ -48,10 +78,18 @@ LTX2 = Kind(
     encoder="connect the CLIP of Load LTXV Audio Text Encoder (a Gemma 3 12B text encoder and "
     "LTX-2's own file) to CLIP Text Encode",
     contexts=_through_connectors,
-    widths=(1, 2),
+    widths=_caption_or_both,
     few_step_method="renoise",
     any_rate=True,
 )
+LTX23 = replace(
+    LTX2,
+    encoder="connect the CLIP of Load LTXV Audio Text Encoder (a Gemma 3 12B text encoder and "
+    "LTX-2.3's own file) to CLIP Text Encode",
+    contexts=_through_wide_connectors,
+    widths=_both_at_once,
+)
+TAOMATE = replace(LTX23, few_step_entries=TAOMATE_ENTRIES)
 
 
 def ltx2_model(
@@ -63,11 +101,16 @@ def ltx2_model(
     audio_vae: object = None,
 ) -> CausalModel:
     """What is known of an LTX-2."""
+    kind, defaults = LTX2, LTX2_DEFAULTS
+    if config.memory_interval:
+        kind, defaults = TAOMATE, TAOMATE_DEFAULTS
+    elif config.caption_proj_before_connector:
+        kind = LTX23
     return CausalModel(
-        LTX2,
+        kind,
         config,
         model_id,
-        LTX2_DEFAULTS,
+        defaults,
         LTX2_TEXT_TOKENS,
         title=title,
         vae=vae,
@@ -91,11 +134,12 @@ def stock_config(module: nn.Module, unet_config: Mapping[str, object]) -> Transf
             f"the model is a {type(module).__name__}, expected one that makes streams: connect "
             "Load Mutual Forcing Model, Load OmniForcing Model, or a loader with an LTX-2 file"
         )
-    later = [name for name in _LATER if unet_config.get(name)]
+    # LTX-2.3's blocks are known; these are what a later one's are told by.
+    later = [name for name in _LATER if not unet_config.get(name, True)]
     if later:
         raise ValueError(
-            f"the model is a later version of LTX-2 than 2.0 (it has {', '.join(later)}), which no "
-            "causal checkpoint exists for; load an LTX-2 19B model"
+            f"the model is a later version of LTX-2 than 2.3 (it has no {', no '.join(later)}), "
+            "which no causal checkpoint exists for; load an LTX-2 19B or LTX-2.3 model"
         )
     released = {
         "video_first_block": RELEASED_LAYOUT.video_first,

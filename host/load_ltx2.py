@@ -26,6 +26,7 @@ from ..model_loaders.generator import CONNECTORS, QUANTISED, STEP_SIZE, Generato
 from ..model_loaders.ltx2 import SINKS, Preset
 from ..networks.checked import some
 from ..networks.few_step import FEW_STEP, attach
+from ..networks.memory_branch import attach_branch, attach_encoders, is_memory
 from ..networks.timestep import TimestepEmbedder
 from ..samplers.tensor_file import TensorFileError
 from .kinds import ltx2_model
@@ -135,6 +136,17 @@ def _finish(module: nn.Module, generator: Generator, dtype: torch.dtype) -> None
         attach(module, rank, comfy.ops.manual_cast, dtype, device)
         held = {name: value for name, value in generator.additions.items() if FEW_STEP in name}
         module.load_state_dict(held, strict=False)
+    memory = {name: value for name, value in generator.additions.items() if is_memory(name)}
+    if memory:
+        rest = generator.config, comfy.ops.manual_cast, dtype, torch.device("cpu")
+        attach_encoders(module, *rest)
+        for index, block in enumerate(module.transformer_blocks):
+            if generator.config.remembers(index):
+                attach_branch(block, *rest)
+        module.load_state_dict(memory, strict=False)
+        for name, parameter in module.named_parameters():
+            if is_memory(name):
+                parameter.requires_grad_(False)
     places = {name.partition(STEP_SIZE)[0] for name in generator.additions if STEP_SIZE in name}
     for place in places:
         prefix = f"{place}{STEP_SIZE}"

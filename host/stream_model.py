@@ -22,11 +22,13 @@ from ..model_loaders.bundle import StreamDefaults
 from ..model_loaders.rate import at_rate, rate_of
 from ..networks.attention import AttentionKernel
 from ..networks.config import TransformerConfig
+from ..networks.layer import Text
 from ..networks.layout import BlockLayout
-from ..networks.transformer import TextKeys, text_keys
+from ..networks.transformer import text_keys
 from ..samplers.clock import Clock
 from ..samplers.rollout import Method, Mode, Prompt, SamplerSettings, sampler_settings
 from ..samplers.schedule import WIRED, Schedule
+from ..samplers.sigmas import OMNIFORCING
 from ..samplers.state import BlockLatents
 from .conditioning import (
     REFUSAL,
@@ -51,17 +53,19 @@ class Kind:
         audio_bins: frequency bins that its audio latents' channels are split into on a LATENT wire.
         encoder: what to connect where a prompt was encoded for another model.
         contexts: (network, embedding (b, m, c), its extras) to one context for each modality.
-        widths: multiples of the network's caption width that an embedding may have.
+        widths: widths that an embedding may have, the usual one first.
         few_step_method: how few-step mode goes from step to step where the network is not told its
             step size.
+        few_step_entries: which noise levels of LTX-2's list it visits.
         any_rate: whether it makes streams of other frame rates than its own.
     """
 
     audio_bins: int
     encoder: str
     contexts: Callable[[nn.Module, Tensor, Mapping[str, object]], tuple[Tensor, Tensor]]
-    widths: tuple[int, ...] = (1,)
+    widths: Callable[[TransformerConfig], tuple[int, ...]]
     few_step_method: Method = "euler"
+    few_step_entries: tuple[int, ...] = OMNIFORCING
     any_rate: bool = False
 
 
@@ -169,7 +173,8 @@ class StreamModel:
         """Settings of a mode as this model wants it; None = the mode's own."""
         told = mode == "multi" or self.about.config.step_size_embedding
         method = "euler" if told else self.about.kind.few_step_method
-        return sampler_settings(mode, steps, guidance, method)
+        entries = self.about.kind.few_step_entries
+        return sampler_settings(mode, steps, guidance, method, entries)
 
     @torch.no_grad()
     def prompt_of(
@@ -234,11 +239,11 @@ class StreamModel:
             raise ValueError(extras[REFUSAL])
         return extras
 
-    def _prompt(self, positive: Conditioning, unguided: TextKeys | None) -> Prompt:
+    def _prompt(self, positive: Conditioning, unguided: Text | None) -> Prompt:
         extras = self.check_prompt(positive)
         return Prompt(self._keys(positive, "prompt"), unguided, (extras.get(TRANSCRIPT),))
 
-    def _unguided(self, negative: Conditioning | None) -> TextKeys:
+    def _unguided(self, negative: Conditioning | None) -> Text:
         if negative is None and self.about.empty is None:
             raise ValueError(
                 "guidance needs a second prompt to lead away from: connect another CLIP Text "
@@ -247,7 +252,7 @@ class StreamModel:
         unwanted = [[self.about.empty, {}]] if negative is None else negative
         return self._keys(unwanted, "negative prompt")
 
-    def _keys(self, conditioning: Conditioning, name: str) -> TextKeys:
+    def _keys(self, conditioning: Conditioning, name: str) -> Text:
         embedding, extras = self._checked(conditioning, name)
         contexts = self.about.kind.contexts(self.module, embedding.to(self.like), extras)
         return text_keys(self.transformer, *contexts)
@@ -255,7 +260,7 @@ class StreamModel:
     def _checked(self, conditioning: Conditioning, name: str) -> tuple[Tensor, dict[str, object]]:
         embedding, extras = only_entry(conditioning, name)
         about = self.about
-        widths = [about.config.caption_channels * multiple for multiple in about.kind.widths]
+        widths = about.kind.widths(about.config)
         if embedding.ndim != 3 or embedding.shape[-1] not in widths:
             raise ValueError(
                 f"the {name} was encoded for another model (embedding {tuple(embedding.shape)}, "

@@ -313,7 +313,8 @@ def _choose(path: Path, content: object, ema: bool) -> tuple[str | None, dict[st
             "averaged "
             "weights off"
         )
-    order = (EMA, *PARTS) if ema else PARTS
+    # Where there is nothing else, as in TaoMate's file, they are what is wanted.
+    order = (EMA, *PARTS) if ema else (*PARTS, EMA)
     part = next((name for name in order if isinstance(content.get(name), Mapping)), None)
     weights = content if part is None else content[part]
     strange = [str(key) for key, value in weights.items() if not _is_stored(value)]

@@ -1,9 +1,9 @@
 """One LTX-2 network for a host to load: a causal checkpoint, and the base for what it lacks.
 
-OmniForcing's release holds the transformer alone; the two connectors that prepare the prompt, and
-anything that a checkpoint leaves out, are LTX-2's own and come from the base file
-(docs/omniforcing.md, section 2). Tensors keep the rows, the dtype and the packing that they have in
-the file: see `host/transformer_view.py` for why.
+OmniForcing's release holds the transformer alone, as TaoMate's does; the two connectors that
+prepare the prompt, and anything that a checkpoint leaves out, are LTX-2's own and come from the
+base file (docs/omniforcing.md, section 2; docs/ltx23.md, section 2). Tensors keep the rows, the
+dtype and the packing that they have in the file: see `host/transformer_view.py` for why.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from torch import Tensor
 from ..networks.checked import some
 from ..networks.config import TransformerConfig
 from ..networks.few_step import FEW_STEP
+from ..networks.memory_branch import is_memory
 from ..networks.transformer import CausalAVTransformer
 from ..samplers.tensor_file import TensorFileError
 from .blank import BlankWeights
 from .containers import REMEDY, Checkpoint
 from .keymap import check_shapes, map_keys
-from .ltx2 import PRESETS, SINKS, Preset, describe, transformer_header
+from .ltx2 import PRESETS, SINKS, Preset, describe, is_later, transformer_header
 
 logger = logging.getLogger("mutualforcing")
 
+BASE, LATER_BASE = "ltx-2-19b-dev.safetensors", "ltx-2.3-22b-dev.safetensors"
 CONNECTORS = ("video_embeddings_connector", "audio_embeddings_connector")
 STEP_SIZE = ".step_size_embedder."
 # What marks a quantised layer, in the host's names; its scales, whatever the format calls them, lie
@@ -51,6 +53,7 @@ _HOST_SIZES = (
     "audio_cross_attention_dim",
     "caption_channels",
 )
+_HOST_FLAGS = ("cross_attention_adaln", "apply_gated_attention", "caption_proj_before_connector")
 
 Tensors = dict[str, Tensor]
 Normaliser = Callable[[Tensors, str, Mapping[str, str]], Tensors]
@@ -65,7 +68,7 @@ class Generator:
         tensors: of transformer and connectors, by LTX-2's names without a prefix; views of mapped
             files.
         additions: parameters that LTX-2 does not have (sink tokens, step-size embedders, few-step
-            adapters).
+            adapters, a memory branch).
         config: how to run it.
         header: LTX-2's own description of it, for the host. Its positions are those of the file
             that the connectors came from, which go by them; the causal network goes by `config`.
@@ -105,6 +108,13 @@ def assemble(
     checkpoint = Checkpoint(path, ema=ema)
     base_file = None if base is None else Checkpoint(base)
     base_header = {} if base_file is None else transformer_header(base_file)
+    if base_file is not None and is_later(base_file.shapes) != is_later(checkpoint.shapes):
+        kinds = ("LTX-2 19B", BASE), ("LTX-2.3", LATER_BASE)
+        (made_of, needed), (found, _) = kinds[:: -1 if is_later(checkpoint.shapes) else 1]
+        raise TensorFileError(
+            f"the checkpoint {path} is made of {made_of}, and the base {base.name} is {found}'s; "
+            f"choose {needed} as base"
+        )
     described = describe(checkpoint, preset=preset, header=base_header)
     config = described.config
     tensors = _network(checkpoint, normalise)
@@ -118,7 +128,9 @@ def assemble(
     if from_base:
         logger.info("%s: %d tensors come from %s", path.name, len(from_base), base)
     additions = {name: tensors.pop(name) for name in list(tensors) if _is_addition(name)}
-    sizes = {name: getattr(config, name) for name in _HOST_SIZES}
+    # What is off is not LTX-2's word for it, and would change what an older host understands.
+    flags = {name: True for name in _HOST_FLAGS if getattr(config, name)}
+    sizes = {name: getattr(config, name) for name in _HOST_SIZES} | flags
     # What the connectors are like is told by the file that they came from.
     told = [transformer_header(checkpoint), base_header]
     if any(name.startswith(CONNECTORS) for name in from_base):
@@ -129,7 +141,7 @@ def assemble(
 
 
 def _is_addition(name: str) -> bool:
-    return name == SINKS or STEP_SIZE in name or FEW_STEP in name
+    return name == SINKS or STEP_SIZE in name or FEW_STEP in name or is_memory(name)
 
 
 def _network(
@@ -191,8 +203,9 @@ def _check(
     what = f"the checkpoint {checkpoint.path}"
     lacking = [part for part in CONNECTORS if not any(name.startswith(part) for name in tensors)]
     if lacking:
+        own = LATER_BASE if is_later(checkpoint.shapes) else f"{BASE} or its fp8 version"
         remedy = (
-            "choose LTX-2's own file (ltx-2-19b-dev.safetensors or its fp8 version) as base"
+            f"choose LTX-2's own file ({own}) as base"
             if base is None
             else f"and {base} lacks them too; choose LTX-2's own file as base"
         )

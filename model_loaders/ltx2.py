@@ -1,9 +1,9 @@
-"""An LTX-2 file, base or OmniForcing's causal generator, to a network in this pack's layout.
+"""An LTX-2 file, base or a causal generator made of it, to a network in this pack's layout.
 
 What the file says of itself comes first: sizes from the shapes of its tensors, positions and block
 layout from its header where it has one. The rest is a preset, because the two kinds of file need
-different numbers under the same names (docs/omniforcing.md, section 0, point 2), and every part of
-it can be overridden.
+different numbers under the same names (docs/omniforcing.md, section 0, point 2; docs/ltx23.md,
+section 1), and every part of it can be overridden.
 """
 
 from __future__ import annotations
@@ -32,12 +32,19 @@ from .keymap import KeyMap, check_shapes, is_rotated, map_keys, to_split
 
 logger = logging.getLogger("mutualforcing")
 
-Preset = Literal["omniforcing", "ltx2_base"]
+Preset = Literal["omniforcing", "taomate", "ltx2_base"]
 PRESETS: dict[Preset, dict[str, object]] = {
     "omniforcing": {
         "rope_type": "interleaved",
         "frequencies_precision": "float32",
         "av_ca_timestep_scale_multiplier": 1.0,
+    },
+    "taomate": {
+        "rope_type": "split",
+        "frequencies_precision": "float32",
+        "av_ca_timestep_scale_multiplier": 1.0,
+        "absolute_positions": True,
+        "opening_blocks": 5,
     },
     "ltx2_base": {
         "rope_type": "split",
@@ -45,7 +52,10 @@ PRESETS: dict[Preset, dict[str, object]] = {
         "av_ca_timestep_scale_multiplier": 1000.0,
     },
 }
+# LightX2V's causal LTX-2.3, by the name that its code gives it.
+_OTHER_CAUSALITY = re.compile(r"ltx[-_.]?2[-_.]3[-_.]ar", re.IGNORECASE)
 SINKS, SINK_COUNT = "audio_sink_tokens", "num_audio_sink_tokens"
+MEMORY = "learned_memory_video_encoder.weight"
 _LAYOUT_KEYS = ("video_first_block", "audio_first_block", "video_next_block", "audio_next_block")
 _TELL = f"{REMEDY}, or say what is right in the overrides"
 _LAYER = re.compile(r"transformer_blocks\.([0-9]{1,3})\.")
@@ -122,16 +132,23 @@ def describe(
         header: of another file of the same architecture, for a checkpoint that has none.
 
     Raises:
-        TensorFileError: no LTX-2 transformer in it, or one that cannot be built.
+        TensorFileError: no LTX-2 transformer in it, one that cannot be built, or one that is
+            causal in a way that this network is not.
         ValueError: an override or preset that does not exist.
     """
     overrides = overrides or {}
     _check_arguments(preset, overrides)
     what = f"the checkpoint {checkpoint.path}"
+    if any(_OTHER_CAUSALITY.search(part) for part in checkpoint.path.parts[-2:]):
+        raise TensorFileError(
+            f"{what} is by its name LightX2V's ltx2_3_ar, whose modalities see only the second of "
+            "each other that they are in, and which this network cannot run; choose TaoMate's "
+            "model.pt for a causal LTX-2.3"
+        )
     keys = map_keys(checkpoint.shapes, what, REMEDY)
     own = transformer_header(checkpoint)
-    chosen = preset or ("ltx2_base" if own or keys.left_out else "omniforcing")
     shapes = {name: checkpoint.shapes[key] for name, key in keys.names.items()}
+    chosen = preset or _preset_of(shapes, bool(own or keys.left_out))
     config = _config(shapes, own or header or {}, chosen, overrides, what)
     return Description(keys, chosen, config)
 
@@ -153,9 +170,10 @@ def load_transformer(
 
     Args:
         path: folder, index, safetensors file or .pt.
-        preset: "omniforcing" holds whatever the header says, as in the reference, which never reads
-            it; "ltx2_base" gives way to the header. None: "ltx2_base" for a file with LTX-2's
-            header or with other parts of LTX-2 in it, else "omniforcing".
+        preset: "omniforcing" and "taomate" hold whatever the header says, as in the references,
+            which never read it; "ltx2_base" gives way to the header. None: "taomate" for a file
+            with a memory branch, "ltx2_base" for one with LTX-2's header, other parts of LTX-2 or
+            what LTX-2.3 added, else "omniforcing".
         overrides: fields of `TransformerConfig`, and `layout` as a `BlockLayout`; they win over
             everything.
         ema: take the averaged weights of a .pt.
@@ -204,6 +222,17 @@ def load_transformer(
     return LoadedTransformer(transformer, report)
 
 
+def is_later(names: Iterable[str]) -> bool:
+    """Whether tensors of a transformer or of connectors are LTX-2.3's: their heads have gates."""
+    return any(".to_gate_logits." in name for name in names)
+
+
+def _preset_of(shapes: Mapping[str, tuple[int, ...]], is_base: bool) -> Preset:
+    if MEMORY in shapes:
+        return "taomate"
+    return "ltx2_base" if is_base or is_later(shapes) else "omniforcing"
+
+
 def transformer_header(checkpoint: Checkpoint) -> dict[str, object]:
     """LTX-2's own description of the transformer; empty where there is none.
 
@@ -229,10 +258,10 @@ def _config(
     overrides: Mapping[str, object],
     what: str,
 ) -> TransformerConfig:
-    """Shapes, preset, header, overrides, each over the last; "omniforcing" beats the header."""
+    """Shapes, preset, header, overrides, each over the last; a causal preset beats the header."""
     sinks = shapes.get(SINKS)
     layout = RELEASED_LAYOUT if sinks is None else PAPER_LAYOUT
-    held = PRESETS[preset] if preset == "omniforcing" else {}
+    held = {} if preset == "ltx2_base" else PRESETS[preset]
     said = {**PRESETS[preset], **header, **held}
     asked = dict(overrides)
     try:
@@ -315,8 +344,23 @@ def _sizes(
                 f"{_TELL} ({heads_key})"
             )
         sizes[head_dim_key] = width // heads
-    projections = ("caption_projection", "audio_caption_projection")
-    sizes["caption_channels"] = usual(1, [f"{name}.linear_1.weight" for name in projections])
+    projections = [f"{name}caption_projection.linear_1.weight" for name in ("", "audio_")]
+    later = is_later(shapes)
+    # Whatever lacks, LTX-2.3's gates alone say that no projection has to be there.
+    sizes["caption_proj_before_connector"] = later and not any(x in shapes for x in projections)
+    if not sizes["caption_proj_before_connector"]:
+        sizes["caption_channels"] = usual(1, projections)
+    sizes["apply_gated_attention"] = later
+    sizes["cross_attention_adaln"] = any("prompt_adaln_single." in key for key in shapes)
+    branches = layered("video_memory_attn.to_k.weight")
+    if MEMORY in shapes:
+        interval = next((i for i, name in enumerate(branches, start=1) if name in shapes), 0)
+        sizes |= {
+            "memory_interval": interval,
+            "memory_video_dim": usual(0, [MEMORY]),
+            "memory_audio_dim": usual(0, ["learned_memory_audio_encoder.weight"]),
+            "memory_film_hidden": usual(0, layered("video_color_film.net.0.weight")),
+        }
     sizes["step_size_embedding"] = any(".step_size_embedder." in key for key in shapes)
     # Adapters of few-step mode: one matrix of each has their rank as its rows.
     adapters = [key for key in shapes if key.endswith(f"{FEW_STEP}down.weight")]

@@ -8,7 +8,6 @@ ComfyUI's choice (xformers, sage, flash) inside ComfyUI.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import torch.nn.functional as F
@@ -16,8 +15,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .few_step import adapted
+from .kernels import PLAIN, Kernels
 from .rope import RopeTable
-from .rope import rotate as plain_rotate
 
 
 class AttentionKernel(Protocol):
@@ -61,6 +60,7 @@ class Attention(nn.Module):
         *,
         eps: float,
         operations: object,
+        gated: bool = False,
         dtype: object = None,
         device: object = None,
     ) -> None:
@@ -74,6 +74,7 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([operations.Linear(inner, query_dim, **kwargs)])
         self.q_norm = operations.RMSNorm(inner, eps=eps, **kwargs)
         self.k_norm = operations.RMSNorm(inner, eps=eps, **kwargs)
+        self.to_gate_logits = operations.Linear(query_dim, heads, **kwargs) if gated else None
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -98,13 +99,16 @@ def attend(
     key_values: tuple[Tensor, Tensor],
     query_rope: RopeTable | None = None,
     mask: Tensor | KeyPattern | None = None,
-    rotate: Callable[[Tensor, RopeTable], Tensor] = plain_rotate,
+    kernels: Kernels = PLAIN,
     few_step: Tensor | None = None,
 ) -> Tensor:
-    """Attend from x (b, n, c) over ready (rotated) keys and values; (b, n, c)."""
+    """Attend from x (b, n, c) over ready (rotated) keys and values; (b, n, c).
+
+    What each head found is gated by x where the module has gates (docs/ltx23.md, section 1).
+    """
     q = split_heads(module.q_norm(adapted(module.to_q, x, few_step)), heads)
     if query_rope is not None:
-        q = rotate(q, query_rope)
+        q = kernels.rotate(q, query_rope)
     k, v = key_values
     k, v = k.to(q.dtype), v.to(q.dtype)
     out = (
@@ -112,4 +116,7 @@ def attend(
         if mask is None or isinstance(mask, Tensor)
         else mask.attend(q, k, v, kernel)
     )
+    gates = getattr(module, "to_gate_logits", None)
+    if gates is not None:
+        out = kernels.gate_heads(out, gates(x))
     return adapted(module.to_out[0], rearrange(out, "b a n d -> b n (a d)"), few_step)

@@ -20,6 +20,21 @@ HeadDim = Annotated[int, Field(ge=2, le=1024, multiple_of=2)]
 Stride = Annotated[int, Field(ge=1, le=4096)]
 Latents = Annotated[int, Field(ge=1, le=1024)]
 
+_LATER = frozenset(
+    {
+        "cross_attention_adaln",
+        "apply_gated_attention",
+        "caption_proj_before_connector",
+        "memory_interval",
+        "memory_video_dim",
+        "memory_audio_dim",
+        "memory_heads",
+        "memory_film_hidden",
+        "absolute_positions",
+        "opening_blocks",
+    }
+)
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
@@ -64,6 +79,20 @@ class TransformerConfig:
     transcript_channels: Annotated[int, Field(ge=0, le=65536)] = 0
     # Rank of the adapters that act in few-step mode alone (`few_step.py`); 0: both modes share all.
     few_step_rank: Annotated[int, Field(ge=0, le=1024)] = 0
+    # LTX-2.3 (docs/ltx23.md, section 1), by the names in its header: text queries, keys and values
+    # modulated with the noise level; a gate per head; captions projected before the connectors.
+    cross_attention_adaln: bool = False
+    apply_gated_attention: bool = False
+    caption_proj_before_connector: bool = False
+    # TaoMate (docs/ltx23.md, sections 3 to 5): a memory branch in every so many layers, 0: none;
+    # positions that stay as a stream grows; blocks from the first on that all see all before them.
+    memory_interval: Annotated[int, Field(ge=0, le=256)] = 0
+    memory_video_dim: Width = 512
+    memory_audio_dim: Width = 256
+    memory_heads: Count = 8
+    memory_film_hidden: Width = 256
+    absolute_positions: bool = False
+    opening_blocks: Annotated[int, Field(ge=0, le=64)] = 0
 
     @property
     def video_dim(self) -> int:
@@ -76,6 +105,15 @@ class TransformerConfig:
         return self.audio_num_attention_heads * self.audio_attention_head_dim
 
     @property
+    def table_rows(self) -> int:
+        """Vectors of a layer's own table: shift, scale, gate of each part that it modulates."""
+        return 9 if self.cross_attention_adaln else 6
+
+    def remembers(self, layer: int) -> bool:
+        """Whether a layer has a memory branch."""
+        return bool(self.memory_interval) and (layer + 1) % self.memory_interval == 0
+
+    @property
     def layout(self) -> BlockLayout:
         """Latents per block."""
         return BlockLayout(
@@ -86,8 +124,13 @@ class TransformerConfig:
         )
 
     def to_dict(self) -> dict[str, object]:
-        """Plain JSON values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """Plain JSON values; what LTX-2.3 has and this network has not is left out.
+
+        So fingerprints of networks that were made before it are what they were.
+        """
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        off = {field.name for field in fields(self) if values[field.name] == field.default}
+        return {k: v for k, v in values.items() if k not in _LATER or k not in off}
 
     @classmethod
     def from_dict(cls, values: dict[str, object]) -> TransformerConfig:
@@ -126,3 +169,9 @@ class TransformerConfig:
                 "transformer config: step_size_embedding is false, expected true beside a "
                 f"few_step_rank of {self.few_step_rank}"
             )
+        for name in ("memory_video_dim", "memory_audio_dim"):
+            if self.memory_interval and getattr(self, name) % self.memory_heads:
+                raise ValueError(
+                    f"transformer config: {name} is {getattr(self, name)}, expected a multiple of "
+                    f"memory_heads ({self.memory_heads})"
+                )

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from .config import TransformerConfig
 from .kernels import PLAIN, Kernels, compiled_kernels
 from .lanes import ONE_LANE, Lanes, TwoLanes
-from .rope import ModalityTables, RopeTable, modality_tables
+from .rope import ModalityTables, RopeTable, block_tables, modality_tables
 
 Tensors = tuple[Tensor, ...]
 WAYS = ("compiled", "lanes", "graph")
@@ -161,6 +161,8 @@ class Workspace:
         self._records = execution.graph
         self._buffers: dict[str, tuple[Tensor, Tensor]] = {}
         self._tables: tuple[int, ModalityTables] | None = None
+        self._of_block: dict[int, ModalityTables] = {}
+        self._joined: list[Tensor] = []
         self._passes: dict[str, tuple[object, _Recorded | None]] = {}
 
     def buffers(self, name: str, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,6 +186,38 @@ class Workspace:
             )
             self._tables = blocks, ModalityTables(*tables)
         return self._tables[1]
+
+    def tables_at(
+        self,
+        config: TransformerConfig,
+        blocks: tuple[int, ...],
+        height: int,
+        width: int,
+        like: Tensor,
+    ) -> ModalityTables:
+        """RoPE tables of blocks that stand at their own seconds, one after the other.
+
+        While there are as many tokens they are laid into the same memory, which a recorded pass
+        reads.
+        """
+
+        def one(block: int) -> ModalityTables:
+            made = block_tables(config, range(block, block + 1), height, width)
+            return ModalityTables(*(table.to(like) for table in made))
+
+        held = self._of_block
+        self._of_block = {block: held[block] if block in held else one(block) for block in blocks}
+        joined = [
+            torch.cat(parts, dim=1)
+            for tables in zip(*self._of_block.values(), strict=True)
+            for parts in zip(*tables, strict=True)
+        ]
+        if [x.shape for x in joined] != [x.shape for x in self._joined]:
+            self._joined = joined
+        for own, given in zip(self._joined, joined, strict=True):
+            own.copy_(given)
+        pairs = zip(self._joined[::2], self._joined[1::2], strict=True)
+        return ModalityTables(*(RopeTable(cos, sin) for cos, sin in pairs))
 
     def run(
         self,

@@ -72,7 +72,7 @@ def attach(model: nn.Module, rank: int, operations: object, dtype: object, devic
             beside(feed_forward.net[0].proj)
             beside(feed_forward.net[2])
     for name, module in model.named_children():
-        if name.endswith("adaln_single"):
+        if name.endswith("adaln_single") and "prompt" not in name:
             beside(module.linear)
     beside(model.proj_out)
     beside(model.audio_proj_out)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .attention import AttentionKernel
 from .config import TransformerConfig
 from .kernels import PLAIN, Kernels
-from .layer import FreshKeys, Masks, Pass, TextKeys
+from .layer import FreshKeys, Masks, Pass, Text
 from .layout import BlockLayout
 from .modulation import TokenModulation
 from .rope import ModalityTables, RopeTable, modality_tables
@@ -41,12 +41,12 @@ class Told(NamedTuple):
         guidance: of few-step mode, one for all or (b, 1), for a network that has adapters for it.
     """
 
-    text: TextKeys
-    later: tuple[TextKeys, Tensor] | None = None
+    text: Text
+    later: tuple[Text, Tensor] | None = None
     track: Tensor | None = None
     guidance: float | Tensor = GUIDANCE
 
-    def block(self, index: int) -> TextKeys:
+    def block(self, index: int) -> Text:
         """Text keys of a block."""
         if self.later is None:
             return self.text
@@ -241,7 +241,7 @@ def causal_forward(
     audio: Tensor,
     video_sigma: Tensor,
     audio_sigma: Tensor,
-    text: TextKeys,
+    text: Text,
     *,
     step_size: Tensor | None = None,
     causal: bool = True,
@@ -290,7 +290,7 @@ def causal_forward(
 def _text_masks(plan: SequencePlan, told: Told, copies: int) -> tuple[Tensor, Tensor]:
     """Which of the joined text keys the tokens of both modalities see, (b, 1, n, m) bool."""
     keys, later = told.later
-    before, after = (text.video[0][0].shape[2] for text in (told.text, keys))
+    before, after = (text.sample.shape[-2] for text in (told.text, keys))
     ends = torch.tensor([False] * before + [True] * after, device=later.device)
 
     def mask(clean: Tensor, group: Tensor, tokens: int) -> Tensor:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from .rope import RopeTable, rotate
@@ -50,9 +51,10 @@ def add_modulate_twice(
     other_scale: Tensor,
     other_shift: Tensor,
     eps: float,
+    gate: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The residual x + out, and the same modulated in two ways."""
-    x = x + out
+    """The residual x + out or x + gate * out, and the same modulated in two ways."""
+    x = x + out if gate is None else torch.addcmul(x, gate, out)
     normed = _norm(x, eps)
     return (
         x,
@@ -66,6 +68,11 @@ def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
     out.copy_(rotate(x, RopeTable(cos, sin)))
 
 
+def gate_heads(out: Tensor, logits: Tensor) -> Tensor:
+    """What each head found (b, a, n, d) times its gate, 0 to 2 and 1 at logits (b, n, a) of 0."""
+    return out * (2 * rearrange(logits, "b n a -> b a n 1").sigmoid())
+
+
 class Kernels(NamedTuple):
     """One way to carry out this file's functions."""
 
@@ -75,9 +82,12 @@ class Kernels(NamedTuple):
     add_modulate_twice: Callable[..., tuple[Tensor, Tensor, Tensor]]
     rotate: Callable[..., Tensor]
     rotate_into: Callable[..., None]
+    gate_heads: Callable[..., Tensor]
 
 
-PLAIN = Kernels(modulate, add_norm, add_modulate, add_modulate_twice, rotate, rotate_into)
+PLAIN = Kernels(
+    modulate, add_norm, add_modulate, add_modulate_twice, rotate, rotate_into, gate_heads
+)
 
 
 @cache

@@ -5,8 +5,9 @@ latent grid, s audio latents.
 A `RollingCache` is a value: appending a block gives a new one that shares the older blocks'
 tensors, so two futures can grow from one past. Keys are kept as they were before rotation and
 rotated when a block is opened, at positions re-based so that the kept blocks follow the prefix
-directly: a stream of any age stays in the range of positions that the network was trained on. Whole
-blocks are dropped, so both modalities and all four attentions lose the same second at the same
+directly: a stream of any age stays in the range of positions that the network was trained on. A
+checkpoint that was trained otherwise asks for absolute ones in its config. Whole blocks are
+dropped, so both modalities and all four attentions lose the same second at the same
 time (OmniForcing, arXiv 2603.11647, section 3.4: modality-independent rolling KV cache).
 """
 
@@ -23,7 +24,8 @@ from .attention import KeyValueStore
 from .execution import EAGER, Tensors, Workspace
 from .kernels import Kernels
 from .lanes import ONE_LANE
-from .layer import Pass, TextKeys
+from .layer import Pass, Text
+from .memory_branch import Remembered, encoded
 from .modulation import Modulation, SharedModulation
 from .rope import ModalityTables, RopeTable
 from .transformer import patch_audio, patch_video, run_layers, write_keys
@@ -43,6 +45,13 @@ class BlockKeys(NamedTuple):
 ATTENTIONS = BlockKeys._fields
 
 
+def kept_blocks(end: int, window: int, opening: int) -> tuple[int, ...]:
+    """Which of the first `end` blocks are kept: the prefix and the last `window`, but all of them
+    while the blocks of the opening are being made (`TransformerConfig.opening_blocks`)."""
+    first = max(1, end - window) if end >= opening else 1
+    return (*range(min(end, 1)), *range(first, end))
+
+
 @dataclass(frozen=True)
 class RollingCache:
     """The past as the network sees it: the global prefix (with its sinks) and the last blocks.
@@ -51,11 +60,13 @@ class RollingCache:
         window: blocks kept besides the prefix.
         indices: absolute index of every kept block.
         blocks: their keys and values.
+        opening: blocks from the first on that all see all before them.
     """
 
     window: int
     indices: tuple[int, ...] = ()
     blocks: tuple[BlockKeys, ...] = ()
+    opening: int = 0
 
     def __post_init__(self) -> None:
         if self.window < 1:
@@ -66,12 +77,14 @@ class RollingCache:
         """Absolute index of the block that comes next."""
         return self.indices[-1] + 1 if self.indices else 0
 
-    def append(self, keys: BlockKeys) -> RollingCache:
-        """A cache that also holds the next block; the oldest one after the prefix makes room."""
-        indices, blocks = (*self.indices, self.next_block), (*self.blocks, keys)
-        if len(indices) > 1 + self.window:
-            indices, blocks = indices[:1] + indices[2:], blocks[:1] + blocks[2:]
-        return replace(self, indices=indices, blocks=blocks)
+    def append(self, keys: BlockKeys, index: int | None = None) -> RollingCache:
+        """A cache that also holds the next block, or a later one, if only some of the past is read
+        again; the oldest ones after the prefix make room."""
+        index = self.next_block if index is None else index
+        held = dict(zip((*self.indices, index), (*self.blocks, keys), strict=True))
+        kept = kept_blocks(index + 1, self.window, self.opening)
+        indices = tuple(index for index in kept if index in held)
+        return replace(self, indices=indices, blocks=tuple(held[index] for index in indices))
 
     def to(self, like: Tensor) -> RollingCache:
         """The same keys and values in the dtype and on the device of `like`."""
@@ -133,6 +146,7 @@ class OpenBlock:
         like: tensor with the device and dtype to compute in.
         workspace: shared by the blocks of a stream, which are opened one at a time; by default a
             new one.
+        index: of the block in the stream; by default it follows the last one of the cache.
     """
 
     def __init__(
@@ -143,15 +157,18 @@ class OpenBlock:
         width: int,
         like: Tensor,
         workspace: Workspace | None = None,
+        index: int | None = None,
     ) -> None:
         config = model.config
         layout = config.layout
         self.model, self.cache, self.like = model, cache, like
         self.height, self.width = height, width
         self.workspace = workspace or Workspace(EAGER, like.device)
+        self.index = cache.next_block if index is None else index
         kept = len(cache.indices)
         self.is_prefix = kept == 0
-        self.is_full = kept == 1 + cache.window
+        # From here on all blocks have the shape of this one.
+        self.is_full = kept == 1 + cache.window and self.index >= cache.opening
         sinks = config.num_audio_sink_tokens
         video = tuple(n * height * width for n in layout.video_span(kept))
         start, stop = layout.audio_span(kept)
@@ -163,8 +180,13 @@ class OpenBlock:
             "video_to_audio": video,
         }
         # Room for a power of two of blocks, so that a growing window is not laid out anew for each.
-        self.capacity = min(2 + cache.window, 1 << kept.bit_length())
-        whole = self.workspace.tables(config, self.capacity, height, width, like)
+        most = max(2 + cache.window, cache.opening)
+        self.capacity = min(most, 1 << kept.bit_length())
+        if config.absolute_positions:
+            places = (*cache.indices, self.index)
+            whole = self.workspace.tables_at(config, places, height, width, like)
+        else:
+            whole = self.workspace.tables(config, self.capacity, height, width, like)
         self.tables = ModalityTables(
             video=whole.video.tokens(*video),
             audio=whole.audio.tokens(*audio),
@@ -241,13 +263,15 @@ class OpenBlock:
         self,
         video: Tensor,
         audio: Tensor,
-        text: TextKeys,
+        text: Text,
         modulation: Modulation,
         track: Tensor | None = None,
+        memory: Remembered | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Velocity of noisy latents: video (b, c, f, h, w) and audio (b, s, c), same shapes out.
 
-        `track` (b, s, c) is the timed transcript of the audio.
+        `track` (b, s, c) is the timed transcript of the audio, `memory` what a network with a
+        memory branch is told of the stream.
         """
 
         def denoise(video: Tensor, audio: Tensor, run: Pass) -> Tensors:
@@ -255,7 +279,7 @@ class OpenBlock:
 
         with self.workspace.watch("denoise"):
             video_tokens, audio_tokens = self._run(
-                "denoise", denoise, video, audio, text, modulation, track
+                "denoise", denoise, video, audio, text, modulation, track, memory
             )
         sinks = self.model.config.num_audio_sink_tokens if self.is_prefix else 0
         frames = video.shape[2]
@@ -271,9 +295,10 @@ class OpenBlock:
         self,
         video: Tensor,
         audio: Tensor,
-        text: TextKeys,
+        text: Text,
         modulation: Modulation,
         track: Tensor | None = None,
+        memory: Remembered | None = None,
     ) -> RollingCache:
         """Refresh: one pass over the clean latents whose keys and values become part of the past.
 
@@ -291,9 +316,9 @@ class OpenBlock:
             return tuple(tensor for name in ATTENTIONS for tensor in kept[name])
 
         with self.workspace.watch("refresh"):
-            flat = self._run("refresh", refresh, video, audio, text, modulation, track)
+            flat = self._run("refresh", refresh, video, audio, text, modulation, track, memory)
         keys_values = zip(flat[::2], flat[1::2], strict=True)
-        return self.cache.append(BlockKeys(*keys_values))
+        return self.cache.append(BlockKeys(*keys_values), self.index)
 
     def _new_keys(self, name: str, batch: int) -> KeysValues:
         heads, dim = self._heads(name)
@@ -307,15 +332,18 @@ class OpenBlock:
         function: object,
         video: Tensor,
         audio: Tensor,
-        text: TextKeys,
+        text: Text,
         modulation: Modulation,
         track: Tensor | None = None,
+        memory: Remembered | None = None,
     ) -> Tensors:
         shared = isinstance(modulation, SharedModulation)
         tracks = () if track is None else (_plain(track),)
+        remembered = () if memory is None else tuple(memory)
 
         def whole(video: Tensor, audio: Tensor, *rest: Tensor) -> Tensors:
-            flat = rest[len(tracks) :]
+            told, rest = rest[: len(tracks)], rest[len(tracks) :]
+            past, flat = rest[: len(remembered)], rest[len(remembered) :]
             run = Pass(
                 modulation.at(*flat) if shared else modulation,
                 text,
@@ -324,11 +352,13 @@ class OpenBlock:
                 kernels=self.workspace.kernels,
                 # What is made layer by layer would be made on one lane and read on the other.
                 lanes=self.workspace.lanes if shared else ONE_LANE,
+                memory=encoded(self.model, Remembered(*past)) if past else None,
             )
-            patched = patch_audio(self.model, audio, self.is_prefix, rest[0] if tracks else None)
+            patched = patch_audio(self.model, audio, self.is_prefix, *told)
             return function(patch_video(self.model, video), patched, run)
 
-        tokens = _plain(rearrange(video, "b c f h w -> b (f h w) c")), _plain(audio), *tracks
+        frames = _plain(rearrange(video, "b c f h w -> b (f h w) c"))
+        tokens = frames, _plain(audio), *tracks, *remembered
         if not shared:
             return whole(*tokens)
         return self.workspace.run(name, self.is_full, text, whole, *tokens, modulation.flat)

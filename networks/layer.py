@@ -23,8 +23,11 @@ from .config import TransformerConfig
 from .few_step import adapted
 from .kernels import PLAIN, Kernels
 from .lanes import ONE_LANE, Lanes
+from .memory_branch import Remembered, coloured, recalled
 from .modulation import ModalityModulation, Modulation
 from .rope import ModalityTables, RopeTable, rotate
+
+Pair = Callable[[Tensor, Tensor], Tensor]
 
 
 class TextKeys(NamedTuple):
@@ -32,6 +35,11 @@ class TextKeys(NamedTuple):
 
     video: tuple[tuple[Tensor, Tensor], ...]
     audio: tuple[tuple[Tensor, Tensor], ...]
+
+    @property
+    def sample(self) -> Tensor:
+        """One of the tensors: its first size is the batch, the last but one the length."""
+        return self.video[0][0]
 
     def joined(self, other: TextKeys) -> TextKeys:
         """The keys of two prompts in a row, for a mask to show each token those of its own."""
@@ -48,20 +56,86 @@ class TextKeys(NamedTuple):
         Raises:
             ValueError: prompts of different lengths.
         """
-        lengths = [keys.video[0][0].shape[2] for keys in (self, other)]
-        if lengths[0] != lengths[1]:
-            raise ValueError(
-                f"prompts of {lengths[0]} and {lengths[1]} tokens cannot be blended: encode both "
-                "alike, or do without blending"
-            )
+        _check_lengths(self, other)
         return self._with(other, lambda mine, theirs: torch.lerp(mine, theirs, share))
 
-    def _with(self, other: TextKeys, both: Callable[[Tensor, Tensor], Tensor]) -> TextKeys:
+    def spread(self, batch: int) -> TextKeys:
+        """One entry's keys for every clip of a batch."""
+        return self._with(self, lambda mine, _: mine.expand(batch, -1, -1, -1))
+
+    def layer(self, index: int, modality: str, *_: object) -> tuple[Tensor, Tensor]:
+        """Of one layer."""
+        return getattr(self, modality)[index]
+
+    def _with(self, other: TextKeys, both: Pair) -> TextKeys:
         modalities = (
             tuple(tuple(map(both, *layer)) for layer in zip(mine, theirs, strict=True))
             for mine, theirs in zip(self, other, strict=True)
         )
         return TextKeys(*modalities)
+
+
+class TextContexts(NamedTuple):
+    """A prompt for a network that modulates it with the noise level, each (b, m, c).
+
+    Its keys and values differ in every step, so each pass makes them, layer by layer: for LTX-2.3's
+    1024 tokens and 48 layers that is 4.1 TFLOP beside the 36.5 of a pass over 512 x 768 pixels, 11
+    %. Kept for the four noise levels of a block they would take 4 x 1.21 GB, and to bring 1.21 GB
+    from the host's memory takes longer than to make them (computed: 24 ms over 16 lanes of PCIe 5,
+    against 10 ms at 400 TFLOP a second).
+    """
+
+    video: Tensor
+    audio: Tensor
+
+    @property
+    def sample(self) -> Tensor:
+        """One of the tensors: its first size is the batch, the last but one the length."""
+        return self.video
+
+    def joined(self, other: TextContexts) -> TextContexts:
+        """Two prompts in a row, for a mask to show each token its own."""
+        return self._with(other, lambda mine, theirs: torch.cat((mine, theirs), dim=1))
+
+    def where(self, chosen: Tensor, other: TextContexts) -> TextContexts:
+        """`other` for the chosen entries of the batch, (b) bool, else this."""
+        per_entry = chosen[:, None, None]
+        return self._with(other, lambda mine, theirs: torch.where(per_entry, theirs, mine))
+
+    def toward(self, other: TextContexts, share: float) -> TextContexts:
+        """A mix: `share` of `other`, 0 to 1, the rest of this.
+
+        Raises:
+            ValueError: prompts of different lengths.
+        """
+        _check_lengths(self, other)
+        return self._with(other, lambda mine, theirs: torch.lerp(mine, theirs, share))
+
+    def spread(self, batch: int) -> TextContexts:
+        """One entry for every clip of a batch."""
+        return self._with(self, lambda mine, _: mine.expand(batch, -1, -1))
+
+    def layer(
+        self, _index: int, modality: str, module: nn.Module, heads: int, mod: ModalityModulation
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values (b, a, m, d) of one layer's attention over the text."""
+        context = torch.addcmul(mod.prompt_shift, getattr(self, modality), mod.prompt_scale)
+        return keys_values(module, context, heads)
+
+    def _with(self, other: TextContexts, both: Pair) -> TextContexts:
+        return TextContexts(*map(both, self, other))
+
+
+Text = TextKeys | TextContexts
+
+
+def _check_lengths(one: Text, other: Text) -> None:
+    lengths = [text.sample.shape[-2] for text in (one, other)]
+    if lengths[0] != lengths[1]:
+        raise ValueError(
+            f"prompts of {lengths[0]} and {lengths[1]} tokens cannot be blended: encode both "
+            "alike, or do without blending"
+        )
 
 
 class Masks(NamedTuple):
@@ -93,16 +167,17 @@ class FreshKeys:
 class Pass:
     """Everything that a pass over the layers needs besides the tokens themselves.
 
-    `stores` holds one key-value store per layer.
+    `stores` holds one key-value store per layer, `memory` what is told of the stream, encoded.
     """
 
     modulation: Modulation
-    text: TextKeys
+    text: Text
     tables: ModalityTables
     stores: tuple[KeyValueStore, ...]
     masks: Masks = NOTHING_HIDDEN
     kernels: Kernels = PLAIN
     lanes: Lanes = ONE_LANE
+    memory: Remembered | None = None
 
 
 class _Side(NamedTuple):
@@ -198,11 +273,16 @@ def _until_meeting(
         ),
         query_rope=side.rope,
         mask=getattr(run.masks, side.modality),
-        rotate=kernels.rotate,
+        kernels=kernels,
         few_step=mod.few_step,
     )
-    x, hidden = kernels.add_norm(x, mod.attn_gate, own, eps)
-    text = getattr(run.text, side.modality)[index]
+    if run.memory is not None and model.config.remembers(index):
+        x, hidden = _remembering(model, index, x, own, side, run)
+    elif mod.text_scale is None:
+        x, hidden = kernels.add_norm(x, mod.attn_gate, own, eps)
+    else:
+        x, hidden = kernels.add_modulate(x, mod.attn_gate, own, mod.text_scale, mod.text_shift, eps)
+    text = run.text.layer(index, side.modality, side.text, side.heads, mod)
     mask = getattr(run.masks, f"{side.modality}_text")
     from_text = attend(
         side.text,
@@ -211,15 +291,34 @@ def _until_meeting(
         model.kernel,
         key_values=text,
         mask=mask,
+        kernels=kernels,
         few_step=mod.few_step,
     )
+    gate = mod.text_gate
     if not both:
-        return _Meeting(x + from_text)
-    x, query, shown = kernels.add_modulate_twice(
-        x, from_text, mod.query_scale, mod.query_shift, mod.key_scale, mod.key_shift, eps
-    )
+        return _Meeting(x + from_text if gate is None else torch.addcmul(x, gate, from_text))
+    cross = mod.query_scale, mod.query_shift, mod.key_scale, mod.key_shift
+    x, query, shown = kernels.add_modulate_twice(x, from_text, *cross, eps, gate)
     keys = keys_values(side.outgoing, shown, side.cross_heads, mod.few_step)
     return _Meeting(x, query, store.extend(side.outgoing_name, *keys, side.cross_rope))
+
+
+def _remembering(
+    model: nn.Module, index: int, x: Tensor, own: Tensor, side: _Side, run: Pass
+) -> tuple[Tensor, Tensor]:
+    """With what its own attention found and what the stream's memory says: the tokens, and the
+    text's queries."""
+    mod, kernels, config = side.modulation, run.kernels, model.config
+    block, eps = model.transformer_blocks[index], config.norm_eps
+    x, hidden = kernels.add_norm(x, mod.attn_gate, own, eps)
+    memory = getattr(run.memory, side.modality)
+    module = getattr(block, f"{side.modality}_memory_attn")
+    x = x + recalled(module, hidden, memory, config.memory_heads, model.kernel)
+    if side.modality == "video":
+        x = coloured(block.video_color_film, x, run.memory.colour, kernels, eps)
+    if mod.text_scale is None:
+        return x, F.rms_norm(x, (x.shape[-1],), eps=eps)
+    return x, kernels.modulate(x, mod.text_scale, mod.text_shift, eps)
 
 
 def _after_meeting(
@@ -243,7 +342,7 @@ def _after_meeting(
             key_values=seen,
             query_rope=side.cross_rope,
             mask=getattr(run.masks, side.incoming_name),
-            rotate=kernels.rotate,
+            kernels=kernels,
             few_step=mod.few_step,
         )
         x, hidden = kernels.add_modulate(

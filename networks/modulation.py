@@ -28,6 +28,8 @@ class ModalityModulation(NamedTuple):
     Self-attention and feed-forward are the modality's own; towards the other one it is the query
     once (and gates what comes in) and the key once. The cross-modal ones are None where a modality
     runs alone. `few_step` (b, n or 1, 1) is the adapters' factor; None where they do not act.
+    `text_*` are for the text's queries and what they bring, `prompt_*` (b, 1, c) for the text
+    itself; None before LTX-2.3.
     """
 
     attn_scale: Tensor
@@ -42,6 +44,11 @@ class ModalityModulation(NamedTuple):
     key_shift: Tensor | None = None
     cross_gate: Tensor | None = None
     few_step: Tensor | None = None
+    text_scale: Tensor | None = None
+    text_shift: Tensor | None = None
+    text_gate: Tensor | None = None
+    prompt_scale: Tensor | None = None
+    prompt_shift: Tensor | None = None
 
 
 class LayerModulation(NamedTuple):
@@ -92,13 +99,16 @@ class TokenModulation:
         video_cross = block.scale_shift_table_a2v_ca_video if both else None
         audio_cross = block.scale_shift_table_a2v_ca_audio if both else None
         tables = block.scale_shift_table, block.audio_scale_shift_table
+        prompts = None, None
+        if self.model.config.cross_attention_adaln:
+            prompts = block.prompt_scale_shift_table, block.audio_prompt_scale_shift_table
         return LayerModulation(
             None
             if video is None
-            else _modality(tables[0], video_cross, video, self.video_groups, True),
+            else _modality(tables[0], video_cross, prompts[0], video, self.video_groups, True),
             None
             if audio is None
-            else _modality(tables[1], audio_cross, audio, self.audio_groups, False),
+            else _modality(tables[1], audio_cross, prompts[1], audio, self.audio_groups, False),
         )
 
     @property
@@ -133,23 +143,36 @@ def _spread(table: Tensor, values: Tensor, groups: Tensor | None) -> tuple[Tenso
 def _modality(
     own: Tensor,
     cross: Tensor | None,
+    prompt: Tensor | None,
     embedding: ModalityEmbedding,
     groups: Tensor | None,
     is_video: bool,
 ) -> ModalityModulation:
-    """From a modality's own table (6, c) and, where both are run, its cross-modal one (5, c)."""
-    shift, scale, gate, ff_shift, ff_scale, ff_gate = _spread(own, embedding.own, groups)
+    """From a modality's own table (6 or 9, c) and those that it may have: the cross-modal one
+    (5, c), where both are run, and the text's (2, c)."""
+    rows = _spread(own, embedding.own, groups)
+    shift, scale, gate, ff_shift, ff_scale, ff_gate = rows[:6]
     few_step = _gates(embedding, groups)
     alone = ModalityModulation(
         1 + scale, shift, gate, 1 + ff_scale, ff_shift, ff_gate, few_step=few_step
     )
+    if prompt is not None:
+        text_shift, text_scale, text_gate = rows[6:]
+        prompt_shift, prompt_scale = _spread(prompt, embedding.prompt, None)
+        alone = alone._replace(
+            text_scale=1 + text_scale,
+            text_shift=text_shift,
+            text_gate=text_gate,
+            prompt_scale=1 + prompt_scale,
+            prompt_shift=prompt_shift,
+        )
     if cross is None:
         return alone
     a2v_scale, a2v_shift, v2a_scale, v2a_shift = _spread(cross[:4], embedding.cross, groups)
     (cross_gate,) = _spread(cross[4:], embedding.gate, groups)
     to_video, to_audio = (1 + a2v_scale, a2v_shift), (1 + v2a_scale, v2a_shift)
     query, key = (to_video, to_audio) if is_video else (to_audio, to_video)
-    return ModalityModulation(*alone[:6], *query, *key, cross_gate, few_step)
+    return ModalityModulation(*alone[:6], *query, *key, cross_gate, *alone[11:])
 
 
 def _gates(embedding: ModalityEmbedding, groups: Tensor | None) -> Tensor | None:

@@ -130,12 +130,20 @@ def modality_tables(
             blocks are re-based to follow the prefix directly.
         height, width: latent grid of the video.
     """
+    return block_tables(config, range(blocks), height, width)
+
+
+def block_tables(
+    config: TransformerConfig, blocks: range, height: int, width: int
+) -> ModalityTables:
+    """The same of any blocks in a row, at their own seconds."""
     layout: BlockLayout = config.layout
     max_time, max_row, max_column = config.positional_embedding_max_pos
     cross_max = max(max_time, config.audio_positional_embedding_max_pos[0])
     middle = 0.5 if config.use_middle_indices_grid else 0.0
     space = config.video_space_stride
-    times = video_seconds(config, 0, layout.video_latents(blocks))
+    first, last = blocks[0], blocks[-1]
+    times = video_seconds(config, layout.video_span(first)[0], layout.video_span(last)[1])
     rows = (torch.arange(height, dtype=torch.float32) + middle) * space
     columns = (torch.arange(width, dtype=torch.float32) + middle) * space
     grid = torch.stack(
@@ -146,11 +154,11 @@ def modality_tables(
         ),
         dim=1,
     )
-    audio_times = audio_seconds(config, 0, layout.audio_latents(blocks))
+    audio_times = audio_seconds(config, layout.audio_span(first)[0], layout.audio_span(last)[1])
     audio_fraction = audio_times / config.audio_positional_embedding_max_pos[0]
     heads, head_dim = config.audio_num_attention_heads, config.audio_attention_head_dim
     frame_times = repeat(times, "f -> (f p) 1", p=height * width)
-    sinks = config.num_audio_sink_tokens
+    sinks = 0 if first else config.num_audio_sink_tokens
     return ModalityTables(
         video=_table(config, grid, config.num_attention_heads, config.attention_head_dim),
         audio=_with_sinks(_table(config, audio_fraction[:, None], heads, head_dim), sinks),

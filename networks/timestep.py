@@ -92,11 +92,13 @@ def adaln(
 class ModalityEmbedding(NamedTuple):
     """One modality's noise level as every layer and the head get it."""
 
-    own: Tensor  # (b, g, 6, c): shift, scale, gate of attention, then of the feed-forward
+    # (b, g, 6 or 9, c): shift, scale, gate of attention, of the feed-forward, of the text's queries
+    own: Tensor
     cross: Tensor  # (b, g, 4, c): scale, shift of A2V, then of V2A
     gate: Tensor  # (b, g, 1, c): gate of what the other modality adds to this one
     head: Tensor  # (b, g, c): for the output head
     few_step: Tensor | None  # (b, g, 1): factor of few-step mode's adapters; None without any
+    prompt: Tensor | None = None  # (b, 1, 2, c): shift, scale of the text; None: it has none
 
 
 class TimestepEmbedding(NamedTuple):
@@ -119,13 +121,19 @@ def timestep_embedding(
     Step sizes (b, g) are in units of sigma; None is d = 0, multi-step mode. Each gate of the
     cross-modal attentions is fed by the sigma of the modality that it adds to. Few-step mode's
     adapters, where there are any, are told its guidance, one for all or (b, 1).
+
+    Raises:
+        ValueError: several noise levels of one modality, for a network that modulates the text
+            with it: a pass reads the text once.
     """
     config: TransformerConfig = model.config
     scale = config.timestep_scale_multiplier
     gate_scale = scale * config.av_ca_timestep_scale_multiplier / 1000.0
+    rows = config.table_rows
+    tells = config.cross_attention_adaln
 
     def embed(
-        sigma: Tensor, own: nn.Module, cross: nn.Module, gate: nn.Module
+        sigma: Tensor, own: nn.Module, cross: nn.Module, gate: nn.Module, prompt: nn.Module | None
     ) -> ModalityEmbedding:
         step = None
         # With adapters multi-step mode has no step size at all.
@@ -135,10 +143,18 @@ def timestep_embedding(
         few_step = None
         if config.few_step_rank and step is not None:
             few_step = ((step > 0) * (guidance - 1) / 2)[..., None].to(dtype)
-        for_layers, for_head = adaln(own, sigma * scale, step, 6, dtype, few_step)
+        for_layers, for_head = adaln(own, sigma * scale, step, rows, dtype, few_step)
         for_cross, _ = adaln(cross, sigma * scale, step, 4, dtype, few_step)
         for_gate, _ = adaln(gate, sigma * gate_scale, step, 1, dtype, few_step)
-        return ModalityEmbedding(for_layers, for_cross, for_gate, for_head, few_step)
+        for_text = None
+        if prompt is not None:
+            if sigma.shape[1] != 1:
+                raise ValueError(
+                    f"found {sigma.shape[1]} noise levels in one pass, expected one for all "
+                    "tokens: this network modulates the text's keys with it"
+                )
+            for_text, _ = adaln(prompt, sigma * scale, None, 2, dtype)
+        return ModalityEmbedding(for_layers, for_cross, for_gate, for_head, few_step, for_text)
 
     return TimestepEmbedding(
         None
@@ -148,6 +164,7 @@ def timestep_embedding(
             model.adaln_single,
             model.av_ca_video_scale_shift_adaln_single,
             model.av_ca_a2v_gate_adaln_single,
+            model.prompt_adaln_single if tells else None,
         ),
         None
         if audio_sigma is None
@@ -156,5 +173,6 @@ def timestep_embedding(
             model.audio_adaln_single,
             model.av_ca_audio_scale_shift_adaln_single,
             model.av_ca_v2a_gate_adaln_single,
+            model.audio_prompt_adaln_single if tells else None,
         ),
     )

@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from .attention import Attention, AttentionKernel, keys_values, sdpa
 from .config import TransformerConfig
 from .few_step import adapted, attach
-from .layer import Pass, TextKeys, run_layer
+from .layer import Pass, Text, TextContexts, TextKeys, run_layer
+from .memory_branch import attach_branch, attach_encoders
 from .timestep import AdaLNSingle
 
 
@@ -87,6 +88,7 @@ class AVBlock(nn.Module):
         common = {
             "eps": config.norm_eps,
             "operations": operations,
+            "gated": config.apply_gated_attention,
             "dtype": dtype,
             "device": device,
         }
@@ -101,8 +103,13 @@ class AVBlock(nn.Module):
         self.ff = FeedForward(video, operations, dtype, device)
         self.audio_ff = FeedForward(audio, operations, dtype, device)
         kwargs = {"dtype": dtype, "device": device}
-        self.scale_shift_table = nn.Parameter(torch.zeros(6, video, **kwargs))
-        self.audio_scale_shift_table = nn.Parameter(torch.zeros(6, audio, **kwargs))
+        rows = config.table_rows
+        self.scale_shift_table = nn.Parameter(torch.zeros(rows, video, **kwargs))
+        self.audio_scale_shift_table = nn.Parameter(torch.zeros(rows, audio, **kwargs))
+        if config.cross_attention_adaln:
+            text, heard = config.cross_attention_dim, config.audio_cross_attention_dim
+            self.prompt_scale_shift_table = nn.Parameter(torch.zeros(2, text, **kwargs))
+            self.audio_prompt_scale_shift_table = nn.Parameter(torch.zeros(2, heard, **kwargs))
         self.scale_shift_table_a2v_ca_video = nn.Parameter(torch.zeros(5, video, **kwargs))
         self.scale_shift_table_a2v_ca_audio = nn.Parameter(torch.zeros(5, audio, **kwargs))
 
@@ -136,24 +143,33 @@ class CausalAVTransformer(nn.Module):
         self.patchify_proj = operations.Linear(config.in_channels, video, **kwargs)
         self.audio_patchify_proj = operations.Linear(config.audio_in_channels, audio, **kwargs)
 
-        def embedder(dim: int, count: int) -> AdaLNSingle:
-            return AdaLNSingle(dim, count, config.step_size_embedding, operations, dtype, device)
+        def embedder(dim: int, count: int, told: bool = config.step_size_embedding) -> AdaLNSingle:
+            return AdaLNSingle(dim, count, told, operations, dtype, device)
 
-        self.adaln_single = embedder(video, 6)
-        self.audio_adaln_single = embedder(audio, 6)
+        self.adaln_single = embedder(video, config.table_rows)
+        self.audio_adaln_single = embedder(audio, config.table_rows)
         self.av_ca_video_scale_shift_adaln_single = embedder(video, 4)
         self.av_ca_audio_scale_shift_adaln_single = embedder(audio, 4)
         self.av_ca_a2v_gate_adaln_single = embedder(video, 1)
         self.av_ca_v2a_gate_adaln_single = embedder(audio, 1)
-        self.caption_projection = TextProjection(
-            config.caption_channels, video, operations, dtype, device
-        )
-        self.audio_caption_projection = TextProjection(
-            config.caption_channels, audio, operations, dtype, device
-        )
+        if config.cross_attention_adaln:
+            self.prompt_adaln_single = embedder(config.cross_attention_dim, 2, False)
+            self.audio_prompt_adaln_single = embedder(config.audio_cross_attention_dim, 2, False)
+        if not config.caption_proj_before_connector:
+            self.caption_projection = TextProjection(
+                config.caption_channels, video, operations, dtype, device
+            )
+            self.audio_caption_projection = TextProjection(
+                config.caption_channels, audio, operations, dtype, device
+            )
         self.transformer_blocks = nn.ModuleList(
             [AVBlock(config, operations, dtype, device) for _ in range(config.num_layers)]
         )
+        if config.memory_interval:
+            attach_encoders(self, config, operations, dtype, device)
+        for index, block in enumerate(self.transformer_blocks):
+            if config.remembers(index):
+                attach_branch(block, config, operations, dtype, device)
         self.scale_shift_table = nn.Parameter(torch.zeros(2, video, **kwargs))
         self.audio_scale_shift_table = nn.Parameter(torch.zeros(2, audio, **kwargs))
         self.proj_out = operations.Linear(video, config.out_channels, **kwargs)
@@ -173,15 +189,23 @@ class CausalAVTransformer(nn.Module):
             nn.init.normal_(self.audio_sink_tokens, std=0.02)
 
 
-def text_keys(model: nn.Module, video_context: Tensor, audio_context: Tensor) -> TextKeys:
-    """Keys and values of caption embeddings (b, m, caption_channels), one per modality."""
+def text_keys(model: nn.Module, video_context: Tensor, audio_context: Tensor) -> Text:
+    """What a pass attends to of caption embeddings (b, m, caption_channels), one per modality.
+
+    The embeddings of a network that projects captions before its connectors have the widths of its
+    text attentions. One that modulates the text with the noise level gets it as it is.
+    """
     config: TransformerConfig = model.config
 
     def project(module: nn.Module, context: Tensor) -> Tensor:
         return module.linear_2(F.gelu(module.linear_1(context), approximate="tanh"))
 
-    video = project(model.caption_projection, video_context)
-    audio = project(model.audio_caption_projection, audio_context)
+    video, audio = video_context, audio_context
+    if not config.caption_proj_before_connector:
+        video = project(model.caption_projection, video_context)
+        audio = project(model.audio_caption_projection, audio_context)
+    if config.cross_attention_adaln:
+        return TextContexts(video, audio)
     blocks = model.transformer_blocks
     return TextKeys(
         tuple(keys_values(block.attn2, video, config.num_attention_heads) for block in blocks),

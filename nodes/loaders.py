@@ -22,6 +22,7 @@ NO_MODEL, NO_FILE, NO_BASE = "no model found", "no LTX-2 checkpoint found", "non
 _POSITIONS: dict[str, Preset | None] = {
     "automatic": None,
     "OmniForcing": "omniforcing",
+    "TaoMate": "taomate",
     "LTX-2": "ltx2_base",
 }
 
@@ -121,12 +122,14 @@ class LoadLTX2(io.ComfyNode):
             node_id="MF_LoadLTX2",
             display_name="Load OmniForcing Model",
             category="MutualForcing/Model",
-            description="Loads LTX-2 19B made causal, such as OmniForcing's checkpoint. LoRA "
-            "loaders and Sample Chunk go behind it.",
+            description="Loads LTX-2 made causal: OmniForcing's checkpoint of LTX-2 19B, or "
+            "TaoMate's of LTX-2.3. LoRA loaders and Sample Chunk go behind it.",
             search_aliases=[
                 "ltx-2",
                 "ltxav",
                 "omniforcing",
+                "taomate",
+                "ltx-2.3",
                 "checkpoint loader",
                 "load diffusion model",
             ],
@@ -135,12 +138,14 @@ class LoadLTX2(io.ComfyNode):
                     "file",
                     options=list(folders.generator_files()) or [NO_FILE],
                     tooltip="A file, or a folder of files (as OmniForcing is published), in "
-                    "ComfyUI's models/diffusion_models, checkpoints or mutual_forcing folder.",
+                    "ComfyUI's models/diffusion_models, checkpoints or mutual_forcing folder; a "
+                    ".pt (as TaoMate is) in mutual_forcing.",
                 ),
                 io.Combo.Input(
                     "base",
                     options=[*folders.base_files(), NO_BASE],
-                    tooltip="LTX-2's own file: it has what prepares the prompt, and both VAEs.",
+                    tooltip="LTX-2's own file: it has what prepares the prompt, and both VAEs. "
+                    "For OmniForcing that of LTX-2 19B, for TaoMate that of LTX-2.3.",
                 ),
                 io.Combo.Input(
                     "weights",
@@ -156,7 +161,8 @@ class LoadLTX2(io.ComfyNode):
                     default="automatic",
                     advanced=True,
                     tooltip="Which numbers the model counts time and place with. automatic goes "
-                    "by the file: one with LTX-2's header by that, one without as OmniForcing.",
+                    "by the file: one with a memory as TaoMate, one with LTX-2's header by that, "
+                    "one without as OmniForcing.",
                 ),
                 io.Boolean.Input(
                     "averaged",

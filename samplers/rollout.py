@@ -23,7 +23,7 @@ from ..networks.checked import quoted
 from ..networks.config import TransformerConfig
 from ..networks.execution import EAGER, Execution, Workspace, to_device
 from ..networks.kv_cache import OpenBlock, RollingCache
-from ..networks.layer import TextKeys
+from ..networks.layer import Text
 from ..networks.modulation import Modulation, TokenModulation, shared_modulation
 from ..networks.timestep import GUIDANCE as FEW_STEP_GUIDANCE
 from ..networks.timestep import TimestepEmbedding, timestep_embedding
@@ -31,7 +31,7 @@ from .clock import Clock
 from .model import StreamModel
 from .noise import NoiseSource, noise_of
 from .schedule import KEEP, Line, Prompt, Schedule, Transition, line_at
-from .sigmas import few_step_sigmas, ltx2_sigmas
+from .sigmas import OMNIFORCING, few_step_sigmas, ltx2_sigmas
 from .speech import Speech, Transcript, block_seconds, block_track
 from .start import Given, Held, Start, held
 from .state import BlockLatents, StreamSettings, StreamState, check_state
@@ -99,10 +99,13 @@ def sampler_settings(
     steps: int | None = None,
     guidance: float | None = None,
     method: Method | None = None,
+    entries: tuple[int, ...] = OMNIFORCING,
 ) -> SamplerSettings:
-    """Settings of a mode with its own defaults: few = 4 steps; multi = 50 steps, guidance 3.
+    """Settings of a mode with its own defaults: few = as many steps as were trained (4, where
+    nothing else is known); multi = 50 steps, guidance 3.
 
     Args:
+        entries: which noise levels few-step mode was trained with (`few_step_sigmas`).
         guidance: in few-step mode `few_step_guidance`: no second pass is made for it.
 
     Raises:
@@ -110,8 +113,8 @@ def sampler_settings(
     """
     few = mode == "few"
     if steps is None:
-        steps = FEW_STEPS if few else MULTI_STEPS
-    sigmas = few_step_sigmas(steps) if few else ltx2_sigmas(steps)
+        steps = len(entries) - 1 if few else MULTI_STEPS
+    sigmas = few_step_sigmas(steps, entries) if few else ltx2_sigmas(steps)
     method = method or "euler"
     if few:
         return SamplerSettings(mode, sigmas, method=method, few_step_guidance=guidance)
@@ -211,7 +214,7 @@ class _Branch:
         cache = cache or RollingCache(self.settings.window)
         rebuilding = state.next_block - cache.next_block > 1
 
-        def refreshed(past: RollingCache, block: int, text: TextKeys) -> RollingCache:
+        def refreshed(past: RollingCache, block: int, text: Text) -> RollingCache:
             latents = state.block(block)
             video, audio = (to_device(x, self.like).to(self.like.dtype) for x in latents)
             return self.open(past).commit(video, audio, text, clean, track(block, index))
@@ -237,7 +240,7 @@ class _Reading(NamedTuple):
     are read again under them: none, where no prompt takes over.
     """
 
-    text: TextKeys
+    text: Text
     again: int
 
 
@@ -297,7 +300,7 @@ class _Prompts:
                 "here: connect a clip, or give it another prompt"
             )
 
-    def text(self, lines: Sequence[Line], block: int) -> TextKeys:
+    def text(self, lines: Sequence[Line], block: int) -> Text:
         """Keys that a block is made with; the last line's where its own cannot be had."""
         place = line_at(lines, self.schedule.clock, block)
         if place is None or self.of(lines[place]) is None:
@@ -495,9 +498,9 @@ def rollout(
     return generate(state)
 
 
-def _spread(text: TextKeys, batch: int) -> TextKeys:
+def _spread(text: Text, batch: int) -> Text:
     """One entry's text keys for every clip of the batch."""
-    entries = text.video[0][0].shape[0]
+    entries = text.sample.shape[0]
     if entries == batch:
         return text
     if entries != 1:
@@ -506,10 +509,7 @@ def _spread(text: TextKeys, batch: int) -> TextKeys:
             "all or one each"
         )
 
-    def spread(layers: tuple[tuple[Tensor, Tensor], ...]) -> tuple[tuple[Tensor, Tensor], ...]:
-        return tuple((k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)) for k, v in layers)
-
-    return TextKeys(spread(text.video), spread(text.audio))
+    return text.spread(batch)
 
 
 def _told(
@@ -525,7 +525,7 @@ def _told(
 
 
 def _denoised(
-    branches: list[tuple[OpenBlock, TextKeys, Tensor | None]],
+    branches: list[tuple[OpenBlock, Text, Tensor | None]],
     state: StreamState,
     sampler: SamplerSettings,
     constants: SigmaConstants,

@@ -30,7 +30,7 @@ from typing import Annotated, NamedTuple
 from pydantic import Field
 
 from ..networks.checked import quoted
-from ..networks.layer import TextKeys
+from ..networks.layer import Text
 from .clock import Clock
 from .speech import Transcript
 
@@ -113,8 +113,8 @@ class Prompt(NamedTuple):
         texts: as written, one for all clips or one each.
     """
 
-    text: TextKeys
-    unguided: TextKeys | None = None
+    text: Text
+    unguided: Text | None = None
     transcripts: tuple[Transcript | None, ...] = (None,)
     texts: tuple[str, ...] = (WIRED,)
 

@@ -1,7 +1,6 @@
 """Noise schedules: LTX-2's shifted and stretched list, and the entries that few-step mode visits.
 
-Sources: docs/omniforcing.md, section 5 (LTX-2's scheduler; OmniForcing's step list
-1000/909/725/421/0).
+Source of LTX-2's scheduler: docs/omniforcing.md, section 5.
 """
 
 from __future__ import annotations
@@ -16,7 +15,9 @@ BASE_TOKENS, MAX_TOKENS = 1024, 4096
 BASE_SHIFT, MAX_SHIFT = 0.95, 2.05
 MOST_STEPS = 1000  # as many as the noise levels that LTX-2 was trained with have names
 FEW_STEP_GRID = 40
-FEW_STEP_TIMES = (1000, 909, 725, 421, 0)
+# Entries of that grid which few-step mode visits: those nearest to 1000, 909, 725, 421 and 0
+# thousandths (docs/omniforcing.md, section 5), and TaoMate's (docs/ltx23.md, section 5).
+OMNIFORCING, TAOMATE = (0, 17, 29, 36, 40), (0, 28, 34, 40)
 
 
 def ltx2_sigmas(steps: int, tokens: int = MAX_TOKENS) -> tuple[float, ...]:
@@ -40,26 +41,27 @@ def ltx2_sigmas(steps: int, tokens: int = MAX_TOKENS) -> tuple[float, ...]:
     return (*shifted.tolist(), 0.0)
 
 
-def few_step_sigmas(steps: int) -> tuple[float, ...]:
-    """The schedule of few-step mode: 4 steps visit OmniForcing's list, 8 halve its intervals.
+def few_step_sigmas(steps: int, trained: tuple[int, ...] = OMNIFORCING) -> tuple[float, ...]:
+    """The schedule of few-step mode, from the list of 40 steps.
 
-    Other numbers take entries of the 40-step list at even distances in index.
+    As many steps as were trained visit their entries, twice as many halve the intervals; other
+    numbers take entries at even distances.
 
     Raises:
         ValueError: more steps than the list has.
     """
+    usual = len(trained) - 1
     if not 1 <= steps <= FEW_STEP_GRID:
         raise ValueError(
-            f"few-step mode was asked for {steps} steps, expected 1 to {FEW_STEP_GRID} (4 and 8 "
-            "are trained)"
+            f"few-step mode was asked for {steps} steps, expected 1 to {FEW_STEP_GRID} ({usual} "
+            f"and {2 * usual} are trained)"
         )
     grid = ltx2_sigmas(FEW_STEP_GRID)
-    coarse = [min(range(len(grid)), key=lambda i: abs(grid[i] - t / 1000)) for t in FEW_STEP_TIMES]
-    if steps == 4:
-        indices = coarse
-    elif steps == 8:
-        indices = [coarse[0]]
-        for a, b in pairwise(coarse):
+    if steps == usual:
+        indices = list(trained)
+    elif steps == 2 * usual:
+        indices = [trained[0]]
+        for a, b in pairwise(trained):
             indices += [(a + b + 1) // 2, b]
     else:
         indices = [round(i * FEW_STEP_GRID / steps) for i in range(steps + 1)]

@@ -120,7 +120,7 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("TERMINAL = 0.1", "TERMINAL = 0.2"),
             ("(1.0 - TERMINAL) / rest[-1]", "(1.0 - TERMINAL) / rest[0].clamp(min=1)"),
             ("(1.0 / inner - 1.0)", "(1.0 / inner - 0.5)"),
-            ("(1000, 909, 725, 421, 0)", "(1000, 750, 500, 250, 0)"),
+            ("TAOMATE = (0, 17, 29, 36, 40)", "TAOMATE = (0, 10, 20, 30, 40)"),
             ("(a + b + 1) // 2", "(a + b) // 2"),
             ("round(i * FEW_STEP_GRID / steps)", "int(i * FEW_STEP_GRID / (steps + 1))"),
         ],
@@ -443,8 +443,8 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
         f"{HISTORY_PASS} {STREAM}",
         [
             ("step = step * scale", "step = step * 1.0"),
-            ("own, sigma * scale, step, 6", "own, sigma, step, 6"),
-            ("own, sigma * scale, step, 6", "own, sigma * scale, None, 6"),
+            ("own, sigma * scale, step, rows", "own, sigma, step, rows"),
+            ("own, sigma * scale, step, rows", "own, sigma * scale, None, rows"),
             ("cross, sigma * scale, step, 4", "cross, sigma * gate_scale, step, 4"),
             ("gate, sigma * gate_scale, step, 1", "gate, sigma * scale, step, 1"),
             ("model.av_ca_a2v_gate_adaln_single,", "model.av_ca_video_scale_shift_adaln_single,"),
@@ -466,12 +466,12 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
         WHOLE_PASS,
         [
             (
-                "shift, scale, gate, ff_shift, ff_scale, ff_gate = _spread",
-                "scale, shift, gate, ff_shift, ff_scale, ff_gate = _spread",
+                "shift, scale, gate, ff_shift, ff_scale, ff_gate = rows",
+                "scale, shift, gate, ff_shift, ff_scale, ff_gate = rows",
             ),
             (
-                "shift, scale, gate, ff_shift, ff_scale, ff_gate = _spread",
-                "shift, scale, ff_gate, ff_shift, ff_scale, gate = _spread",
+                "shift, scale, gate, ff_shift, ff_scale, ff_gate = rows",
+                "shift, scale, ff_gate, ff_shift, ff_scale, gate = rows",
             ),
             (
                 "a2v_scale, a2v_shift, v2a_scale, v2a_shift = _spread",
@@ -542,7 +542,7 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
                 "module.k_norm(adapted(module.to_k, context, few_step))",
                 "adapted(module.to_k, context, few_step)",
             ),
-            ("q = rotate(q, query_rope)", "q = q"),
+            ("q = kernels.rotate(q, query_rope)", "q = q"),
         ],
     ),
     (
@@ -557,8 +557,8 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("torch.addcmul(x, mod.ff_gate, adapted", "torch.addcmul(x, mod.attn_gate, adapted"),
             ("meeting.x, mod.cross_gate, other", "meeting.x, mod.attn_gate, other"),
             (
-                "from_text, mod.query_scale, mod.query_shift, mod.key_scale",
-                "from_text, mod.key_scale, mod.query_shift, mod.query_scale",
+                "cross = mod.query_scale, mod.query_shift, mod.key_scale",
+                "cross = mod.key_scale, mod.query_shift, mod.query_scale",
             ),
             (
                 "audio = _after_meeting(model, hearing, video_keys",
@@ -581,7 +581,7 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
                 "torch.addcmul(other_shift, normed, other_scale)",
                 "torch.addcmul(other_shift, x, other_scale)",
             ),
-            ("x = x + out\n", "x = x - out\n"),
+            ("x = x + out if", "x = x - out if"),
         ],
     ),
     (
@@ -643,8 +643,8 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
         "networks/kv_cache.py",
         STREAM,
         [
-            ("indices[:1] + indices[2:], blocks[:1] + blocks[2:]", "indices[1:], blocks[1:]"),
-            ("len(indices) > 1 + self.window", "len(indices) > 2 + self.window"),
+            ("first = max(1, end - window) if", "first = max(1, end - 1 - window) if"),
+            ("(*range(min(end, 1)), *range(first, end))", "(*range(first, end),)"),
             ("k, *table.tokens(start, stop)", "k, *table.tokens(0, stop - start)"),
             (
                 "n * height * width for n in layout.video_span(kept)",

@@ -11,24 +11,31 @@ import torch
 from mutual_forcing.model_loaders import parity
 from safetensors.torch import save_file
 
-FIXTURE = Path(__file__).parents[1] / "data" / "ltx2_causal_golden.safetensors"
-NAMES = [
-    f"{run}.{stream}"
-    for run in ("causal", "bidirectional", "rollout")
-    for stream in ("video", "audio")
-]
+DATA = Path(__file__).parents[1] / "data"
+FIXTURE, LATER = DATA / "ltx2_causal_golden.safetensors", DATA / "ltx23_golden.safetensors"
+
+
+def names(*runs: str) -> list[str]:
+    return [f"{run}.{stream}" for run in runs for stream in ("video", "audio")]
+
+
+NAMES = names("causal", "bidirectional", "rollout")
+LATER_NAMES = names("bidirectional", "masked", "cached", "cached_memory")
 
 
 def lines_of(capsys) -> list[list[str]]:
     return [line.split() for line in capsys.readouterr().out.splitlines()]
 
 
+@pytest.mark.parametrize(("file", "expected"), [(FIXTURE, NAMES), (LATER, LATER_NAMES)])
 @pytest.mark.parametrize(("path", "suffix"), [("eager", ""), ("lanes", "@lanes")])
-def test_every_quantity_is_within_the_limit(path: str, suffix: str, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(sys, "argv", ["parity", str(FIXTURE), "--path", path])
+def test_every_quantity_is_within_the_limit(
+    path: str, suffix: str, file: Path, expected: list[str], monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["parity", str(file), "--path", path])
     assert parity.main() == 0
     lines = lines_of(capsys)
-    assert [name for name, _ in lines] == [f"{name}{suffix}" for name in NAMES]
+    assert [name for name, _ in lines] == [f"{name}{suffix}" for name in expected]
     assert all(float(error) < 1e-4 for _, error in lines)
 
 

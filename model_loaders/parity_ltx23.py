@@ -1,0 +1,78 @@
+"""The second kind of parity fixture: LTX-2.3 made causal, with TaoMate's memory.
+
+One line per quantity, for video and audio: the network without masks (LTX-2.3 itself, whose
+positions it has then), under causal masks, block after block over a cache without and with a given
+memory, and two rollouts of ten blocks: without memory under one prompt, and with everything, where
+the prompt changes after five (docs/ltx23.md, section 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from ..networks.config import TransformerConfig
+from ..networks.execution import EAGER, Execution, Workspace
+from ..networks.full_sequence import causal_forward
+from ..networks.kv_cache import OpenBlock, RollingCache
+from ..networks.memory_branch import Remembered
+from ..networks.transformer import text_keys
+from ..samplers.rollout import SigmaConstants
+from .fixture import Golden
+
+LIMITS = {"bidirectional.video": 5e-4, "bidirectional.audio": 5e-4}
+
+
+def causal_config(golden: Golden) -> TransformerConfig:
+    """How the fixture's rollouts go, from what it says of memory and windows."""
+    memory, run = golden.metadata["memory"], golden.metadata["run"]
+    return replace(
+        golden.config,
+        memory_interval=memory["layer_interval"],
+        memory_video_dim=memory["video_dim"],
+        memory_audio_dim=memory["audio_dim"],
+        memory_heads=memory["heads"],
+        memory_film_hidden=memory["film_hidden"],
+        absolute_positions=True,
+        opening_blocks=run["blocks_per_window"] if run["first_window_keeps_all"] else 0,
+    )
+
+
+@torch.no_grad()
+def errors(
+    golden: Golden, execution: Execution = EAGER, device: torch.device | str = "cpu"
+) -> Iterator[tuple[str, float]]:
+    """Relative error of every quantity, by name."""
+    golden = golden.on(torch.device(device))
+    run, config = golden.metadata["run"], causal_config(golden)
+    video, audio = golden.latents()
+    contexts = golden["input.video_context.0"], golden["input.audio_context.0"]
+    kernels = Workspace(execution, golden.device).kernels
+
+    level = torch.full((1, 1), run["sigma"], device=golden.device)
+    base = golden.model(replace(golden.config, **run["bidirectional"]))
+    text = text_keys(base, *contexts)
+    out = causal_forward(base, video, audio, level, level, text, causal=False, kernels=kernels)
+    yield from golden.compare("bidirectional", *out, "velocity")
+    model = golden.model(config)
+    text = text_keys(model, *contexts)
+    out = causal_forward(model, video, audio, level, level, text, kernels=kernels)
+    yield from golden.compare("masked", *out, "velocity")
+    memory = Remembered(*(golden[f"input.learned_memory_{k}"] for k in ("video", "audio", "color")))
+    constants = SigmaConstants(model, video)
+    for name, remembered in (("cached", None), ("cached_memory", memory)):
+        workspace = Workspace(execution, golden.device)
+        cache = RollingCache(run["recent_blocks"], opening=config.opening_blocks)
+        size = golden.height, golden.width
+        for block in range(3):
+            frames, sounds = config.layout.video_span(block), config.layout.audio_span(block)
+            now = video[:, :, slice(*frames)], audio[:, slice(*sounds)]
+            opened = OpenBlock(model, cache, *size, video, workspace)
+            if block < 2:
+                cache = opened.commit(*now, text, constants.at(0.0), memory=remembered)
+            else:
+                at = constants.at(run["sigma"])
+                out = opened.velocity(*now, text, at, memory=remembered)
+        yield from golden.compare(name, *out, "velocity")
