@@ -24,7 +24,7 @@ LTX2_TEXT_TOKENS = 1024
 # 512 x 768 as OmniForcing was trained; with a window of 3 s a block sees 5 s in all, as there.
 LTX2_DEFAULTS = StreamDefaults(window=3, height=16, width=24, default_mode="few")
 # TaoMate keeps block 0 and the last two, at the same size.
-TAOMATE_DEFAULTS = replace(LTX2_DEFAULTS, window=2)
+TAOMATE_DEFAULTS = StreamDefaults(window=2, height=16, width=24, default_mode="few")
 
 
 def _caption(config: TransformerConfig) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from ..networks.config import TransformerConfig
 from ..networks.execution import EAGER, Execution, Workspace
@@ -19,7 +20,11 @@ from ..networks.full_sequence import causal_forward
 from ..networks.kv_cache import OpenBlock, RollingCache
 from ..networks.memory_branch import Remembered
 from ..networks.transformer import text_keys
-from ..samplers.rollout import SigmaConstants
+from ..samplers.clock import Clock
+from ..samplers.model import BareModel
+from ..samplers.rollout import SamplerSettings, SigmaConstants, new_stream, rollout
+from ..samplers.schedule import Line, Prompt, Schedule
+from ..samplers.state import StreamSettings
 from .fixture import Golden
 
 LIMITS = {"bidirectional.video": 5e-4, "bidirectional.audio": 5e-4}
@@ -76,3 +81,35 @@ def errors(
                 at = constants.at(run["sigma"])
                 out = opened.velocity(*now, text, at, memory=remembered)
         yield from golden.compare(name, *out, "velocity")
+    sampler = SamplerSettings("multi", tuple(golden["rollout.sigmas"].tolist()), method="renoise")
+    settings = StreamSettings(golden.height, golden.width, run["recent_blocks"])
+    plain = golden.model(replace(config, memory_interval=0))
+    for name, network in (("plain", plain), ("full", model)):
+        bare = BareModel(network, name, torch.empty(0, device=golden.device))
+        rolled = rollout(
+            bare,
+            _schedule(golden, network, run["prompts"][name]),
+            new_stream(bare, settings),
+            golden.blocks,
+            sampler,
+            noise=golden.noise,
+            execution=execution,
+        )
+        blocks = [latents for latents, _ in rolled]
+        video = torch.cat([block.video for block in blocks], dim=2)
+        audio = torch.cat([block.audio for block in blocks], dim=1)
+        yield from golden.compare(f"rollout.{name}", video, audio, "latent")
+
+
+def _schedule(golden: Golden, network: nn.Module, prompts: list[int]) -> Schedule:
+    """A prompt for each window, by its number."""
+    clock, window = Clock.of(network.config), golden.metadata["run"]["blocks_per_window"]
+    lines = [
+        Line(clock.time_of(place * window), (str(prompt),)) for place, prompt in enumerate(prompts)
+    ]
+
+    def encode(texts: tuple[str, ...]) -> Prompt:
+        contexts = (golden[f"input.{name}_context.{texts[0]}"] for name in ("video", "audio"))
+        return Prompt(text_keys(network, *contexts), texts=texts)
+
+    return Schedule(clock, lines, encode)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, pairwise
+from functools import partial
+from itertools import chain, count, islice, pairwise, repeat
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -22,20 +23,31 @@ from torch import Tensor, nn
 from ..networks.checked import quoted
 from ..networks.config import TransformerConfig
 from ..networks.execution import EAGER, Execution, Workspace, to_device
-from ..networks.kv_cache import OpenBlock, RollingCache
+from ..networks.kv_cache import OpenBlock, RollingCache, kept_blocks
 from ..networks.layer import Text
+from ..networks.memory_branch import Remembered
 from ..networks.modulation import Modulation, TokenModulation, shared_modulation
 from ..networks.timestep import GUIDANCE as FEW_STEP_GUIDANCE
 from ..networks.timestep import TimestepEmbedding, timestep_embedding
 from .clock import Clock
 from .model import StreamModel
 from .noise import NoiseSource, noise_of
-from .schedule import KEEP, Line, Prompt, Schedule, Transition, line_at
+from .schedule import (
+    KEEP,
+    MOST_BLOCKS,
+    USUAL,
+    Line,
+    Prompt,
+    Schedule,
+    Transition,
+    line_at,
+)
 from .sigmas import OMNIFORCING, few_step_sigmas, ltx2_sigmas
 from .speech import Speech, Transcript, block_seconds, block_track
 from .start import Given, Held, Start, held
 from .state import BlockLatents, StreamSettings, StreamState, check_state
 from .steps import euler, guided, renoise
+from .stream_memory import StreamMemory, remembered
 
 Speeches = tuple[Speech, ...]
 Mode = Literal["few", "multi"]
@@ -143,7 +155,7 @@ class NonFiniteBlockError(RuntimeError):
 def new_stream(model: StreamModel, settings: StreamSettings) -> StreamState:
     """The state before the first block."""
     layout = model.transformer.config.layout
-    cache = RollingCache(settings.window)
+    cache = RollingCache(settings.window, opening=model.transformer.config.opening_blocks)
     return StreamState(settings, model.model_id, layout, (), cache, model_title=model.title)
 
 
@@ -188,12 +200,14 @@ class _Branch:
         self.workspace = Workspace(execution, like.device)
         self._opened: OpenBlock | None = None
 
-    def open(self, cache: RollingCache) -> OpenBlock:
-        """The block after `cache`; the last one that was opened, if it is that."""
+    def open(self, cache: RollingCache, index: int | None = None) -> OpenBlock:
+        """The block after `cache`, by default the next one; the last one that was opened, if it is
+        that."""
         if self._opened is None or self._opened.cache is not cache:
             self._opened = None  # its memory is used again
-            height, width = self.settings.height, self.settings.width
-            self._opened = OpenBlock(self.model, cache, height, width, self.like, self.workspace)
+            grid = self.settings.height, self.settings.width
+            rest = self.like, self.workspace, index
+            self._opened = OpenBlock(self.model, cache, *grid, *rest)
         return self._opened
 
     def caught_up(
@@ -210,45 +224,104 @@ class _Branch:
         That is the last one where a stream goes on, and all where they were dropped, also those
         that have left the window: the kept ones saw them when they were made. Exactly what the
         stream itself wrote, if its prompts can be had (`reading`).
+
+        A network with a memory branch reads a block under the memory that it was made with. Where
+        blocks are read again it is under that of now, and the pictures keep the keys and values of
+        their own attention (docs/ltx23.md, section 5).
         """
-        cache = cache or RollingCache(self.settings.window)
+        opening = self.model.config.opening_blocks
+        cache = cache or RollingCache(self.settings.window, opening=opening)
         rebuilding = state.next_block - cache.next_block > 1
 
-        def refreshed(past: RollingCache, block: int, text: Text) -> RollingCache:
+        def refreshed(
+            past: RollingCache, block: int, text: Text, memory: Remembered | None
+        ) -> RollingCache:
             latents = state.block(block)
             video, audio = (to_device(x, self.like).to(self.like.dtype) for x in latents)
-            return self.open(past).commit(video, audio, text, clean, track(block, index))
+            rest = text, clean, track(block, index), memory
+            return self.open(past, block).commit(video, audio, *rest)
 
-        for index in range(cache.next_block, state.next_block):
+        memories = (_placed(memory, self.like) for memory in _memories(state, cache.next_block))
+        unread = range(cache.next_block, state.next_block)
+        # One longer than the blocks are: what the next one is told.
+        for index, (made_under, now) in zip(unread, pairwise(memories), strict=False):
             if on_rebuild is not None and rebuilding:
                 on_rebuild(index, state.next_block)
-            text, again = reading(index)
+            text, again, own = reading(index)
             if not again:
-                cache = refreshed(cache, index, text)
+                cache = refreshed(cache, index, text, made_under)
                 continue
-            kept = (0, *range(max(1, index + 1 - cache.window), index + 1))
-            first = max(0, len(kept) - again)
+            if own is not None:
+                cache = refreshed(cache, index, own, made_under)
             held = dict(zip(cache.indices, cache.blocks, strict=True))
+            kept = kept_blocks(index + 1, cache.window, opening)
+            first = max(0, len(kept) - again)
             cache = replace(cache, indices=kept[:first], blocks=tuple(map(held.get, kept[:first])))
-            for end in range(first, len(kept)):
-                cache = replace(refreshed(cache, kept[end], text), indices=kept[: end + 1])
+            for block in kept[first:]:
+                cache = refreshed(cache, block, text, now)
+            if own is not None:
+                pairs = zip(kept, cache.blocks, strict=True)
+                cache = replace(
+                    cache, blocks=tuple(new._replace(video=held[i].video) for i, new in pairs)
+                )
         return cache
 
 
+def _memories(state: StreamState, first: int) -> Iterator[Remembered | None]:
+    """What a network with a memory branch is told in each block from `first` to the next one.
+
+    Raises:
+        ValueError: the stream does not hold the blocks that it would have to be made from.
+    """
+    memory = state.past
+    if memory is None:
+        yield from repeat(None)
+    elif first + 1 >= state.next_block:
+        yield from [memory.was_told(), memory.told()][first + 1 - state.next_block :]
+    else:
+        after = remembered(state.block(index) for index in range(state.next_block))
+        yield from (one and one.told() for one in islice(chain([None], after), first, None))
+
+
+def _placed(memory: Remembered | None, like: Tensor) -> Remembered | None:
+    if memory is None:
+        return None
+    return Remembered(*(to_device(x, like).to(like.dtype) for x in memory))
+
+
+def _settled(state: StreamState, latents: BlockLatents) -> tuple[BlockLatents, StreamState]:
+    """A block as it is handed out by a network with a memory branch, and the state that has it in
+    its memory."""
+    past = state.past
+    if past is None:
+        return latents, replace(state, past=StreamMemory.begun(*latents))
+    latents = latents._replace(video=past.settled(latents.video))
+    return latents, replace(state, past=past.after(*latents))
+
+
 class _Reading(NamedTuple):
-    """Text keys under which a finished block is read, and how many blocks, it being the last one,
-    are read again under them: none, where no prompt takes over.
+    """How a finished block is read.
+
+    Attributes:
+        text: keys of the prompt.
+        again: how many blocks, it being the last one, are read again under them: none, where no
+            prompt takes over.
+        own: the prompt that it was made with, where the pictures of what is read again keep the
+            keys and values that they have under it.
     """
 
     text: Text
     again: int
+    own: Text | None = None
 
 
 class _Prompts:
     """What a stream's lines say, block by block, as keys for every clip of its batch."""
 
-    def __init__(self, schedule: Schedule, batch: int) -> None:
-        self.schedule, self.batch = schedule, batch
+    def __init__(self, schedule: Schedule, batch: int, rereads: bool = False) -> None:
+        """`rereads`: the network is one that reads all it keeps again where nobody chooses, but
+        for the pictures' own keys (docs/ltx23.md, section 5)."""
+        self.schedule, self.batch, self.rereads = schedule, batch, rereads
         self._held: dict[tuple[str, ...], Prompt | None] = {}
 
     def of(self, line: Line | None) -> Prompt | None:
@@ -287,6 +360,8 @@ class _Prompts:
             return state
         self._check(line)
         how = line.transition if block else KEEP
+        if block and self.rereads and how == USUAL:
+            how = Transition(reread=MOST_BLOCKS)
         if block and (how.blend or not how.reread) and self.of(last) is None:
             # The last block can't be read under the prompt that it was made with.
             how = Transition(max(1, how.reread))
@@ -316,7 +391,8 @@ class _Prompts:
         if place and clock.block_at(lines[place].start) == block + 1:
             again = lines[place].transition.reread
             if again:
-                return _Reading(self.text(lines, block + 1), again)
+                own = self.text(lines, block) if self.rereads else None
+                return _Reading(self.text(lines, block + 1), again, own)
         return _Reading(self.text(lines, block), 0)
 
     def spoken(self, state: StreamState, config: TransformerConfig) -> dict[int, Speeches]:
@@ -412,7 +488,7 @@ def rollout(
         )
     if isinstance(prompt, Prompt):
         prompt = Schedule.of(Clock.of(network.config), prompt)
-    prompts = _Prompts(prompt, len(state.settings.seeds))
+    prompts = _Prompts(prompt, len(state.settings.seeds), bool(network.config.memory_interval))
     first = prompts.of(prompts.followed(state).schedule[-1])
     is_guided = sampler.guidance != 1.0
     if is_guided and first.unguided is None:
@@ -473,18 +549,22 @@ def rollout(
                 opened = [
                     branch.open(cache) for branch, cache in zip(branches, caches, strict=True)
                 ]
+                memory = state.past.told() if state.past else None
                 latents = _denoised(
                     [
                         (block, text, told(state.next_block, state.next_block))
                         for block, text, told in zip(opened, texts, tracks, strict=False)
                     ],
                     state,
+                    _placed(memory, like),
                     sampler,
                     constants,
                     source,
                     on_step,
                     held(start, given, state.next_block),
                 )
+                if config.memory_interval:
+                    latents, state = _settled(state, latents)
             # Keys of a branch that is not extended would fall behind; they are rebuilt if guidance
             # comes back.
             cache, unguided = (*caches, None)[:2]
@@ -524,9 +604,14 @@ def _told(
     return tuple(a.going_on(t, *seconds) for a, t in pairs)
 
 
+def _embedding_at(constants: SigmaConstants, sigma: float, share: float) -> TimestepEmbedding:
+    return constants.embedding(share * sigma)
+
+
 def _denoised(
     branches: list[tuple[OpenBlock, Text, Tensor | None]],
     state: StreamState,
+    memory: Remembered | None,
     sampler: SamplerSettings,
     constants: SigmaConstants,
     noise: NoiseSource,
@@ -554,9 +639,11 @@ def _denoised(
         else:
             video, audio = kept.placed(video, audio)
             embeddings = constants.embedding(0.0), constants.embedding(*level)
-            modulation = kept.modulation(constants.model, *embeddings, video, audio)
+            text_at = partial(_embedding_at, constants, sigma)
+            modulation = kept.modulation(constants.model, *embeddings, video, audio, text_at)
+        noisy = video.to(like.dtype), audio.to(like.dtype)
         velocities = [
-            branch.velocity(video.to(like.dtype), audio.to(like.dtype), text, modulation, track)
+            branch.velocity(*noisy, text, modulation, track, memory)
             for branch, text, track in branches
         ]
         (video_v, audio_v), *rest = [tuple(v.float() for v in pair) for pair in velocities]

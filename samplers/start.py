@@ -12,6 +12,7 @@ promised here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -103,14 +104,23 @@ class Held(NamedTuple):
         noisy: TimestepEmbedding,
         video: Tensor,
         audio: Tensor,
+        text_at: Callable[[float], TimestepEmbedding] | None = None,
     ) -> TokenModulation:
-        """Of a block with such latents: all but the given ones noisy."""
+        """Of a block with such latents: all but the given ones noisy.
+
+        A network that modulates the text with the noise level has one for all latents, their mean
+        (docs/ltx23.md, section 1): `text_at` gives the embedding of a share of the noisy ones'.
+        """
         frames = 0 if self.video is None else self.video.shape[2]
         sounds = 0 if self.audio is None else self.audio.shape[1]
         grid = video.shape[3] * video.shape[4]
         seen, seen_groups = _level(clean.video, noisy.video, frames, video.shape[2], grid)
         heard, heard_groups = _level(clean.audio, noisy.audio, sounds, audio.shape[1], 1)
         groups = (x if x is None else x.to(video.device) for x in (seen_groups, heard_groups))
+        if text_at is not None and noisy.video.prompt is not None:
+            shares = 1 - frames / video.shape[2], 1 - sounds / audio.shape[1]
+            seen = seen._replace(prompt=text_at(shares[0]).video.prompt)
+            heard = heard._replace(prompt=text_at(shares[1]).audio.prompt)
         return TokenModulation(model, TimestepEmbedding(seen, heard), *groups)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..networks.audio_codec import AudioDecoderState
 from ..networks.checked import one_line, quoted
 from ..networks.config import TransformerConfig
-from ..networks.kv_cache import ATTENTIONS, RollingCache
+from ..networks.kv_cache import ATTENTIONS, RollingCache, kept_blocks
 from ..networks.layout import BlockLayout
 from ..networks.video_codec import VideoDecoderState
 from ..networks.vocoder import Controls, VocoderState
@@ -28,6 +28,7 @@ from .clock import Clock
 from .model import StreamModel
 from .schedule import Line, check_lines
 from .speech import Speech, check_speeches
+from .stream_memory import AUDIO_TOKENS, COLOUR_GRID, StreamMemory, picture_tokens, remembered
 
 STATE_VERSION = 2
 _LOOKED_BACK = 2  # blocks before the one that is decoded: decoders see a few latents back
@@ -133,6 +134,7 @@ class StreamState:
         memory: of the decoders, after some of the blocks; None where the stream was not decoded.
         dropped: how many of the first blocks are not held any more (`trimmed`).
         prefix: the latents of block 0, where it is one of them.
+        past: what a network with a memory branch is told of it; None for any other.
     """
 
     settings: StreamSettings
@@ -148,6 +150,7 @@ class StreamState:
     memory: Memory | None = field(default=None, repr=False, compare=False)
     dropped: int = 0
     prefix: BlockLatents | None = field(default=None, repr=False)
+    past: StreamMemory | None = field(default=None, repr=False)
     # What the network's makers call it, for a reader who is told that it is another.
     model_title: str = ""
     version: int = STATE_VERSION
@@ -188,7 +191,8 @@ class StreamState:
             ends.append(self.memory.blocks if self.memory else 0)
         # A new prompt may ask for the window to be read again.
         seen = min(self.next_block, *ends) - _LOOKED_BACK
-        first = min(seen, self.next_block - self.settings.window)
+        opening = 0 if self.cache is None else self.cache.opening
+        first = min((seen, *kept_blocks(self.next_block, self.settings.window, opening)[1:]))
         if first <= self.dropped:
             return self
         kept = self.latents[first - self.dropped :]
@@ -249,8 +253,12 @@ def rewound(state: StreamState, blocks: int) -> StreamState:
     lines = tuple(line for line in state.schedule if clock.block_at(line.start) < blocks)
     end = clock.samples(blocks) / clock.sample_rate
     speeches = tuple(speech.until(end) for speech in state.speeches) if blocks else ()
+    past = None
+    if blocks and state.past is not None:
+        *_, past = remembered(state.block(index) for index in range(blocks))
     state = state.without_keys()
-    return replace(state, latents=latents, schedule=lines, speeches=speeches, memory=None)
+    told = {"schedule": lines, "speeches": speeches, "past": past}
+    return replace(state, latents=latents, memory=None, **told)
 
 
 def take_of(state: StreamState, number: int) -> StreamState:
@@ -282,10 +290,15 @@ def take_of(state: StreamState, number: int) -> StreamState:
         tensors = {name: x[one] for name, x in memory.decoders.tensors().items()}
         sample = memory.decoders.audio.vocoder.sample
         memory = Memory(memory.blocks, DecodeState.of(tensors, sample))
+    past = state.past
+    if past is not None:
+        past = StreamMemory.of({name: x[one] for name, x in past.tensors().items()})
     return replace(
         state,
         settings=replace(state.settings, seeds=state.settings.seeds[one]),
         latents=tuple(BlockLatents(video[one], audio[one]) for video, audio in state.latents),
+        prefix=state.prefix and BlockLatents(*(x[one] for x in state.prefix)),
+        past=past,
         cache=keys(state.cache),
         unguided=keys(state.unguided),
         schedule=tuple(
@@ -325,13 +338,21 @@ def check_state(state: StreamState, model: StreamModel) -> None:
         )
     for cache in (state.cache, state.unguided):
         if cache is not None and (
-            cache.next_block > state.next_block or cache.window != state.settings.window
+            cache.next_block > state.next_block
+            or cache.window != state.settings.window
+            or cache.opening != config.opening_blocks
         ):
             raise ValueError(
                 f"stream state holds keys up to block {cache.next_block} in a window of "
                 f"{cache.window}, expected at most {state.next_block} and {state.settings.window}: "
                 "go on from state.without_keys(), which makes them again"
             )
+    if (state.past is not None) != bool(config.memory_interval and state.next_block):
+        raise ValueError(
+            f"stream state has {'a' if state.past else 'no'} memory of its {state.next_block} "
+            f"blocks, expected {'one' if config.memory_interval else 'none'} for this model: load "
+            "the model that made it, or start a new stream"
+        )
     clips = len(state.settings.seeds)
     check_lines(state.schedule, clips, state.next_block, Clock.of(config))
     check_speeches(state.speeches, clips, config.transcript_channels)
@@ -398,6 +419,15 @@ def check_shapes(
         size = settings.height, settings.width
         check(f"video of block {index}", video, batch, "video channels", frames, *size)
         check(f"audio of block {index}", audio, batch, sounds, "audio channels")
+    tokens = picture_tokens(settings.height, settings.width)
+    of_a_block = {
+        "video": (tokens, "video channels"),
+        "audio": (AUDIO_TOKENS, "audio channels"),
+        "patches": ("video channels", COLOUR_GRID, COLOUR_GRID),
+    }
+    for name, tensor in state.past.tensors().items() if state.past else ():
+        size = of_a_block.get(name.rpartition(".")[2], ("video channels",))
+        check(f"past.{name}", tensor, batch, *size)
     for branch, cache in (("cache", state.cache), ("unguided", state.unguided)):
         for index, block in () if cache is None else zip(cache.indices, cache.blocks, strict=True):
             frames, sounds = (stop - start for start, stop in _spans(layout, index))

@@ -4,7 +4,8 @@ b batch, c channels, f h w video latent grid, s audio latents.
 One safetensors file holds the clean latents of all blocks, `video` (b, c, f, h, w) and `audio` (b,
 s, c), and the keys and values of the window; the header is JSON in the metadata. Without the keys
 the file is small and they are made again when the stream goes on, which takes one pass per block.
-What the decoders remember (`memory.`) lies beside them, so that going on costs the same at any age.
+What the decoders remember (`memory.`), and what a network with a memory branch does (`past.`), lies
+beside them, so that going on costs the same at any age.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from ..networks.checked import reason_of, some
 from ..networks.config import Latents
-from ..networks.kv_cache import ATTENTIONS, BlockKeys, RollingCache
+from ..networks.kv_cache import ATTENTIONS, BlockKeys, RollingCache, kept_blocks
 from ..networks.layout import BlockLayout
 from .schedule import Line
 from .speech import Speech
@@ -33,6 +34,7 @@ from .state import (
     StreamState,
     check_shapes,
 )
+from .stream_memory import StreamMemory
 from .tensor_file import Joined, TensorFileError, read_tensors, write_tensors
 
 FORMAT = "mutual-forcing-state"
@@ -70,6 +72,7 @@ class _Header(BaseModel):
     height: int
     width: int
     window: int
+    opening: Annotated[int, Field(ge=0, le=64)] = 0
     seeds: Annotated[tuple[int, ...], Field(min_length=1, max_length=256)]
     blocks: int = Field(ge=0)
     dropped: int = Field(default=0, ge=0)
@@ -122,11 +125,13 @@ def save_state(
         tensors["audio"] = Joined([block.audio for block in state.latents], dim=1)
     if state.prefix is not None:
         tensors |= {f"prefix.{name}": x for name, x in state.prefix._asdict().items()}
-    saved = {}
+    if state.past is not None:
+        tensors |= {f"past.{name}": x for name, x in state.past.tensors().items()}
+    saved, opening = {}, 0
     for branch in _BRANCHES if keys else ():
         cache = getattr(state, branch)
         if cache is not None:
-            saved[branch] = cache.next_block
+            saved[branch], opening = cache.next_block, cache.opening
             tensors |= dict(_key_tensors(branch, cache))
     memory = state.memory
     remembered = None
@@ -142,6 +147,7 @@ def save_state(
         height=settings.height,
         width=settings.width,
         window=settings.window,
+        opening=opening,
         seeds=settings.seeds,
         blocks=state.next_block,
         dropped=state.dropped,
@@ -184,10 +190,12 @@ def load_state(path: Path) -> StreamState:
     left = dict(tensors)
     try:
         latents = tuple(_blocks(left, header, layout))
-        caches = {
-            branch: _cache(branch, left, header.window, end) for branch, end in header.keys.items()
-        }
+        caches = {branch: _cache(branch, left, header) for branch in header.keys}
         memory = _memory(left, header)
+        past = None
+        if any(name.startswith("past.") for name in left):
+            found = {name: _taken(left, name, _LATENTS) for name in tensors if name[:5] == "past."}
+            past = StreamMemory.of({name[5:]: tensor for name, tensor in found.items()})
         prefix = None
         if any(name.startswith("prefix.") for name in left):
             names = (f"prefix.{name}" for name in BlockLatents._fields)
@@ -205,6 +213,7 @@ def load_state(path: Path) -> StreamState:
             memory=memory,
             dropped=header.dropped,
             prefix=prefix,
+            past=past,
             model_title=header.model_title,
         )
         check_shapes(state, {})
@@ -239,8 +248,8 @@ def _taken(tensors: dict[str, Tensor], name: str, dtypes: tuple[torch.dtype, ...
     return tensor.clone()
 
 
-def _cache(branch: Branch, tensors: dict[str, Tensor], window: int, end: int) -> RollingCache:
-    kept = (*range(min(end, 1)), *range(max(1, end - window), end))
+def _cache(branch: Branch, tensors: dict[str, Tensor], header: _Header) -> RollingCache:
+    kept = kept_blocks(header.keys[branch], header.window, header.opening)
 
     def keys_values(index: int, attention: str) -> tuple[Tensor, Tensor]:
         name = f"{branch}.{index}.{attention}"
@@ -249,7 +258,7 @@ def _cache(branch: Branch, tensors: dict[str, Tensor], window: int, end: int) ->
     blocks = tuple(
         BlockKeys(*(keys_values(index, attention) for attention in ATTENTIONS)) for index in kept
     )
-    return RollingCache(window, kept, blocks)
+    return RollingCache(header.window, kept, blocks, header.opening)
 
 
 def _memory(tensors: dict[str, Tensor], header: _Header) -> Memory | None:

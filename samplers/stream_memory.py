@@ -10,7 +10,7 @@ batch knows nothing of the others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -143,6 +143,14 @@ class StreamMemory(NamedTuple):
         return self._replace(now=average, before=now)
 
 
+def remembered(blocks: Iterable[tuple[Tensor, Tensor]]) -> Iterator[StreamMemory]:
+    """The memory after each block of a stream, from the first on: (video, audio) as handed out."""
+    memory = None
+    for video, audio in blocks:
+        memory = memory.after(video, audio) if memory else StreamMemory.begun(video, audio)
+        yield memory
+
+
 def _moved(x: Tensor, mean: Tensor, std: Tensor, to_mean: Tensor, to_std: Tensor) -> Tensor:
     """Video of this mean and deviation (b, c) with others."""
     mean, std, to_mean, to_std = (
@@ -160,11 +168,19 @@ def _patches(video: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(reduce(video, "b c f h w -> b c h w", "mean"), COLOUR_GRID)
 
 
+def _pooled(height: int, width: int) -> tuple[int, int]:
+    return max(1, height // VIDEO_DOWNSAMPLE), max(1, width // VIDEO_DOWNSAMPLE)
+
+
+def picture_tokens(height: int, width: int) -> int:
+    """Tokens that sum up pictures on a latent grid."""
+    rows, columns = _pooled(height, width)
+    return rows * columns
+
+
 def _summary(video: Tensor, audio: Tensor) -> Summary:
     picture = reduce(video, "b c f h w -> b c h w", "mean")
-    picture = _standard(picture, (2, 3))
-    height, width = (max(1, size // VIDEO_DOWNSAMPLE) for size in picture.shape[2:])
-    tokens = F.adaptive_avg_pool2d(picture, (height, width))
+    tokens = F.adaptive_avg_pool2d(_standard(picture, (2, 3)), _pooled(*picture.shape[2:]))
     sound = F.adaptive_avg_pool1d(_standard(audio, (1,)).transpose(1, 2), AUDIO_TOKENS)
     return Summary(
         rearrange(tokens, "b c h w -> b (h w) c"),

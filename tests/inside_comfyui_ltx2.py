@@ -61,6 +61,8 @@ CAUSAL = MODELS / "diffusion_models" / "omniforcing-ltx2-5s-causal"
 STOCK = MODELS / "diffusion_models" / "stock.safetensors"
 SCALED = MODELS / "diffusion_models" / "scaled-fp8.safetensors"
 LARGE = MODELS / "diffusion_models" / "large.safetensors"
+LATER_BASE = MODELS / "checkpoints" / "ltx-2.3-22b-dev.safetensors"
+TAOMATE = MODELS / "mutual_forcing" / "taomate" / "model.pt"
 LORA = MODELS / "loras" / "lora.safetensors"
 HEADS = {"num_attention_heads": 4, "audio_num_attention_heads": 4}
 CONTEXT = torch.randn(1, 20, 32, generator=torch.Generator().manual_seed(0))
@@ -98,6 +100,25 @@ def plain(patcher: object, path: Path = CAUSAL) -> torch.Tensor:
 
     bare = BareModel(network, "own")
     return stream(bare, Prompt(text_keys(network, *context.chunk(2, dim=-1))))
+
+
+def taomate() -> tuple[torch.Tensor, torch.Tensor]:
+    """A stream of LTX-2.3 with a memory, past its opening: of the MODEL, and of our own network.
+
+    Core's forward is no witness here: it takes what audio attends to after video has changed.
+    """
+    context = torch.randn(1, 20, 96 + 48, generator=torch.Generator().manual_seed(0))
+    patcher = load_generator(TAOMATE, LATER_BASE)
+    patcher.set_model_compute_dtype(torch.float32)
+    hosted = stream_model(patcher)
+    hosted.load()
+    assert hosted.about.defaults.window == 2 and hosted.sampler("few", None, None).steps == 3
+    conditioning = [[context, {"unprocessed_ltxav_embeds": True}]]
+    found = stream(hosted, hosted.prompt_of(conditioning, None, guided=False), 7)
+    network = load_transformer(TAOMATE, overrides=HEADS).transformer
+    connected = patcher.model.diffusion_model.preprocess_text_embeds(context, unprocessed=True)
+    prompt = Prompt(text_keys(network, *connected.split((96, 48), dim=-1)))
+    return found, stream(BareModel(network, "own"), prompt, 7)
 
 
 def quantised(name: str) -> tuple[Path, Path]:
@@ -271,6 +292,8 @@ with torch.inference_mode():
     # Templates ask for fp8, which Apple's devices cannot hold.
     assert options_of("fp8", torch.device("mps")) == {}
     assert options_of("fp8", torch.device("cpu")) == {"dtype": torch.float8_e4m3fn}
+    assert said("taomate_vs_own_network", difference(*taomate())) < 1e-4
+    assert load_vaes(LATER_BASE)[1].audio_sample_rate_output == 48000
     vae, audio_vae = load_vaes(BASE)
     assert vae.latent_channels == 128 and audio_vae.audio_sample_rate_output == 24000
 sys.stdout.write("ok\n")

@@ -5,8 +5,8 @@ python shrunken_ltx2.py COMFYUI MODELS
 Writes into a ComfyUI models folder, under the names that our workflows have: the base file
 (transformer, connectors, both VAEs, vocoder, projection of the text), a causal generator in shards
 with an index, in one file that core's loaders take and in 8 bits, a Gemma file with a tokenizer, a
-latent upsampler, and a LoRA. Each module is core's own, built from the header that is written with
-it.
+latent upsampler, and a LoRA; of LTX-2.3 the base file and TaoMate's model.pt. Each module is
+core's own, built from the header that is written with it.
 """
 
 from __future__ import annotations
@@ -68,6 +68,18 @@ TRANSFORMER = {
     "connector_attention_head_dim": CAPTION // 4,
     "connector_num_layers": 2,
 }
+# LTX-2.3: gates, modulated text, and an embedding as wide as both text attentions together.
+LATER = TRANSFORMER | {
+    "cross_attention_adaln": True,
+    "apply_gated_attention": True,
+    "connector_apply_gated_attention": True,
+    "caption_proj_before_connector": True,
+    "caption_projection_first_linear": False,
+    "caption_projection_second_linear": False,
+    "connector_attention_head_dim": 24,
+    "audio_connector_attention_head_dim": 12,
+}
+LATER_BASE, TAOMATE = "ltx-2.3-22b-dev.safetensors", "mutual_forcing/taomate/model.pt"
 BLOCK = ["res_x", {"num_layers": 1}]
 VIDEO_VAE = {
     "_class_name": "CausalVideoAutoencoder",
@@ -133,6 +145,28 @@ VOCODER = {
     "upsample_initial_channel": 64,
     "stereo": True,
     "resblock": "1",
+}
+AMP = {
+    "resblock": "AMP1",
+    "activation": "snakebeta",
+    "resblock_kernel_sizes": [3],
+    "resblock_dilation_sizes": [[1, 3, 5]],
+    "upsample_initial_channel": 32,
+    "stereo": True,
+}
+# 160 samples at 16 kHz for each of the mel's frames, then 240 at 48 kHz for each of its own.
+LATER_VOCODER = {
+    "vocoder": AMP | {"upsample_rates": [5, 4, 4, 2], "upsample_kernel_sizes": [11, 8, 8, 4]},
+    "bwe": AMP
+    | {
+        "upsample_rates": [6, 5, 4, 2],
+        "upsample_kernel_sizes": [12, 11, 8, 4],
+        "input_sampling_rate": 16000,
+        "output_sampling_rate": 48000,
+        "hop_length": 80,
+        "n_fft": 512,
+        "num_mels": 64,
+    },
 }
 UPSAMPLER = {
     "in_channels": 128,
@@ -225,8 +259,47 @@ def tokenizer() -> torch.Tensor:
     return torch.tensor(list(model.getvalue()), dtype=torch.uint8)
 
 
+def memory_branch() -> Tensors:
+    """TaoMate's, in the second of two layers."""
+    shapes = {"learned_memory_video_encoder": (32, 128), "learned_memory_audio_encoder": (16, 128)}
+    layer = "transformer_blocks.1"
+    for modality, width, dim in (("video", 96, 32), ("audio", 48, 16)):
+        attention = f"{layer}.{modality}_memory_attn"
+        shapes |= {f"{attention}.to_q": (dim, width), f"{attention}.to_out": (width, dim)}
+        shapes |= {f"{attention}.to_k": (dim, dim), f"{attention}.to_v": (dim, dim)}
+    film = f"{layer}.video_color_film.net"
+    shapes |= {f"{film}.0": (8, 512), f"{film}.2": (192, 8)}
+    network = torch.nn.Module()
+    for name, (rows, columns) in shapes.items():
+        bias = not name.endswith(("to_q", "to_k", "to_v"))
+        network.register_module(name.replace(".", "/"), torch.nn.Linear(columns, rows, bias=bias))
+    return {name.replace("/", "."): value for name, value in filled(network, 10).items()}
+
+
+def save_later() -> None:
+    """LTX-2.3's base file and a causal generator as TaoMate is published."""
+    network = av_model.LTXAVModel(**LATER, dtype=torch.float32, device="cpu", operations=OPS)
+    header = HEADER | {"transformer": LATER, "vocoder": LATER_VOCODER}
+    sound = filled(audio_vae.AudioVAE({"config": json.dumps(header)}), 4)
+    base = {
+        **prefixed("model.diffusion_model.", filled(network, 8)),
+        **prefixed("vae.", filled(video_vae.VideoVAE(config=VIDEO_VAE), 2)),
+    }
+    for stream, width in (("video", 96), ("audio", 48)):
+        projection = filled(torch.nn.Linear(shrunken_gemma.HIDDEN * 49, width), 3)
+        base |= prefixed(f"text_embedding_projection.{stream}_aggregate_embed.", projection)
+    for name, value in sound.items():
+        base[name.replace("autoencoder.", "audio_vae.", 1)] = value
+    save(base, "checkpoints", LATER_BASE, header)
+    causal = {k: v for k, v in filled(network, 9).items() if "_connector." not in k}
+    path = MODELS / TAOMATE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"generator_ema": prefixed("model.", causal | memory_branch())}, path)
+
+
 def main() -> None:
     """Write all files."""
+    save_later()
     network = av_model.LTXAVModel(**TRANSFORMER, dtype=torch.float32, device="cpu", operations=OPS)
     base, causal = filled(network, 0), filled(network, 1)
     projection = torch.nn.Linear(shrunken_gemma.HIDDEN * 49, CAPTION, bias=False)

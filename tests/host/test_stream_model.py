@@ -261,5 +261,5 @@ def test_a_file_that_says_nothing_is_run_as_omniforcing_and_one_that_does_as_it_
 def test_other_models_are_refused() -> None:
     with pytest.raises(ValueError, match="is a Linear, expected one that makes streams"):
         stock_config(nn.Linear(1, 1), {})
-    with pytest.raises(ValueError, match="later version of LTX-2"):
-        stock_config(Hosted(TransformerConfig(), device="meta"), {"cross_attention_adaln": True})
+    with pytest.raises(ValueError, match=r"later version of LTX-2 than 2\.3"):
+        stock_config(Hosted(TransformerConfig(), device="meta"), {"ff_bias": False})

@@ -20,7 +20,9 @@ def names(*runs: str) -> list[str]:
 
 
 NAMES = names("causal", "bidirectional", "rollout")
-LATER_NAMES = names("bidirectional", "masked", "cached", "cached_memory")
+LATER_NAMES = names(
+    "bidirectional", "masked", "cached", "cached_memory", "rollout.plain", "rollout.full"
+)
 
 
 def lines_of(capsys) -> list[list[str]]:

@@ -151,6 +151,7 @@ def test_numbers_lora_and_eight_bits_inside_comfyui(models: Path) -> None:
     numbers = dict(line.split() for line in said.splitlines() if len(line.split()) == 2)
     assert float(numbers["our_loader_vs_own_network"]) < 1e-4
     assert float(numbers["stock_loader_vs_own_network"]) < 1e-4
+    assert float(numbers["taomate_vs_own_network"]) < 1e-4
 
 
 # The workflows.
