@@ -66,14 +66,15 @@ class Request(NamedTuple):
         """Of the whole run; of a block where it has no end."""
         return (self.blocks or 1) * self.sampler.steps
 
-    def tell(self, line: str, run: LiveRun) -> None:
-        """Follow a typed line from the next block on, or say why not."""
+    def tell(self, line: str, run: LiveRun, second: float) -> None:
+        """Follow a typed line from the next block on, which begins at `second`, or say why not."""
         try:
             if self.encode is None:
                 raise ValueError("connect a clip, which reads typed lines")
             read = self.encode(line)
             self.model.check_prompt(read)
             self.prompt.tell(line)
+            run.follow(second, line)
             for remark in remarks_on(read):
                 run.say(remark)
         except ValueError as error:
@@ -382,7 +383,7 @@ def sample(
         if run.stop_asked:
             return
         for line in run.lines():
-            asked.tell(line, run)
+            asked.tell(line, run, asked.seconds_to(made[1]))
 
 
 def _known_and_new(

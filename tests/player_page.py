@@ -34,6 +34,14 @@ SET = """(values) => {
         for (const widget of node.widgets ?? [])
             if (widget.name in values) widget.value = values[widget.name];
 }"""
+# Typed lines are read by the CLIP of the loader.
+CONNECT = """() => {
+    const [loader] = window.app.graph.nodes.filter((node) => node.type === "MF_LoadModel");
+    for (const node of window.app.graph.nodes) {
+        const slot = node.type === "MF_GenerateClip" ? node.findInputSlot("clip") : -1;
+        if (slot >= 0) loader.connect(1, node, slot);
+    }
+}"""
 # The players of the page's nodes; the one whose run began last is looked at.
 STATE = """() => {
     const players = window.app.graph.nodes
@@ -124,6 +132,7 @@ def main() -> None:
         page.wait_for_timeout(500)
         page.evaluate(OPEN, [WORKFLOW.read_text(encoding="utf-8"), WORKFLOW.name])
         page.wait_for_timeout(2000)
+        page.evaluate(CONNECT)
         page.evaluate(SET, {"seconds": 2, "variation": 1})
         _, first = press_run(page, None)
         done(page, 600)
