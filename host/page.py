@@ -183,7 +183,9 @@ class Progress:
 
     def _update(self, position: float) -> None:
         preview = None
-        played = self.run is not None and self.run.watchers
+        run = self.run
+        # Before a clip has begun it is not known yet whether the page plays it.
+        played = run is not None and (run.watchers or (run.plays and not run.begun))
         if self._picture_at is not None and not played:
             preview = ("JPEG", self._picture_at(position), None)
         self._bar.update_absolute(self._done, self._steps, preview)
