@@ -61,6 +61,8 @@ GIVEN = "samplers/test_start.py"
 DECODED = "samplers/test_decode.py"
 PIECES = "samplers/test_overlap.py"
 
+MEMORY = "samplers/test_stream_memory.py"
+LATER_PASS = "model_loaders/test_parity.py::test_every_quantity_is_within_the_limit"
 SHIPPED = "test_golden.py::test_the_shipped_model_makes_what_it_made[few]"
 
 WEIGHTS = "lab/test_optimiser_formulas.py"
@@ -489,8 +491,8 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("gate, 1 + ff_scale", "gate, ff_scale"),
             ("(1 + v2a_scale, v2a_shift)", "(v2a_scale, v2a_shift)"),
             (
-                "video_cross, video, self.video_groups, True)",
-                "audio_cross, video, self.video_groups, True)",
+                "video_cross, prompts[0], video, self.video_groups, True)",
+                "audio_cross, prompts[0], video, self.video_groups, True)",
             ),
         ],
     ),
@@ -551,8 +553,8 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
         [
             ("return rotate(k, rope), v", "return k, v"),
             (
-                "kernels.add_norm(x, mod.attn_gate, own, eps)",
-                "kernels.add_norm(x, mod.ff_gate, own, eps)",
+                "kernels.add_norm(x, mod.attn_gate, own, eps)\n    else:",
+                "kernels.add_norm(x, mod.ff_gate, own, eps)\n    else:",
             ),
             ("torch.addcmul(x, mod.ff_gate, adapted", "torch.addcmul(x, mod.attn_gate, adapted"),
             ("meeting.x, mod.cross_gate, other", "meeting.x, mod.attn_gate, other"),
@@ -827,6 +829,45 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
         [
             ("y + gate * adapter", "y - gate * adapter"),
             ("y + gate * adapter", "gate * (y + adapter.up(adapter.down(x))) + 0 * adapter"),
+        ],
+    ),
+    (
+        "samplers/stream_memory.py",
+        f"{MEMORY}::test_memory_and_colours_are_taomates_after_every_block",
+        [
+            ("COLOUR_RATE = 0.15, 0.10, 0.03", "COLOUR_RATE = 0.10, 0.10, 0.03"),
+            ("(1 - rate) * old + rate * fresh", "rate * old + (1 - rate) * fresh"),
+            ("self.anchor.mean, self.spread)", "self.anchor.mean, self.anchor.std)"),
+            ("blended + PATCH * lacking", "blended - PATCH * lacking"),
+        ],
+    ),
+    (
+        "samplers/rollout.py",
+        f"{MEMORY}::test_a_new_prompt_reads_the_past_again_but_for_the_pictures_own_keys",
+        [("new._replace(video=held[i].video)", "new")],
+    ),
+    (
+        "networks/modulation.py",
+        LATER_PASS,
+        [
+            (
+                "text_shift, text_scale, text_gate = rows",
+                "text_scale, text_shift, text_gate = rows",
+            ),
+            ("prompt_shift, prompt_scale = _spread", "prompt_scale, prompt_shift = _spread"),
+        ],
+    ),
+    (
+        "networks/kernels.py",
+        LATER_PASS,
+        [('(2 * rearrange(logits, "b n a -> b a n 1").sigmoid())', "2")],
+    ),
+    (
+        "networks/memory_branch.py",
+        LATER_PASS,
+        [
+            ("scale, shift = module.net[2]", "shift, scale = module.net[2]"),
+            ("kernels.modulate(x, scale, shift, eps)", "shift + x * scale"),
         ],
     ),
     ("lab/training/video_codec.py", DRAWN, [("torch.exp(0.5 * logvar)", "torch.exp(logvar)")]),
