@@ -51,8 +51,9 @@ from mutual_forcing.samplers.tensor_file import is_regular  # noqa: E402
 
 A_DAY = 86_400
 LONGEST_FILE = 2**24
-SAVED_EVERY = 1.0
-"""Seconds between two savings of the stream while it is made."""
+SAVED_EVERY, MOST_BEHIND = 1.0, 2
+"""The stream is saved after so many seconds, or blocks, whatever comes first: a block more is in the
+making when it may be killed."""
 EXAMPLES = """examples:
   python generate.py "a blue bell swings slowly on a white background" -o bell.mp4
   python generate.py "a girl with red hair says ba mi tu" --seconds 20 --contact-sheet sheet.png
@@ -137,6 +138,12 @@ def parser() -> shell.Parser:
         metavar="FILE",
         help="save the stream, to go on from it later; it is saved all along as well, beside "
         "--state-in (NAME.unfinished) if that is the same file",
+    )
+    add(
+        "--drop-history",
+        action="store_true",
+        help="save only what going on needs: as small and as quick at any age of a stream, which "
+        "can't be rewound any more, nor decoded from its beginning",
     )
     add("--state-in", type=shell.Input(), metavar="FILE", help="go on from a saved stream")
     add(
@@ -232,7 +239,7 @@ class Outputs:
         self.sheet = ContactSheet(clock, total) if arguments.contact_sheet else None
         self.began = self.now = time.perf_counter()
         self.first_chunk: float | None = None
-        self.saved = self.began
+        self.saved, self.saved_blocks = self.began, 0
         self.saved_along = _saved_along(arguments.state_in, arguments.state_out)
 
     def write(self, decoded: DecodedBlock, state: StreamState) -> None:
@@ -250,11 +257,13 @@ class Outputs:
         self.now = time.perf_counter()
         if self.start + self.blocks == 2:
             self.first_chunk = self.now - self.began
-        if self.saved_along and (self.blocks == 1 or self.now - self.saved >= SAVED_EVERY):
+        behind = self.blocks - self.saved_blocks
+        due = self.now - self.saved >= SAVED_EVERY or behind >= MOST_BEHIND or self.blocks == 1
+        if self.saved_along and due:
             with suppress(OSError):  # the last time tells why
                 # Without what going on does not need, so that it takes as long at any age.
                 save_state(self.saved_along, state.trimmed())
-            self.saved = time.perf_counter()
+            self.saved, self.saved_blocks = time.perf_counter(), self.blocks
 
     def finish(self) -> tuple[list[str], list[str]]:
         """Close the clip and save the rest: what lies where, and what could not be written."""
@@ -269,7 +278,8 @@ class Outputs:
         ]
         if state_out:
             line = f"{state_out}: the stream after {self.state.next_block} blocks"
-            files.append((line, partial(save_state, state_out, self.state)))
+            kept = self.state.trimmed() if self.arguments.drop_history else self.state
+            files.append((line, partial(save_state, state_out, kept)))
         if self.sheet and self.sheet.pictures:
             texts = " → ".join(line.texts[0] for line in self.state.schedule)
             save_sheet = partial(self.sheet.save, sheet, texts)

@@ -51,6 +51,14 @@ class SaveState(io.ComfyNode):
                     "once and exactly, even if the prompt changed on the way. Off: a much smaller "
                     "file, remembered anew when it goes on.",
                 ),
+                io.Boolean.Input(
+                    "history",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Off: only what going on needs, as small at any age of the stream. It "
+                    "can't be rewound then, nor decoded from its beginning.",
+                ),
             ],
             outputs=[StateWire.Output("state", tooltip="The same stream, to go on right away.")],
             is_output_node=True,
@@ -70,11 +78,16 @@ class SaveState(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, state: StreamState, name: str = "stream", memory: bool = True
+        cls, state: StreamState, name: str = "stream", memory: bool = True, history: bool = True
     ) -> io.NodeOutput:
         """Write it."""
         path = folders.output_file(name, "safetensors")
-        save_state(path, state, keys=memory, notes=graph_notes(cls.hidden))
+        if not (memory or history):
+            raise ValueError(
+                "'memory' and 'history' are both off, and one is made of the other: keep one"
+            )
+        kept = state if history else state.trimmed()
+        save_state(path, kept, keys=memory, notes=graph_notes(cls.hidden))
         logger.info("stream saved: %s", path)
         say(f"saved: {folders.shown(path)}")
         return io.NodeOutput(state)

@@ -25,6 +25,9 @@ from ..networks.transcript import (
     units_told,
 )
 
+_PREFIX = 2
+"""Units that a stream's first frame may be read again with: the one in it, and when it ends."""
+
 
 class Transcript(NamedTuple):
     """Numbers of the units to be spoken (`REST` for a pause), how many in a second, and whether
@@ -95,9 +98,9 @@ class Speech:
         return replace(self, said=self.said[:kept], place=place)
 
     def since(self, begin: float) -> Speech:
-        """The same without the units that were over before second `begin`."""
+        """The same without the units that were over before second `begin`, but for the prefix's."""
         first = sum(unit.onset <= begin for unit in self.said) - 1
-        return replace(self, said=self.said[max(0, first) :])
+        return replace(self, said=self.said[:_PREFIX] + self.said[max(_PREFIX, first) :])
 
 
 def check_speeches(speeches: tuple[Speech, ...], clips: int, channels: int) -> None:

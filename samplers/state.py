@@ -195,8 +195,15 @@ class StreamState:
         first = min((seen, *kept_blocks(self.next_block, self.settings.window, opening)[1:]))
         if first <= self.dropped:
             return self
-        kept = self.latents[first - self.dropped :]
-        return replace(self, latents=kept, dropped=first, prefix=self.block(0))
+        clock = clock_of(self)
+        begin = clock.samples(first) / clock.sample_rate
+        return replace(
+            self,
+            latents=self.latents[first - self.dropped :],
+            dropped=first,
+            prefix=self.block(0),
+            speeches=tuple(speech.since(begin) for speech in self.speeches),
+        )
 
     def without_keys(self) -> StreamState:
         """The same state in little memory: keys and values are rebuilt when it goes on."""
@@ -246,8 +253,10 @@ def rewound(state: StreamState, blocks: int) -> StreamState:
         )
     if blocks == state.next_block:
         return state
-    if blocks:
-        state.block(0)  # keys are made again from the beginning on
+    if not blocks:
+        state = replace(state, latents=(), dropped=0, prefix=None)
+    elif state.dropped > 1:
+        state.block(1)  # keys are made again from the beginning on
     clock = clock_of(state)
     latents = state.latents[: max(0, blocks - state.dropped)]
     lines = tuple(line for line in state.schedule if clock.block_at(line.start) < blocks)

@@ -226,14 +226,10 @@ def test_a_saved_stream_goes_on_as_if_it_had_never_stopped(server: Server, schem
 # The clip is the file that was written.
 
 
-def packets_of(path: Path) -> list[tuple[bytes, ...]]:
-    """What is encoded in a file, picture and sound."""
-    found = []
-    for kind in ("video", "audio"):
-        with av.open(path) as file:
-            packets = file.demux(**{kind: 0})
-            found.append(tuple(bytes(packet) for packet in packets if packet.size))
-    return found
+def encoded_by(path: Path) -> bytes:
+    """What x264 wrote into a file about itself."""
+    with av.open(path) as file:
+        return bytes(next(file.demux(video=0)))
 
 
 def test_the_clip_is_a_file_that_is_saved_as_it_is_and_pictures_are_made_where_they_are_wanted(
@@ -245,10 +241,7 @@ def test_the_clip_is_a_file_that_is_saved_as_it_is_and_pictures_are_made_where_t
     prompt[key]["inputs"] |= {"seconds": 3, "variation": 77}
     said = len(server.log.read_text(errors="replace"))
     (short,) = server.saved(server.run(prompt))
-    working = max(
-        (server.base / "temp").glob("mutual_forcing_*.mp4"), key=lambda f: f.stat().st_mtime
-    )
-    assert packets_of(short) == packets_of(working)
+    assert b"crf=18.0" in encoded_by(short)  # as the writer does, and core does not
     prompt[key]["inputs"]["seconds"] = 5
     (long,) = server.saved(server.run(prompt))
     assert np.array_equal(frames_of(long)[:73], frames_of(short))

@@ -50,7 +50,7 @@ def test_a_rewound_stream_makes_what_came_there(bundle: Bundle) -> None:
         assert torch.allclose(seen, video[:, bundle.clock.frames(count) :], atol=1e-4)
         assert torch.allclose(heard, audio[..., bundle.clock.samples(count) :], atol=1e-4)
     with pytest.raises(ValueError, match="no longer holds"):
-        rewound(replace(whole, latents=whole.latents[2:], dropped=2), 1)
+        rewound(replace(whole, latents=whole.latents[2:], dropped=2, prefix=whole.block(0)), 1)
     with pytest.raises(ValueError, match="has 4 blocks"):
         rewound(whole, 5)
 
@@ -79,7 +79,7 @@ def test_what_was_told_is_rewound_with_the_stream() -> None:
     before = told[6].until(3.0)
     assert before.said == told[3].said and before.transcript is None
     late = told[6].since(5.1)
-    assert late.said == told[6].said[-len(late.said) :] and len(late.said) < 8
+    assert late.said[2:] == told[6].said[2 - len(late.said) :] and len(late.said) < 10
     assert late.going_on(second, 6.0, 7.0).said[-1] == told[6].going_on(second, 6.0, 7.0).said[-1]
 
 
