@@ -52,8 +52,7 @@ from mutual_forcing.samplers.tensor_file import is_regular  # noqa: E402
 A_DAY = 86_400
 LONGEST_FILE = 2**24
 SAVED_EVERY, MOST_BEHIND = 1.0, 2
-"""The stream is saved after so many seconds, or blocks, whatever comes first: a block more is in the
-making when it may be killed."""
+"""The stream is saved after so many seconds, or blocks; one more may be in the making."""
 EXAMPLES = """examples:
   python generate.py "a blue bell swings slowly on a white background" -o bell.mp4
   python generate.py "a girl with red hair says ba mi tu" --seconds 20 --contact-sheet sheet.png

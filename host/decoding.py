@@ -9,9 +9,10 @@ here and not in the menu.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Protocol
 
 import comfy.model_management
@@ -22,7 +23,7 @@ from ..samplers.clock import Clock
 from ..samplers.decode import DecodedBlock, StreamDecoder, joined
 from ..samplers.encode import in_phase
 from ..samplers.live import decoded_live
-from ..samplers.overlap import Piece, added_by, decode_pictures, decode_sound, piece_of, pieces
+from ..samplers.overlap import Piece, decode_pictures, decode_sound, piece_of, pieces
 from ..samplers.state import BlockLatents, StreamState
 from .codecs import CodecVAE
 from .model_wire import known_of
@@ -56,8 +57,10 @@ class ClipDecoder(Protocol):
         """
         ...
 
-    def whole(self, origin: ChunkOrigin) -> DecodedBlock:
-        """Everything from the beginning of the stream to the end of a chunk."""
+    def blocks(self, origin: ChunkOrigin, last: int) -> Iterator[DecodedBlock]:
+        """A stream from a chunk's first block to the one before `last`, as little as can be decoded
+        at once after the other.
+        """
         ...
 
     def in_phase(self, state: StreamState, sound: Tensor) -> StreamState:
@@ -180,9 +183,12 @@ class LookBack:
         with self._stoppable():
             return joined(self._decoder.decode_from(origin.state, origin.first_block))
 
-    def whole(self, origin: ChunkOrigin) -> DecodedBlock:
+    def blocks(self, origin: ChunkOrigin, last: int) -> Iterator[DecodedBlock]:
         """See `ClipDecoder`."""
-        return self.chunk(replace(origin, first_block=0), overlap=0, is_last=True)
+        comfy.model_management.load_models_gpu(self.beside, force_full_load=True)
+        made = self._decoder.decode_from(origin.state, origin.first_block)
+        with self._stoppable():
+            yield from islice(made, last - origin.first_block)
 
     def follow(self, made: Made, before: StreamState, use: Use) -> None:
         """See `ClipDecoder`."""
@@ -223,9 +229,10 @@ class LookAhead:
         """See `ClipDecoder`."""
         return self._decoded(origin, piece_of(self.clock, origin, overlap=overlap, is_last=is_last))
 
-    def whole(self, origin: ChunkOrigin) -> DecodedBlock:
+    def blocks(self, origin: ChunkOrigin, last: int) -> Iterator[DecodedBlock]:
         """See `ClipDecoder`."""
-        return self._decoded(origin, added_by(self.clock, replace(origin, first_block=0)))
+        for piece in pieces(self.clock, origin, last):
+            yield self._decoded(origin, piece)
 
     def follow(self, made: Made, before: StreamState, use: Use) -> None:
         """See `ClipDecoder`."""

@@ -29,6 +29,12 @@ def wired(node: str | None) -> frozenset[int] | None:
     )
 
 
+def fingerprint(node: str | None, *slots: int) -> str:
+    """For `fingerprint_inputs`: which of these outputs lead somewhere."""
+    to = wired(node)
+    return "unknown" if to is None else str(sorted(to & set(slots)))
+
+
 def _running() -> Mapping[str, Mapping[str, Mapping[str, object]]] | None:
     context, server = get_executing_context(), getattr(PromptServer, "instance", None)
     queue = getattr(server, "prompt_queue", None)

@@ -11,7 +11,7 @@ from ..host.clip_file import ClipFile
 from ..host.conditioning import Conditioning
 from ..host.page import Progress, show_run
 from ..host.stream_model import StreamModel
-from ..host.wiring import wired
+from ..host.wiring import fingerprint, wired
 from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.clip_writer import ClipWriter
 from ..samplers.decode import Collected, DecodedBlock
@@ -98,8 +98,7 @@ class GenerateClip(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **_inputs: object) -> str:
         """With what is wired: pictures that nobody wanted before are not in ComfyUI's cache."""
-        to = wired(cls.hidden.unique_id)
-        return "unknown" if to is None else str(sorted(to & {IMAGES, AUDIO}))
+        return fingerprint(cls.hidden.unique_id, IMAGES, AUDIO)
 
     @classmethod
     def execute(

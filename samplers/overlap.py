@@ -86,23 +86,22 @@ def added_by(clock: Clock, origin: ChunkOrigin) -> Piece:
     return Piece(max(0, begin - REACH), end, _frames(clock, begin), _frames(clock, end))
 
 
-def pieces(clock: Clock, origin: ChunkOrigin) -> Iterator[Piece]:
-    """All frames of such a chunk, a piece at a time, so that no more is held of a long one."""
-    whole = added_by(clock, origin)
-    begin, end = (_latents(clock, frames) for frames in (whole.start, whole.stop))
+def pieces(clock: Clock, origin: ChunkOrigin, last: int | None = None) -> Iterator[Piece]:
+    """All frames of a chunk, or of its blocks before `last`, a piece at a time, so that no more is
+    held of a long one. Exact where the stream goes on far enough behind them.
+    """
+    layout, total = origin.state.layout, origin.state.next_block
+    begin = layout.video_span(origin.first_block)[0]
+    end, there = (layout.video_latents(n) for n in (total if last is None else last, total))
     # What little would be left over stays with the last piece.
     starts = range(begin, max(begin + 1, end - AT_ONCE // 2), AT_ONCE)
     for start, stop in pairwise((*starts, end)):
         yield Piece(
             max(0, start - REACH),
-            min(end, stop + REACH),
+            min(there, stop + REACH),
             _frames(clock, start),
             _frames(clock, stop),
         )
-
-
-def _latents(clock: Clock, frames: int) -> int:
-    return 1 + (frames - 1) // clock.video_stride if frames else 0
 
 
 def _frames(clock: Clock, latents: int) -> int:
