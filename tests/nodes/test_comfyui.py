@@ -266,6 +266,53 @@ def test_the_clip_is_a_file_that_is_saved_as_it_is_and_pictures_are_made_where_t
     assert "4 of 6 blocks were there already" in log and "6 of 6 blocks were there" in log
 
 
+def test_a_clip_goes_on_in_takes_to_a_given_sound_and_is_one_video_again(
+    server: Server, schemas: dict
+) -> None:
+    prompt = prompt_of("1_text_to_clip.json", schemas)
+    ((key, clip),) = [
+        (key, node) for key, node in prompt.items() if node["class_type"] == "MF_GenerateClip"
+    ]
+    (saving,) = inputs_of(prompt, "SaveVideo")
+    model, (settings,) = clip["inputs"]["model"], inputs_of(prompt, "MF_StreamSettings")
+    clip["inputs"]["seconds"] = 3
+    settings["takes"] = 2
+    both = {"model": model, "video": [key, 0], "settings": clip["inputs"]["settings"]}
+    sound = {"audio": [key, 2], "vae": [model[0], 3]}
+    on = {name: clip["inputs"][name] for name in ("model", "positive", "mode")}
+    prompt |= {
+        "80": {"class_type": "MF_StreamFromClip", "inputs": both | {"seconds": 2}},
+        "81": {"class_type": "VAEEncodeAudio", "inputs": sound},
+        "82": {
+            "class_type": "MF_GenerateClip",
+            "inputs": on | {"state": ["80", 0], "given": ["81", 0], "seconds": 2, "variation": 0},
+        },
+        "83": {"class_type": "MF_Rewind", "inputs": {"state": ["82", 4], "second": 3, "take": 2}},
+        "84": {
+            "class_type": "MF_Decode",
+            "inputs": {"vae": model, "state": ["83", 0], "part": "whole stream", "overlap": 3}
+            | {"last": False},
+        },
+        "85": {
+            "class_type": "MF_Decode",
+            "inputs": {"vae": model, "state": ["83", 0], "part": "span", "overlap": 3}
+            | {"last": False, "begin": 1, "end": 2},
+        },
+    }
+    for number, name in ((82, "takes"), (84, "whole"), (85, "span")):
+        slot = 0 if number == 82 else 3
+        inputs = saving | {"video": [str(number), slot], "filename_prefix": f"video/{name}"}
+        prompt[f"s{number}"] = {"class_type": "SaveVideo", "inputs": inputs}
+    saved = {path.name.split("_")[0]: path for path in server.saved(server.run(prompt))}
+    takes, whole, span = (frames_of(saved[name]) for name in ("takes", "whole", "span"))
+    assert takes.shape == (48, 64, 128, 3)  # two seconds more, side by side
+    assert whole.shape == (73, 64, 64, 3) and span.shape == (24, 64, 64, 3)
+    # The second take's first new second, wherever it is decoded.
+    difference = np.abs(takes[:24, :, 64:].astype(int) - whole[49:]).mean()
+    assert difference < 4 < np.abs(takes[:24, :, :64].astype(int) - whole[49:]).mean()
+    assert np.abs(span.astype(int) - whole[25:49]).mean() < 4
+
+
 def test_limits_hold_over_a_wire_and_what_cannot_fit_is_refused_at_once(
     server: Server, schemas: dict
 ) -> None:
