@@ -129,7 +129,11 @@ def costs(model: Path, state: Path) -> dict[str, float]:
     """The least of several processes that go on."""
     asked = command.started(MODULE, "--model", model, "--go-on", state)
     runs = [
-        json.loads(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)
+        json.loads(
+            subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()[
+                -1
+            ]
+        )
         for _ in range(REPEATS)
     ]
     return {name: min(run[name] for run in runs) for name in runs[0]}
