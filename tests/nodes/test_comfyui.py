@@ -304,13 +304,13 @@ def test_a_clip_goes_on_in_takes_to_a_given_sound_and_is_one_video_again(
         inputs = saving | {"video": [str(number), slot], "filename_prefix": f"video/{name}"}
         prompt[f"s{number}"] = {"class_type": "SaveVideo", "inputs": inputs}
     saved = {path.name.split("_")[0]: path for path in server.saved(server.run(prompt))}
-    takes, whole, span = (frames_of(saved[name]) for name in ("takes", "whole", "span"))
+    takes, whole, span = (frames_of(saved[name]).astype(int) for name in ("takes", "whole", "span"))
     assert takes.shape == (48, 64, 128, 3)  # two seconds more, side by side
     assert whole.shape == (73, 64, 64, 3) and span.shape == (24, 64, 64, 3)
-    # The second take's first new second, wherever it is decoded.
-    difference = np.abs(takes[:24, :, 64:].astype(int) - whole[49:]).mean()
-    assert difference < 4 < np.abs(takes[:24, :, :64].astype(int) - whole[49:]).mean()
-    assert np.abs(span.astype(int) - whole[25:49]).mean() < 4
+    # The second take's first new second, wherever it is decoded, but for what H.264 leaves of it.
+    second, first = (np.abs(takes[:24, :, at : at + 64] - whole[49:]).mean() for at in (64, 0))
+    assert 2 * second < first
+    assert np.abs(span - whole[25:49]).mean() < 2 * second
 
 
 def test_limits_hold_over_a_wire_and_what_cannot_fit_is_refused_at_once(
