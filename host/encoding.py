@@ -5,6 +5,7 @@ b batch, F H W pixel frames and size, n samples.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.encode import cut_to_blocks, encoded
 from ..samplers.state import StreamState
+from ..samplers.stream_memory import remembered
 from .decoding import clip_decoder
 from .stream_model import StreamModel
 
@@ -88,4 +90,7 @@ def stream_of_clip(
     most = clock.blocks_for(seconds)
     pictures, wave, blocks = cut_to_blocks(clock, pictures, wave, rate, most)
     state = encoded(state, blocks, encode_video(pictures), encode_audio(wave))
+    if config.memory_interval:
+        *_, past = remembered(state.latents)
+        state = replace(state, past=past)
     return decoder.in_phase(state, wave.mean(dim=1, keepdim=True))
