@@ -60,7 +60,7 @@ class Killed(NamedTuple):
 def killed(model: Path, folder: Path, prompt: str, wait: float) -> tuple[int, int]:
     """Run and kill, `wait` seconds after the first block; frames and samples handed over."""
     words = [prompt, "--model", model, "--seconds", SECONDS, "-o", folder / "clip.mp4"]
-    words += ["--steps", 4, "--state-out", folder / "stream.state"]
+    words += ["--mode", "few", "--steps", 4, "--state-out", folder / "stream.state"]
     command = [sys.executable, "-c", _WORKER, ROOT, *words]
     process = subprocess.Popen(
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
