@@ -49,18 +49,18 @@ class PromptSchedule(io.ComfyNode):
                 io.DynamicCombo.Input(
                     "past",
                     options=[
-                        io.DynamicCombo.Option(KEEP, []),
                         io.DynamicCombo.Option(
                             REREAD,
-                            [seconds(3, "How many of the last seconds the model reads again.")],
+                            [seconds(1, "How many of the last seconds the model reads again.")],
                         ),
+                        io.DynamicCombo.Option(KEEP, []),
                         io.DynamicCombo.Option(
                             BLEND, [seconds(2, "How many seconds the change takes.")]
                         ),
                     ],
-                    tooltip="What happens to the past where a new prompt begins. keep: it stays as "
-                    "it was. read again: the model looks at the last seconds anew, knowing the new "
-                    "prompt. blend: the new prompt comes in slowly.",
+                    tooltip="What happens to the past where a new prompt begins. read again: the "
+                    "model looks at the last seconds anew, knowing the new prompt. keep: it stays "
+                    "as it was. blend: the new prompt comes in slowly.",
                 ),
                 io.Conditioning.Input(
                     "append",

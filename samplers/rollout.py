@@ -33,7 +33,6 @@ from .clock import Clock
 from .model import StreamModel
 from .noise import NoiseSource, noise_of
 from .schedule import (
-    KEEP,
     MOST_BLOCKS,
     USUAL,
     Line,
@@ -359,7 +358,7 @@ class _Prompts:
                 self._held = {last.texts: self._held[last.texts]}
             return state
         self._check(line)
-        how = line.transition if block else KEEP
+        how = line.transition if block else USUAL
         if block and self.rereads and how == USUAL:
             how = Transition(reread=MOST_BLOCKS)
         if block and (how.blend or not how.reread) and self.of(last) is None:

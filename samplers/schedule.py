@@ -65,8 +65,9 @@ class Transition:
 
 
 KEEP = Transition()
-USUAL = KEEP
-"""Where nobody chooses."""
+USUAL = Transition(reread=1)
+"""Where nobody chooses: as the network learned it, for which a block's keys are written when the
+stream goes on, under the prompt that it goes on with. It also follows best (docs/measured.md)."""
 
 
 @dataclass(frozen=True)
