@@ -26,6 +26,14 @@ _POSITIONS: dict[str, Preset | None] = {
     "LTX-2": "ltx2_base",
 }
 
+_PUBLISHED = {
+    "file": "download the whole folder https://huggingface.co/Exploration/omniforcing-ltx2-5s-causal"
+    " into ComfyUI's models/diffusion_models",
+    "base": "download ltx-2-19b-dev-fp8.safetensors from https://huggingface.co/Lightricks/LTX-2 "
+    "into ComfyUI's models/checkpoints",
+}
+"""Where the files that the templates name come from; nothing here ever asks a network."""
+
 
 class LoadModel(io.ComfyNode):
     """Load Mutual Forcing Model."""
@@ -189,11 +197,7 @@ class LoadLTX2(io.ComfyNode):
     def validate_inputs(cls, file: str, base: str) -> bool | str:
         """Say what to do when a file is not there."""
         if file == NO_FILE:
-            return (
-                "no LTX-2 checkpoint was found: put OmniForcing's folder into ComfyUI's "
-                "models/diffusion_models and press R; the notes of the template '4 ltx2 text to "
-                "clip' say where it is published"
-            )
+            return f"no causal LTX-2 checkpoint was found: {_PUBLISHED['file']}, and press R"
         # ComfyUI shows a refusal at both inputs, so it says which one it is about.
         for widget, name, known in (
             ("file", file, folders.generator_files()),
@@ -201,8 +205,8 @@ class LoadLTX2(io.ComfyNode):
         ):
             if name not in known:
                 return (
-                    f"the {widget} '{name}' is not there, or is not LTX-2: press R and choose "
-                    "another one"
+                    f"the {widget} '{name}' is not there, or is not LTX-2: choose another one, or "
+                    f"{_PUBLISHED[widget]}, and press R"
                 )
         return True
 

@@ -26,7 +26,7 @@ from mutual_forcing.tests.ui_workflow import api_prompt, read_workflow
 
 def prompt_of(name: str, schemas: dict) -> dict:
     """A workflow of ours, ready to queue."""
-    return api_prompt(read_workflow(ROOT / "workflows" / name), schemas)
+    return api_prompt(read_workflow(ROOT / "example_workflows" / name), schemas)
 
 
 def inputs_of(prompt: dict, node: str) -> list[dict]:

@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from ...samplers.contact_sheet import Look, outline, stacked, strip
 from ...samplers.decode import DecodedBlock, joined
 from ...samplers.noise import varied_seed
 from ...samplers.rollout import rollout, sampler_settings
+from ...samplers.schedule import Line, parse_schedule
 from .. import command
 
 logger = logging.getLogger("mutualforcing")
@@ -36,7 +38,7 @@ _SAMPLING = {"MF_GenerateClip", "MF_SampleChunk"}
 class Chunk(NamedTuple):
     """What one sampling node of a workflow makes."""
 
-    prompt: str
+    lines: Sequence[Line]
     seconds: int
     variation: int
 
@@ -60,8 +62,9 @@ def takes(workflow: dict[str, list]) -> list[Take]:
 
     def take(node: dict) -> Take:
         values = node["widgets_values_named"]
-        prompt = source(node, "positive")["widgets_values_named"]["text"]
-        chunk = Chunk(prompt, values["seconds"], values["variation"])
+        said = source(node, "positive")["widgets_values_named"]
+        lines = parse_schedule(said["lines"]) if "lines" in said else [Line(0, (said["text"],))]
+        chunk = Chunk(lines, values["seconds"], values["variation"])
         before = source(node, "state")
         if before is not None:
             begun = take(before)
@@ -83,7 +86,7 @@ def clip_of(bundle: Bundle, take: Take) -> DecodedBlock:
             state = state.reseeded((varied_seed(state.settings.seeds[0], chunk.variation),))
         *_, (_, state) = rollout(
             bundle,
-            bundle.prompt(chunk.prompt, guided=sampler.guidance != 1),
+            bundle.schedule(chunk.lines, guided=sampler.guidance != 1),
             state,
             bundle.clock.blocks_for(chunk.seconds, state.next_block),
             sampler,
@@ -108,7 +111,7 @@ def thumbnail(clips: list[DecodedBlock]) -> Image.Image:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    folder = Path(__file__).resolve().parents[2] / "workflows"
+    folder = Path(__file__).resolve().parents[2] / "example_workflows"
     p = command.parser("lab.metrics.thumbnails", __doc__)
     p.add_argument("workflows", nargs="*", type=Path, default=sorted(folder.glob("*.json")))
     p.add_argument("--model", type=Path, default=shipped_model_path())

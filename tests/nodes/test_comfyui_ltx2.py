@@ -37,7 +37,7 @@ from mutual_forcing.tests.ui_workflow import read_workflow
 from PIL import Image
 
 pytestmark = pytest.mark.skipif(comfyui_path() is None, reason="no ComfyUI found")
-WORKFLOWS = sorted(path.name for path in (ROOT / "workflows").glob("*_ltx2_*.json"))
+WORKFLOWS = sorted(path.name for path in (ROOT / "example_workflows").glob("*_ltx2_*.json"))
 OLD = sorted((ROOT / "tests" / "data" / "workflows_v1").glob("*_ltx2_*.api.json"))
 WIDTH, HEIGHT = 96, 64
 
@@ -101,7 +101,7 @@ def small(prompt: dict) -> dict:
 
 def text_to_clip(schemas: dict) -> dict:
     """Workflow 4 with a Sample Chunk for its button, in full precision and two blocks long."""
-    prompt = shrunken("4_ltx2_text_to_clip.json", schemas)
+    prompt = shrunken("5_ltx2_text_to_clip.json", schemas)
     inputs_of(prompt, "MF_LoadLTX2")[0]["weights"] = "as in the file"
     chunk = prompt[node_of(prompt, "MF_GenerateClip")]
     chunk["class_type"] = "MF_SampleChunk"
@@ -173,7 +173,7 @@ def test_workflow_runs_and_its_clips_have_picture_and_sound(
 @pytest.mark.page
 def test_workflow_4_runs_from_the_web_page(server: Server, tmp_path: Path) -> None:
     """In Chromium, by the Run button."""
-    workflow = read_workflow(ROOT / "workflows" / "4_ltx2_text_to_clip.json")
+    workflow = read_workflow(ROOT / "example_workflows" / "5_ltx2_text_to_clip.json")
     (settings,) = [node for node in workflow["nodes"] if node["type"] == "MF_StreamSettings"]
     settings["widgets_values"][:2] = WIDTH, HEIGHT
     path = tmp_path / "small.json"
@@ -184,7 +184,7 @@ def test_workflow_4_runs_from_the_web_page(server: Server, tmp_path: Path) -> No
 def test_both_endings_share_their_past_and_a_saved_one_goes_on_as_if_never_stopped(
     server: Server, schemas: dict
 ) -> None:
-    prompt = shrunken("6_ltx2_chunks_and_a_fork.json", schemas)
+    prompt = shrunken("7_ltx2_chunks_and_a_fork.json", schemas)
     inputs_of(prompt, "MF_SaveState")[0]["name"] = "kept"
     _, (first, second) = endings(server, prompt, "fork")
     alike = [same(*blocks) for blocks in zip(first.latents, second.latents, strict=True)]
@@ -199,7 +199,7 @@ def test_both_endings_share_their_past_and_a_saved_one_goes_on_as_if_never_stopp
 def test_chunks_decoded_one_after_the_other_are_as_long_as_the_stream(
     server: Server, schemas: dict
 ) -> None:
-    prompt = shrunken("6_ltx2_chunks_and_a_fork.json", schemas)
+    prompt = shrunken("7_ltx2_chunks_and_a_fork.json", schemas)
     chunks = [key for key, node in prompt.items() if node["class_type"] == "MF_SampleChunk"][:3]
     wires = {name: inputs_of(prompt, "MF_Decode")[0][name] for name in ("vae", "audio_vae")}
     for index, chunk in enumerate(chunks):
@@ -218,7 +218,7 @@ def test_chunks_decoded_one_after_the_other_are_as_long_as_the_stream(
 
 def test_a_clip_is_what_core_decodes_of_the_same_stream(server: Server, schemas: dict) -> None:
     """LTX-2's VAEs look ahead: Generate Clip decodes when everything is there."""
-    prompt = shrunken("4_ltx2_text_to_clip.json", schemas)
+    prompt = shrunken("5_ltx2_text_to_clip.json", schemas)
     loader, button = node_of(prompt, "MF_LoadLTX2"), node_of(prompt, "MF_GenerateClip")
     prompt[loader]["inputs"]["weights"] = "as in the file"
     prompt[button]["inputs"]["seconds"] = 2
@@ -332,7 +332,7 @@ def test_latents_go_through_cores_nodes_and_back(server: Server, schemas: dict) 
 
 def test_a_start_image_is_what_the_stream_begins_with(server: Server, schemas: dict) -> None:
     """VAE Encode's latent, and LTXVImgToVideo's with its mask, are the same start."""
-    prompt = shrunken("5_ltx2_image_to_clip.json", schemas)
+    prompt = shrunken("6_ltx2_image_to_clip.json", schemas)
     inputs_of(prompt, "MF_LoadLTX2")[0]["weights"] = "as in the file"
     inputs_of(prompt, "MF_GenerateClip")[0]["seconds"] = 1
     plain = made(server, prompt, "encoded")

@@ -48,7 +48,7 @@ def played(
     """What the page's player says of itself."""
     pictures = PICTURES / f"{workflow}_{renderer}{'_line' if line else ''}"
     command = [comfyui_python(comfyui_path()), ROOT / "tests" / "player_page.py", server.url]
-    command += [ROOT / "workflows" / f"{workflow}.json", pictures, seconds, line]
+    command += [ROOT / "example_workflows" / f"{workflow}.json", pictures, seconds, line]
     done = subprocess.run(
         [str(word) for word in command],
         env=os.environ | {"CHROMIUM": str(browser()), "MF_RENDERER": renderer},

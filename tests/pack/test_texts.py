@@ -91,7 +91,7 @@ def test_sources_that_comments_name_can_be_opened() -> None:
 
 def test_files_and_tests_that_texts_name_exist() -> None:
     functions = {name for path in SOURCES for name in re.findall(r"def (\w+)", path.read_text())}
-    places = "|".join([*ROOMS, "docs", "web", "workflows", "models"])
+    places = "|".join([*ROOMS, "docs", "web", "example_workflows", "locales", "models"])
     for path in TEXTS:
         text = path.read_text()
         for file in re.findall(rf"(?<![\w/])(?:{places})/[\w./]+\.\w+", text):

@@ -1,5 +1,5 @@
-// Puts a player on the nodes that sample, as soon as they run. Plain DOM widgets, which the classic
-// canvas and the newer node renderer both show.
+// Puts a player on the nodes that sample, as soon as they run, and the pack's templates in order.
+// Plain DOM widgets, which the classic canvas and the newer node renderer both show.
 
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
@@ -8,6 +8,7 @@ import { Player } from "./player.js";
 const EVENT = "mutual_forcing.run"; // host/page.py
 const WIDGET = "mutual_forcing_player";
 const HEIGHT = 300;
+const LINES_HEIGHT = 150; // for six prompts
 
 /** The latest status of every node's run in this session: what a graph that is opened again shows. */
 const runs = new Map();
@@ -55,12 +56,31 @@ function playerOf(node) {
   return player;
 }
 
+/** ComfyUI lists a pack's templates in the disk's order; ours are numbered, what runs at once first. */
+function orderTemplates() {
+  const pack = decodeURIComponent(new URL(import.meta.url).pathname.split("/").at(-3));
+  const asked = api.getWorkflowTemplates?.bind(api);
+  if (!asked) return;
+  api.getWorkflowTemplates = async () => {
+    const listed = await asked();
+    listed[pack]?.sort();
+    return listed;
+  };
+}
+
+orderTemplates();
 app.registerExtension({
   name: "MutualForcing.Player",
   async setup() {
     api.addEventListener(EVENT, ({ detail }) => show(detail));
     const answer = await api.fetchApi("/mutual_forcing/live");
     if (answer.ok) for (const status of await answer.json()) show(status);
+  },
+  nodeCreated(node) {
+    // ComfyUI makes a node whose combo brings widgets of its own as small as it can be.
+    const lines = node.widgets?.find((widget) => widget.name === "lines");
+    if (node.comfyClass === "MF_PromptSchedule" && lines?.options)
+      lines.options.getMinHeight = () => LINES_HEIGHT;
   },
   afterConfigureGraph() {
     for (const status of runs.values()) show(status);
