@@ -118,10 +118,12 @@ class Reference:
         )
 
 
-def kill_often(model: Path, prompt: str, times: int, longest: float, seed: int = 0) -> list[Killed]:
+def kill_often(
+    model: Path, prompt: str, times: int, longest: float, seed: int = 0
+) -> Iterator[Killed]:
     """What each of so many kills left, at random moments up to `longest` after the first block."""
     torch.set_num_threads(1)
-    bundle, moments, found = load_bundle(model), random.Random(seed), []
+    bundle, moments = load_bundle(model), random.Random(seed)
     reference = Reference(bundle, prompt)
     for _ in range(times):
         with tempfile.TemporaryDirectory() as name:
@@ -133,8 +135,7 @@ def kill_often(model: Path, prompt: str, times: int, longest: float, seed: int =
             state = load_state(path) if path.exists() else bundle.begin()
             same = reference.is_followed_by(state)
             left = frames - seen, samples - heard
-            found.append(Killed(blocks, state.next_block, *left, same))
-    return found
+            yield Killed(blocks, state.next_block, *left, same)
 
 
 def main() -> int:
@@ -144,9 +145,11 @@ def main() -> int:
     parser.add_argument("--longest", type=float, default=10.0, help="seconds after the first block")
     parser.add_argument("--model", type=Path, default=shipped_model_path())
     args = parser.parse_args()
-    found = kill_often(args.model, PROMPT, args.times, args.longest)
-    for one in found:
+    found = []
+    for one in kill_often(args.model, PROMPT, args.times, args.longest):
+        found.append(one)
         sys.stdout.write(f"{one} {'' if one.well else '<- lost'}\n")
+        sys.stdout.flush()
     most = [max(values) for values in zip(*(one[:4] for one in found), strict=True)]
     sys.stdout.write(
         f"{sum(one.well for one in found)} of {len(found)} left what they should; at most "
