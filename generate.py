@@ -208,7 +208,8 @@ def lines_of(arguments: argparse.Namespace, bundle: Bundle, state: StreamState) 
     if re.match(r"\s*\d[^:\n]*:", schedule) is None:
         if not is_regular(Path(schedule)):
             raise ValueError(
-                f"--schedule is {schedule[:200]!r}, which is no file: expected one, or its lines"
+                f"--schedule is {schedule[:200]!r}, which is no file with text in it: "
+                "expected one, or its lines"
             )
         with Path(schedule).open(encoding="utf-8-sig", errors="replace") as file:
             schedule = file.read(LONGEST_FILE)

@@ -27,7 +27,7 @@ from ..networks.layout import BlockLayout
 from ..networks.transformer import text_keys
 from ..samplers.clock import Clock
 from ..samplers.rollout import Method, Mode, Prompt, SamplerSettings, sampler_settings
-from ..samplers.schedule import WIRED, Schedule
+from ..samplers.schedule import Schedule, is_mark
 from ..samplers.sigmas import OMNIFORCING
 from ..samplers.state import BlockLatents
 from .conditioning import (
@@ -216,7 +216,7 @@ class StreamModel:
 
         def prompt(texts: tuple[str, ...]) -> Prompt | None:
             entry = entries.get(texts)
-            if entry is None and encode is not None and not texts[0].startswith(WIRED):
+            if entry is None and encode is not None and not is_mark(texts[0]):
                 entry = encode(texts[0])
             return entry and self._prompt(entry, unguided)._replace(texts=texts)
 

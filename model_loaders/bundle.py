@@ -30,7 +30,7 @@ from ..networks.video_codec import SPACE_STRIDE, TIME_STRIDE, VideoCodec, VideoC
 from ..samplers.clock import Clock
 from ..samplers.decode import StreamDecoder
 from ..samplers.rollout import Mode, Prompt, new_stream
-from ..samplers.schedule import WIRED, Line, Schedule
+from ..samplers.schedule import Line, Schedule, is_mark
 from ..samplers.speech import Transcript
 from ..samplers.state import LARGEST_GRID, MOST_WINDOW, StreamSettings, StreamState
 from ..samplers.tensor_file import TensorFileError, read_tensors, write_tensors
@@ -145,7 +145,7 @@ class Bundle:
         """A schedule of these lines, to which others may be told."""
 
         def encode(texts: tuple[str, ...]) -> Prompt | None:
-            unknown = any(text.startswith(WIRED) for text in texts)
+            unknown = any(map(is_mark, texts))
             return None if unknown else self.prompts(texts, guided)
 
         return Schedule(self.clock, lines, encode)

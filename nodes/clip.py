@@ -106,7 +106,7 @@ class GenerateClip(io.ComfyNode):
         model: object,
         positive: Conditioning,
         seconds: int,
-        mode: dict[str, object],
+        mode: dict[str, object] | None = None,
         variation: int = 0,
         negative: Conditioning | None = None,
         settings: StreamPlan | None = None,

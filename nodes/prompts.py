@@ -6,9 +6,11 @@ from comfy_api.latest import io
 
 from ..host.conditioning import START, Conditioning, at_time, encoded, encoder_of
 from ..samplers.schedule import MOST_BLOCKS, Transition, parse_schedule
+from . import limits
 
 KEEP, REREAD, BLEND = "keep", "read again", "blend"
 _NAMES = {REREAD: "reread", BLEND: "blend"}
+_SECONDS = {REREAD: 1, BLEND: 2}
 _EXAMPLE = """0: a red ball bounces on a white background
 5: a blue ball bounces on a white background
 """
@@ -51,11 +53,16 @@ class PromptSchedule(io.ComfyNode):
                     options=[
                         io.DynamicCombo.Option(
                             REREAD,
-                            [seconds(1, "How many of the last seconds the model reads again.")],
+                            [
+                                seconds(
+                                    _SECONDS[REREAD],
+                                    "How many of the last seconds the model reads again.",
+                                )
+                            ],
                         ),
                         io.DynamicCombo.Option(KEEP, []),
                         io.DynamicCombo.Option(
-                            BLEND, [seconds(2, "How many seconds the change takes.")]
+                            BLEND, [seconds(_SECONDS[BLEND], "How many seconds the change takes.")]
                         ),
                     ],
                     tooltip="What happens to the past where a new prompt begins. read again: the "
@@ -99,14 +106,18 @@ class PromptSchedule(io.ComfyNode):
     def execute(
         cls,
         lines: str,
-        past: dict[str, object],
+        past: dict[str, object] | None = None,
         start: float = 0.0,
         clip: object = None,
         append: Conditioning | None = None,
     ) -> io.NodeOutput:
         """Encode every line."""
+        if not isinstance(past, dict):  # over a wire its widgets do not come along
+            past = {"past": past}
+        limits.check(cls, past=past, start=start)
         choice = past["past"]
-        how = Transition(**({} if choice == KEEP else {_NAMES[choice]: past["seconds"]}))
+        seconds = past.get("seconds", _SECONDS.get(choice))
+        how = Transition(**({} if choice == KEEP else {_NAMES[choice]: seconds}))
         asked = parse_schedule(lines, how)
         if asked and clip is None:
             raise ValueError(

@@ -205,12 +205,13 @@ def schedule_output() -> io.Output:
     )
 
 
-def check_path(execution: str) -> bool | str:
+def check_path(execution: str | None) -> bool | str:
     """True, or why there is no such execution path."""
-    try:
-        Execution.named(execution)
-    except ValueError as error:
-        return str(error)
+    if execution is not None:  # over a wire it is not known yet
+        try:
+            Execution.named(execution)
+        except ValueError as error:
+            return str(error)
     return True
 
 
@@ -302,8 +303,8 @@ def read(
     encode = _encoder(clip or model.about.clip, load)
     prompt = model.schedule_of(positive, negative, encode, guided=guided)
     start = plan.start if plan else None
-    coming = given and given_of(given["samples"], state.layout, state.next_block)
-    path = Execution.named(execution)
+    coming = given and given_of(given["samples"], state.layout, state.next_block, model.audio_bins)
+    path = Execution.named(str(execution))
     remarks = (*remarks_on(positive), *_remarks(model, mode, few_step_guidance))
     settled = model, prompt, state, sampler, blocks, start, coming, path, asked
     return Request(*settled, decoder, remarks, encode)
@@ -328,6 +329,10 @@ def check_frames(clock: Clock, state: StreamState, first: int, blocks: int) -> N
 
 def keep(asked: Request, run: LiveRun, state: StreamState) -> StreamState:
     """The stream after a request, remembered: a longer one of the same kind goes on from it."""
+    if run.stop_asked or run.steered:
+        run.say(
+            "Run hands on what was played until something here changes, such as variation or length"
+        )
     return state if run.steered else kept_runs.keep(asked.asked, state)
 
 

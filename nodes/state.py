@@ -183,7 +183,14 @@ class RewindStream(io.ComfyNode):
         if take:
             state = take_of(state, take - 1)
         if second >= 0:
-            state = rewound(state, clock_of(state).block_at(second))
+            clock = clock_of(state)
+            there = float(clock.seconds(state.next_block))
+            if second > there:
+                raise ValueError(
+                    f"second {second} is not there: the stream has {there:.1f} s, expected one of "
+                    "them, or -1 for its end"
+                )
+            state = rewound(state, clock.block_at(second))
         return io.NodeOutput(state)
 
 

@@ -39,6 +39,12 @@ LONGEST = 20_000
 MOST_BLOCKS, LAST_SECOND = 9999, 999_999_999
 WIRED = "?"
 """Begins what stands for a prompt whose text nobody knows: it was encoded elsewhere."""
+_MARK = re.compile(rf"{re.escape(WIRED)}[0-9a-f]*")
+
+
+def is_mark(text: str) -> bool:
+    """Whether a text stands for a prompt that nobody knows; words may begin with a `?` too."""
+    return _MARK.fullmatch(text) is not None
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,8 @@ class Line:
         if not 0 <= self.start <= LAST_SECOND:
             raise ValueError(f"a prompt begins at {self.start} s, expected 0 to {LAST_SECOND}")
         # As the text of a schedule has them, so that the same prompt is equal whatever way it came.
-        rows = ([row.strip() for row in text.splitlines()] for text in self.texts)
+        plain = (text.replace("\0", "") for text in self.texts)  # where an mp4's tag would end
+        rows = ([row.strip() for row in text.splitlines()] for text in plain)
         texts = tuple("\n".join(filter(None, row)) for row in rows)
         for text in texts:
             if len(text) > LONGEST:
@@ -164,7 +171,12 @@ class Schedule:
 
         Args:
             transition: None = as that of the schedule's last line.
+
+        Raises:
+            ValueError: no words, but what stands for some.
         """
+        if is_mark(Line(0.0, (text,)).texts[0]):
+            raise ValueError(f"{quoted(text)} stands for a prompt that was written elsewhere")
         with self._lock:
             self._told.append((text, transition or self._how))
 
@@ -248,7 +260,7 @@ def _parsed(number: int, found: re.Match[str], usual: Transition) -> Line:
     counts = {name: int(n) for name, n in pairwise([*words, ""]) if name in ("reread", "blend")}
     if _MINUTES.match(text):
         raise _wrong(number, f"begins with {quoted(found[0][:9])}, expected seconds (90, not 1:30)")
-    if text.startswith(WIRED):
+    if is_mark(text):
         raise _wrong(
             number,
             f"has {quoted(text)}, which stands for a prompt that was written elsewhere: expected "

@@ -156,19 +156,22 @@ def held(start: Start | None, given: Given | None, block: int) -> Held | None:
     return whole if parts else None
 
 
-def given_of(samples: Tensor, layout: BlockLayout, first: int) -> Given:
+def given_of(
+    samples: Tensor, layout: BlockLayout, first: int, audio_bins: int | None = None
+) -> Given:
     """What a LATENT gives for the blocks from `first` on; its mask is not looked at.
 
     Args:
         samples: pictures (b, c, f, h, w) or sound (b, c, s, q), encoded as a clip by itself, one
             for all clips of the stream or one each. Its first latent stands for a single frame;
             where a stream goes on it is left out.
+        audio_bins: q; None for any. Still pictures' latents have four dimensions too.
 
     Raises:
         ValueError: no such latent, or less than a block.
     """
     is_video = samples.ndim == 5
-    if samples.ndim not in (4, 5):
+    if not is_video and (samples.ndim != 4 or audio_bins not in (None, samples.shape[3])):
         raise ValueError(
             f"the given latent has shape {tuple(samples.shape)}, expected pictures from VAE Encode "
             "or sound from VAE Encode Audio"

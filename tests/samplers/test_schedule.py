@@ -32,6 +32,7 @@ from mutual_forcing.samplers.schedule import (
     Prompt,
     Schedule,
     Transition,
+    is_mark,
     parse_schedule,
     written,
 )
@@ -107,7 +108,7 @@ def switch(how: Transition, second: float = 3) -> list[Line]:
 )
 @settings(max_examples=60, deadline=None)
 def test_a_schedule_and_its_text_are_the_same(lines: list[Line]) -> None:
-    lines = [line for line in lines if line.texts[0] and not line.texts[0].startswith("?")]
+    lines = [line for line in lines if line.texts[0] and not is_mark(line.texts[0].split("\n")[0])]
     assert parse_schedule(written(lines), Transition(7)) == lines
 
 
@@ -123,6 +124,17 @@ def test_a_schedule_is_read_as_an_artist_writes_it() -> None:
         Line(20, ("slow\nand\na drum",), Transition(blend=2)),
         Line(30, ("x",), KEEP),
     ]
+
+
+def test_words_may_begin_with_a_question_mark_and_what_stands_for_some_is_not_told() -> None:
+    assert parse_schedule("0: ? a red\0 ball") == [Line(0, ("? a red ball",))]
+    schedule = Schedule(Clock(BlockLayout()), [], lambda _texts: None)
+    for text in ("?", " ?12ab", "\ud800"):
+        with pytest.raises(ValueError, match="stands for a prompt"):
+            schedule.tell(text)
+    schedule.tell("? a blue ball")
+    schedule.heard(3)
+    assert schedule.due(3).texts == ("? a blue ball",)
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,8 @@ def test_one_modality_is_given_from_any_block_on_and_the_other_goes_with_it(
     assert torch.equal(found, seen[:, :, 1:].expand(2, -1, -1, -1, -1))
     with pytest.raises(ValueError, match="give a longer clip"):
         given_of(seen[:, :, :2], layout, 3)
+    with pytest.raises(ValueError, match="expected pictures"):
+        given_of(torch.zeros(1, 4, 32, 8), layout, 0, audio_bins=1)  # a still picture's
     with pytest.raises(ValueError, match="encode one picture"):
         rolled(bundle.begin(), given=given_of(torch.zeros(1, 3, 4, 2, 2), layout, 0))
 

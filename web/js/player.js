@@ -13,7 +13,7 @@ const STYLE = `
 .mf-player video { flex: 1 1 auto; min-height: 0; width: 100%; background: #000; border-radius: 4px;
   object-fit: contain; }
 .mf-player p, .mf-player ul { margin: 0; padding: 0; list-style: none; }
-.mf-player ul { max-height: 5em; overflow-y: auto; }
+.mf-player ul { flex: none; max-height: 5em; overflow-y: auto; }
 .mf-player form { display: flex; gap: 4px; }
 .mf-player input { flex: 1 1 auto; min-width: 0; }
 .mf-player input, .mf-player button { font: inherit; padding: 3px 6px; border-radius: 4px;
@@ -249,7 +249,8 @@ export class Player {
       const end = video.buffered.end(video.buffered.length - 1);
       facts.push(`${seconds(Math.max(0, end - video.currentTime))} ready to play`);
     }
-    if (status.over) facts.push(status.stop_asked ? "stopped" : "done");
+    const whole = status.asked !== null && status.made > status.asked - 0.1; // sums are rounded
+    if (status.over) facts.push(status.stop_asked ? "stopped" : whole ? "done" : "broken off");
     else if (status.stop_asked) facts.push("stopping");
     else if (this.holding) facts.push("waiting for more");
     const text = facts.join(" · ");
