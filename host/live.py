@@ -66,6 +66,7 @@ class LiveRun:
         self.followed: list[tuple[float, str]] = []
         self.words: list[str] = []
         self._began, self._tell, self._lines = time.monotonic(), tell, list[str]()
+        self._ended: float | None = None
 
     @property
     def plays(self) -> bool:
@@ -83,7 +84,7 @@ class LiveRun:
             "plays": self.plays,
             "asked": self.asked,
             "made": self.made,
-            "took": time.monotonic() - self._began,
+            "took": (self._ended or time.monotonic()) - self._began,
             "followed": list(self.followed),
             "words": list(self.words),
             "stop_asked": self.stop_asked,
@@ -114,7 +115,7 @@ class LiveRun:
     def end(self) -> None:
         """Nothing is added any more."""
         with _LOCK:
-            self.over = True
+            self.over, self._ended = True, time.monotonic()
         self._tell(self.status)
 
     def type(self, line: str) -> None:

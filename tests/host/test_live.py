@@ -57,6 +57,7 @@ def test_the_page_is_told_whenever_something_changes() -> None:
     assert told[-1]["words"] == ["no word 'zebra'"] and told[-1]["asked"] == 4
     assert [status["stop_asked"] for status in told[-2:]] == [True, True]
     assert [status["over"] for status in told[-2:]] == [False, True]
+    assert run.status["took"] == told[-1]["took"]  # how fast it was stays what it was
 
 
 def test_no_line_is_lost_or_doubled_between_two_threads() -> None:
