@@ -42,6 +42,7 @@ from mutual_forcing.samplers.rollout import (  # noqa: E402
     NonFiniteBlockError,
     SamplerSettings,
     Step,
+    check_guidance,
     sampler_settings,
 )
 from mutual_forcing.samplers.schedule import Line, parse_schedule, written  # noqa: E402
@@ -390,6 +391,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         bundle = load_bundle(arguments.model, device=device)
         mode = arguments.mode or bundle.stream.default_mode
         sampler = sampler_settings(mode, arguments.steps, arguments.guidance)
+        check_guidance(sampler, bundle.transformer.config)
         state = starting_state(arguments, bundle)
         lines = lines_of(arguments, bundle, state)
         if arguments.seconds > A_DAY:

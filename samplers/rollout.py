@@ -132,6 +132,20 @@ def sampler_settings(
     return SamplerSettings(mode, sigmas, GUIDANCE if guidance is None else guidance, method)
 
 
+def check_guidance(sampler: SamplerSettings, config: TransformerConfig) -> None:
+    """Refuse guidance of few-step mode for a network that has not learned it as a knob.
+
+    Raises:
+        ValueError: it is asked for, and there are no adapters for it.
+    """
+    if sampler.few_step_guidance is not None and not config.few_step_rank:
+        raise ValueError(
+            f"found guidance {sampler.few_step_guidance:g} for few-step mode, and this model's "
+            "few-step mode has the guidance that it was trained with: leave it out, or choose many "
+            "steps"
+        )
+
+
 class Step(NamedTuple):
     """Told to `on_step` after every network evaluation of the sampler."""
 
@@ -479,12 +493,7 @@ def rollout(
     check_state(state, model)
     if blocks is not None and blocks < 1:
         raise ValueError(f"blocks is {blocks}, expected at least 1")
-    told = sampler.few_step_guidance
-    if told is not None and not network.config.few_step_rank:
-        raise ValueError(
-            f"found guidance {told:g} for few-step mode, and this model's few-step mode has the "
-            "guidance that it was trained with: leave it out, or choose many steps"
-        )
+    check_guidance(sampler, network.config)
     if isinstance(prompt, Prompt):
         prompt = Schedule.of(Clock.of(network.config), prompt)
     prompts = _Prompts(prompt, len(state.settings.seeds), bool(network.config.memory_interval))
@@ -505,7 +514,7 @@ def rollout(
     # The checks above must not wait for the first block to be asked for, so the loop is a generator
     # inside.
     def generate(state: StreamState) -> Iterator[tuple[BlockLatents, StreamState]]:
-        constants = SigmaConstants(network, like, told or FEW_STEP_GUIDANCE)
+        constants = SigmaConstants(network, like, sampler.few_step_guidance or FEW_STEP_GUIDANCE)
         config = network.config
 
         def track(block: int, after: int) -> Tensor | None:

@@ -267,7 +267,7 @@ def test_mistakes_are_told_before_any_work(
         ("--seconds", "0"): "length is 0.0 seconds",
         ("--seconds", "nan"): "length is nan seconds",
         ("--steps", "99"): "asked for 99 steps, expected 1 to 40",
-        ("--guidance", "3"): "choose mode 'multi'",
+        ("--guidance", "3"): "found guidance 3 for few-step mode",
         ("--seed", str(10**25)): "a seed is 10000000000000000000000000, expected",
         ("--window", "0"): "window is 0",
         ("--path", "fast"): "execution path is 'fast'",
