@@ -19,8 +19,8 @@ from mutual_forcing.lab.training.adapters import (
 from mutual_forcing.lab.training.data import Batch
 from mutual_forcing.lab.training.flow_matching import flow_matching
 from mutual_forcing.lab.training.train import CONFIGS
-from mutual_forcing.model_loaders.ltx2 import load_transformer
 from mutual_forcing.model_loaders.fixture import relative_error
+from mutual_forcing.model_loaders.ltx2 import load_transformer
 from mutual_forcing.networks.full_sequence import causal_forward
 from mutual_forcing.networks.transformer import CausalAVTransformer, text_keys
 from mutual_forcing.tests.ltx2_files import WEIGHTS, with_header
