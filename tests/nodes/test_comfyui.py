@@ -218,7 +218,8 @@ def test_cancelling_keeps_what_was_finished(server: Server, schemas: dict) -> No
     assert str(files[".mp4"]) in server.log.read_text(errors="replace")
     (run,) = [one for one in server.get("/mutual_forcing/live") if one["prompt_id"] == queued]
     assert run["over"] and any(files[".mp4"].name in words for words in run["words"])
-    assert set(temp.glob("mutual_forcing_*.mp4")) == earlier
+    # Those of earlier runs go when nothing holds them any more.
+    assert set(temp.glob("mutual_forcing_*.mp4")) <= earlier
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads what a process has mapped")
@@ -345,7 +346,7 @@ def test_limits_hold_over_a_wire_and_what_cannot_fit_is_refused_at_once(
     prompt["90"] = {"class_type": "PrimitiveInt", "inputs": {"value": 100_000}}
     inputs = prompt[key]["inputs"]
     inputs["seconds"] = ["90", 0]
-    assert "'length (seconds)' is 100000, expected 1 to 3600" in refusal(server, prompt)
+    assert "'length (seconds)' is 100000, expected 0 to 3600" in refusal(server, prompt)
     prompt["90"]["inputs"]["value"] = 3600
     prompt["91"] = {"class_type": "PreviewImage", "inputs": {"images": [key, 1]}}
     size = inputs_of(prompt, "MF_StreamSettings")[0]
@@ -470,8 +471,9 @@ def one_chunk(schemas: dict) -> tuple[dict, str, str]:
     whole = prompt_of("2_chunks_and_a_fork.json", schemas)
     (loader,) = [key for key, node in whole.items() if node["class_type"] == "MF_LoadModel"]
     chunk = next(key for key, node in whole.items() if node["class_type"] == "MF_SampleChunk")
-    kept = {"MF_LoadModel", "CLIPTextEncode", "MF_StreamSettings"}
-    prompt = {k: node for k, node in whole.items() if k == chunk or node["class_type"] in kept}
+    kept = {"MF_LoadModel", "MF_StreamSettings"}
+    used = {chunk, whole[chunk]["inputs"]["positive"][0]}
+    prompt = {k: node for k, node in whole.items() if k in used or node["class_type"] in kept}
     return prompt, loader, chunk
 
 

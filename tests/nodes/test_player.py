@@ -93,8 +93,9 @@ def saved_chunk(schemas: dict, name: str) -> dict:
     """A chunk of a second that is saved under a name."""
     whole = prompt_of("2_chunks_and_a_fork.json", schemas)
     chunk = next(key for key, node in whole.items() if node["class_type"] == "MF_SampleChunk")
-    kept = {"MF_LoadModel", "CLIPTextEncode", "MF_StreamSettings"}
-    prompt = {k: node for k, node in whole.items() if k == chunk or node["class_type"] in kept}
+    kept = {"MF_LoadModel", "MF_StreamSettings"}
+    used = {chunk, whole[chunk]["inputs"]["positive"][0]}
+    prompt = {k: node for k, node in whole.items() if k in used or node["class_type"] in kept}
     prompt[chunk]["inputs"] |= {"seconds": 1, "mode": "many steps", "mode.steps": 1}
     prompt[chunk]["inputs"] |= {"mode.guidance": 1.0}
     saving = {"state": [chunk, 0], "name": name, "memory": False}
