@@ -106,6 +106,7 @@ RECIPE = MutualRecipe(
     steps=(4,),
     matching_every=2,
     fake_updates=3,
+    fake_warmup=0,
     caption_dropout=0.0,
     window=2,
     history=HistoryMix((0.0, 0.0), (0.0, 0.0)),

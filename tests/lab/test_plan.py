@@ -20,21 +20,22 @@ from mutual_forcing.networks.transformer import CausalAVTransformer
 from mutual_forcing.tests.tiny_training import SETTINGS
 from torch.utils.flop_counter import FlopCounterMode
 
-FULL = read_settings(CONFIGS / "ltx2_19b.json", "mutual", "mutual")
+FULL = read_settings(CONFIGS / "ltx2_19b.json", "joint", "mutual")
 TINY = SETTINGS | {
     "recipe": SETTINGS["recipe"]
     | {"dtype": "float32", "lengths": [{"blocks": 2, "batch": 2, "share": 1.0}], "recompute": True}
 }
 
 
-def adapted() -> dict[str, dict[str, object]]:
-    """A small network under adapters."""
-    return TINY | {"adapters": FULL["adapters"] | {"rank": 2}}
+def adapted(stage: str, config: str = "ltx2_19b.json") -> dict[str, dict[str, object]]:
+    """A small network under the adapters that a config has for a stage."""
+    adapters = read_settings(CONFIGS / config, stage, "mutual")["adapters"]
+    return TINY | {"adapters": adapters | {"rank": 2}}
 
 
 def test_the_flops_of_a_step_without_values_are_those_of_one_with_them(monkeypatch) -> None:
     monkeypatch.setattr(plan, "gpu_attention", math_attention)
-    settings = adapted()
+    settings = adapted("mutual")
     planned = plan.build(settings, "mutual", 1, 3)
     like = plan.empty_batch(settings, 2, 2, 3)
     with plan.Watch() as watch:
@@ -53,7 +54,7 @@ def test_the_flops_of_a_step_without_values_are_those_of_one_with_them(monkeypat
 
 
 def test_layers_lie_on_a_straight_line() -> None:
-    settings = adapted()
+    settings = adapted("joint")
     flops = [plan._flops(settings, "joint", depth, 3) for depth in (1, 2, 4)]
     assert plan.drawn_out(dict(zip((1, 2), flops, strict=False)).get, (1, 2), 4) == flops[2]
     size = {d: plan.working_bytes(settings, "joint", d, 3, 1) for d in (2, 4, 6)}
@@ -75,7 +76,8 @@ def test_tensors_count_from_when_they_are_made_until_they_go() -> None:
 
 
 def test_what_is_held_is_counted_once_and_split_by_rows(monkeypatch) -> None:
-    settings = adapted()
+    # Where all is shared there is a teacher to hold as well.
+    settings = adapted("mutual", "ltx2_19b_shared.json")
     with pytest.raises(ValueError, match="expected a multiple"):
         plan.working_bytes(settings, "joint", 1, 3, 3)
     # What a step adds takes long to find out and is another test's.
@@ -114,7 +116,8 @@ def test_the_full_size_is_ltx2_19b() -> None:
 
 def test_the_command_prints_a_table_and_writes_its_numbers(tmp_path: Path, caplog) -> None:
     config = tmp_path / "config.json"
-    config.write_text(json.dumps(adapted()))
+    settings = adapted("joint")
+    config.write_text(json.dumps(settings | {"adapters": {"joint": settings["adapters"]}}))
     out = tmp_path / "plan"
     caplog.set_level("INFO", "mutualforcing")
     plan.main(["--config", str(config), "--stages", "joint", "--gpus", "2", "--steps", "10",

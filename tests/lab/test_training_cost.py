@@ -93,6 +93,6 @@ def test_what_cannot_be_measured_is_refused(
     assert training_cost.main(["--rounds", "0"]) == 2
     assert "--rounds is 0" in caplog.messages[-1]
     other = tmp_path / "adapters.json"
-    other.write_text(json.dumps(SETTINGS | {"adapters": {}}))
+    other.write_text(json.dumps(SETTINGS | {"adapters": {"mutual": {"rank": 2}}}))
     assert training_cost.main(["--config", str(other), "--method", OURS]) == 2
     assert "lab.training.plan" in caplog.messages[-1]
