@@ -282,7 +282,7 @@ class Outputs:
             kept = self.state.trimmed() if self.arguments.drop_history else self.state
             files.append((line, partial(save_state, state_out, kept)))
         if self.sheet and self.sheet.pictures:
-            texts = " → ".join(line.texts[0] for line in self.state.schedule)
+            texts = " / ".join(line.texts[0] for line in self.state.schedule)
             save_sheet = partial(self.sheet.save, sheet, texts)
             files.append((f"{sheet}: frames over the waveform", save_sheet))
         if not self.blocks:
