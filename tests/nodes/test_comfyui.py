@@ -444,7 +444,7 @@ def test_prompts_from_any_node_are_one_schedule_and_make_the_stream_again(
     inputs |= {"lines": rows, "past": "keep"}
     for name in ("append", "past.seconds"):
         del inputs[name]
-    assert equal(played, stream_of(server, prompt, chunk, "again"))
+    assert equal(played, stream_of(server, prompt, chunk, "replayed"))
     # A second chunk goes on in the same schedule: two and then two seconds are four.
     prompt[chunk]["inputs"]["seconds"] = 2
     more = {"state": [chunk, 0], **prompt[chunk]["inputs"]}
