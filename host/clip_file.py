@@ -7,6 +7,11 @@ from pathlib import Path
 
 from comfy_api.latest import InputImpl
 
+from ..samplers.clip_writer import ClipWriter
+from ..samplers.clock import Clock
+from ..samplers.state import StreamSettings
+from .decoding import ClipDecoder
+
 
 class ClipFile(InputImpl.VideoFromFile):
     """A working file that is a VIDEO. Save Video copies its H.264 and AAC into a file of that kind.
@@ -24,3 +29,22 @@ class ClipFile(InputImpl.VideoFromFile):
         if part is not None:
             part.whole = self  # its file stays for as long as the part does
         return part
+
+
+def clip_writer(
+    path: Path, clock: Clock, settings: StreamSettings, decoder: ClipDecoder
+) -> ClipWriter:
+    """A writer of a stream's pictures, pixel for pixel, and of what its decoder makes of the sound.
+
+    Raises:
+        OSError, ValueError: as `ClipWriter`.
+    """
+    return ClipWriter(
+        path,
+        clock,
+        *settings.pixels,
+        scale=1,
+        clips=len(settings.seeds),
+        channels=decoder.channels,
+        sample_rate=decoder.sample_rate,
+    )

@@ -15,7 +15,6 @@ import torchaudio
 from einops import rearrange
 from torch import Tensor
 
-from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.encode import cut_to_blocks, encoded
 from ..samplers.state import StreamState
 from ..samplers.stream_memory import remembered
@@ -64,7 +63,7 @@ def stream_of_clip(
     config, clock, settings = model.transformer.config, model.clock, state.settings
     channels = config.in_channels, config.audio_in_channels
     decoder = clip_decoder(*vaes, clock, channels=channels, model=wire)
-    size = settings.height * SPACE_STRIDE, settings.width * SPACE_STRIDE
+    size = settings.pixels
     pictures, sound, fps = clip
     # A frame stands until the next one.
     count = int(len(pictures) / fps * clock.fps)

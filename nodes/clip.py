@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from comfy_api.latest import io
 
 from ..host import folders
-from ..host.clip_file import ClipFile
+from ..host.clip_file import ClipFile, clip_writer
 from ..host.conditioning import Conditioning
 from ..host.page import Progress, show_run
 from ..host.stream_model import StreamModel
 from ..host.wiring import fingerprint, wired
-from ..networks.video_codec import SPACE_STRIDE
-from ..samplers.clip_writer import ClipWriter
 from ..samplers.decode import Collected, DecodedBlock
 from ..samplers.parking import parked
 from ..samplers.rollout import GUIDANCE
@@ -47,16 +45,7 @@ class GenerateClip(io.ComfyNode):
             ],
             inputs=[
                 *request.wires(),
-                io.Vae.Input(
-                    "vae",
-                    optional=True,
-                    tooltip="For pictures, from the model's loader. Without it the model's own.",
-                ),
-                io.Vae.Input(
-                    "audio_vae",
-                    optional=True,
-                    tooltip="For sound, from the model's loader. Without it the model's own.",
-                ),
+                *request.vaes(),
                 io.Int.Input(
                     "seconds",
                     default=6,
@@ -139,7 +128,7 @@ class GenerateClip(io.ComfyNode):
             clip=clip,
         )
         decoder, clock, before = asked.decoder, asked.model.clock, asked.state
-        size, first = before.settings, before.next_block
+        first = before.next_block
         progress = Progress(asked.steps)
         working = folders.temporary_file("mp4")
         finished = Finished(before, working)
@@ -149,16 +138,7 @@ class GenerateClip(io.ComfyNode):
         shown = show_run(working, length, cls.hidden, asked.remarks, live=decoder.live)
         with shown as run, rescue(finished, run, cls.hidden):
             progress.run = run
-            with ClipWriter(
-                working,
-                clock,
-                size.height * SPACE_STRIDE,
-                size.width * SPACE_STRIDE,
-                scale=1,
-                clips=len(size.seeds),
-                channels=decoder.channels,
-                sample_rate=decoder.sample_rate,
-            ) as writer:
+            with clip_writer(working, clock, before.settings, decoder) as writer:
                 made = _sketched(request.sample(asked, progress, run), asked.model, progress)
 
                 def use(decoded: DecodedBlock | None, after: StreamState) -> None:

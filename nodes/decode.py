@@ -8,13 +8,11 @@ from dataclasses import replace
 from comfy_api.latest import io
 
 from ..host import folders
-from ..host.clip_file import ClipFile
+from ..host.clip_file import ClipFile, clip_writer
 from ..host.decoding import clip_decoder
 from ..host.model_wire import known_of, stream_model
 from ..host.wiring import fingerprint, wired
-from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.chunk import ChunkOrigin, chunk_origin, chunk_state
-from ..samplers.clip_writer import ClipWriter
 from ..samplers.decode import Collected
 from ..samplers.overlap import OVERLAP
 from ..samplers.state import StreamState, check_state
@@ -182,17 +180,7 @@ class DecodeChunk(io.ComfyNode):
         clip = folders.temporary_file("mp4") if file else None
         with ExitStack() as files:
             if clip is not None:
-                size = state.settings
-                writer = ClipWriter(
-                    clip,
-                    clock,
-                    size.height * SPACE_STRIDE,
-                    size.width * SPACE_STRIDE,
-                    scale=1,
-                    clips=len(size.seeds),
-                    channels=decoder.channels,
-                    sample_rate=decoder.sample_rate,
-                )
+                writer = clip_writer(clip, clock, state.settings, decoder)
                 files.enter_context(writer)
             for decoded in made:
                 if clip is not None:

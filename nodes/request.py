@@ -19,7 +19,6 @@ from ..host.stream_model import StreamModel
 from ..model_loaders.memory import frame_bytes, stream_bytes
 from ..networks.checked import quoted
 from ..networks.execution import PATHS, Execution
-from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.clock import Clock
 from ..samplers.noise import varied_seed
 from ..samplers.parking import spooled
@@ -127,6 +126,22 @@ def wires() -> list[io.Input]:
             optional=True,
             tooltip="Reads lines that are typed while the clip is made. Without it the model's own "
             "does; LTX-2 needs the one of its text encoder.",
+        ),
+    ]
+
+
+def vaes() -> list[io.Input]:
+    """Inputs of the VAEs that decode or encode, where the model's own will not do."""
+    return [
+        io.Vae.Input(
+            "vae",
+            optional=True,
+            tooltip="For pictures, from the model's loader. Without it the model's own.",
+        ),
+        io.Vae.Input(
+            "audio_vae",
+            optional=True,
+            tooltip="For sound, from the model's loader. Without it the model's own.",
         ),
     ]
 
@@ -317,7 +332,7 @@ def check_frames(clock: Clock, state: StreamState, first: int, blocks: int) -> N
         ValueError: they take more memory than is free.
     """
     settings, frames = state.settings, clock.frames(first + blocks) - clock.frames(first)
-    size = settings.height * SPACE_STRIDE, settings.width * SPACE_STRIDE
+    size = settings.pixels
     needed, free = frame_bytes(len(settings.seeds), frames, *size), free_memory()
     if needed > free:
         raise ValueError(

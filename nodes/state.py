@@ -12,11 +12,10 @@ from ..host.encoding import Clip, end_of_video, stream_of_clip
 from ..host.model_wire import stream_model
 from ..host.page import graph_notes, say
 from ..model_loaders.catalog import changed_at
-from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.schedule import written
 from ..samplers.state import StreamState, clock_of, rewound, take_of
 from ..samplers.state_file import load_state, save_state
-from . import limits
+from . import limits, request
 from .types import SettingsWire, StateWire, StreamPlan
 
 logger = logging.getLogger("mutualforcing")
@@ -218,16 +217,7 @@ class StreamFromClip(io.ComfyNode):
                     optional=True,
                     tooltip="... and its sound, from the first frame on. Silence without it.",
                 ),
-                io.Vae.Input(
-                    "vae",
-                    optional=True,
-                    tooltip="For pictures, from the model's loader. Without it the model's own.",
-                ),
-                io.Vae.Input(
-                    "audio_vae",
-                    optional=True,
-                    tooltip="For sound, from the model's loader. Without it the model's own.",
-                ),
+                *request.vaes(),
                 SettingsWire.Input(
                     "settings",
                     optional=True,
@@ -290,7 +280,7 @@ class StreamFromClip(io.ComfyNode):
 def described(state: StreamState) -> str:
     """What a stream is: its length, size, model and seeds, and the prompts that it followed."""
     settings, seconds = state.settings, clock_of(state).seconds(state.next_block)
-    width, height = settings.width * SPACE_STRIDE, settings.height * SPACE_STRIDE
+    height, width = settings.pixels
     facts = [
         f"{float(seconds):.1f} s of {width} x {height}",
         state.model_title or state.model_id,

@@ -246,8 +246,8 @@ def _played(
     with ExitStack() as files:
         writer = None
         try:
-            pixels = size.height * SPACE_STRIDE, size.width * SPACE_STRIDE
-            writer = ClipWriter(run.clip, asked.model.clock, *pixels, clips=len(size.seeds))
+            clips = len(size.seeds)
+            writer = ClipWriter(run.clip, asked.model.clock, *size.pixels, clips=clips)
             files.enter_context(writer)
         except (OSError, ValueError) as error:
             run.say(str(error))

@@ -22,7 +22,7 @@ from ..networks.checked import one_line, quoted
 from ..networks.config import TransformerConfig
 from ..networks.kv_cache import ATTENTIONS, RollingCache, kept_blocks
 from ..networks.layout import BlockLayout
-from ..networks.video_codec import VideoDecoderState
+from ..networks.video_codec import SPACE_STRIDE, VideoDecoderState
 from ..networks.vocoder import Controls, VocoderState
 from .clock import Clock
 from .model import StreamModel
@@ -116,6 +116,11 @@ class StreamSettings:
                     f"stream settings: a seed is {quoted(seed)}, expected {-SEEDS_END} to "
                     f"{SEEDS_END - 1}"
                 )
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Height and width of the picture."""
+        return self.height * SPACE_STRIDE, self.width * SPACE_STRIDE
 
 
 @dataclass(frozen=True)

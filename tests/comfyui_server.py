@@ -130,6 +130,17 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
 
+    def __enter__(self) -> Server:
+        try:
+            self.wait_until_up()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.stop()
+
     def text(self, path: str) -> str:
         """The body of a GET."""
         with urllib.request.urlopen(self.url + path, timeout=60) as answer:

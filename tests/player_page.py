@@ -12,23 +12,17 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
-import tempfile
 import time
 import urllib.request
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from chromium_page import opened, show
+from playwright.sync_api import Page
 
 URL, WORKFLOW, FOLDER = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 SECONDS, LINE = int(sys.argv[4]), sys.argv[5]
 RENDERER = os.environ.get("MF_RENDERER", "canvas")
-READY = (
-    "() => window.app?.extensionManager && window.app?.graph && window.app?.vueAppReady !== false"
-)
-OPEN = """([text, name]) =>
-    window.app.handleFile(new File([text], name, { type: "application/json" }))"""
 SET = """(values) => {
     for (const node of window.app.graph.nodes)
         for (const widget of node.widgets ?? [])
@@ -110,28 +104,12 @@ def focus(page: Page, label: str) -> None:
 
 def main() -> None:
     """See above."""
-    chromium = (
-        os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    )
     FOLDER.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as profile, sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            profile,
-            executable_path=chromium,
-            viewport={"width": 1600, "height": 1000},
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        context.set_default_timeout(300_000)  # a machine may be busy with other work
-        page = context.pages[0]
-        page.goto(URL, wait_until="domcontentloaded")
-        page.wait_for_function(READY)
-        page.wait_for_timeout(4000)
-        page.keyboard.press("Escape")  # the templates dialog that greets a first visit
+    with opened(URL) as page:
         setting = "(on) => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
         page.evaluate(setting, RENDERER == "vue")
         page.wait_for_timeout(500)
-        page.evaluate(OPEN, [WORKFLOW.read_text(encoding="utf-8"), WORKFLOW.name])
-        page.wait_for_timeout(2000)
+        show(page, WORKFLOW)
         page.evaluate(CONNECT)
         page.evaluate(SET, {"seconds": 2, "variation": 1})
         _, first = press_run(page, None)
@@ -160,7 +138,6 @@ def main() -> None:
         }
         found |= {"after": after, "renderer": RENDERER, "line": bool(sent)}
         sys.stdout.write(json.dumps(found) + "\n")
-        context.close()
 
 
 main()

@@ -9,31 +9,17 @@ or fails. Needs playwright and a Chromium (CHROMIUM, or one on the PATH).
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import sys
-import tempfile
 import urllib.request
 from pathlib import Path
-from urllib.parse import urlparse
 
-from playwright.sync_api import Page, Route, sync_playwright
+from chromium_page import opened, show
+from playwright.sync_api import Page
 
 URL, WORKFLOW, PICTURE = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-READY = (
-    "() => window.app?.extensionManager && window.app?.graph && window.app?.vueAppReady !== false"
-)
-OPEN = """([text, name]) =>
-    window.app.handleFile(new File([text], name, { type: "application/json" }))"""
 BROKEN = "() => window.app.graph.nodes.filter((node) => node.has_errors).map((node) => node.type)"
 FIT = '() => window.app.extensionManager.command.execute("Comfy.Canvas.FitView")'
-
-
-def only_here(route: Route) -> None:
-    """Let the page reach its own server and nothing else."""
-    here = urlparse(route.request.url).hostname == urlparse(URL).hostname
-    route.continue_() if here else route.abort()
 
 
 def replaced(page: Page) -> list[str]:
@@ -66,26 +52,8 @@ def run(page: Page) -> dict:
 
 def main() -> None:
     """Open, replace, run, and take a picture."""
-    chromium = (
-        os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    )
-    with tempfile.TemporaryDirectory() as profile, sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            profile,
-            executable_path=chromium,
-            viewport={"width": 1600, "height": 1000},
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        context.set_default_timeout(300_000)  # a machine may be busy with other work
-        context.route("**/*", only_here)
-        page = context.pages[0]
-        page.goto(URL, wait_until="domcontentloaded")
-        page.wait_for_function(READY)
-        page.wait_for_timeout(4000)
-        page.keyboard.press("Escape")  # the templates dialog that greets a first visit
-        page.wait_for_timeout(500)
-        page.evaluate(OPEN, [WORKFLOW.read_text(encoding="utf-8"), WORKFLOW.name])
-        page.wait_for_timeout(2000)
+    with opened(URL, alone=True) as page:
+        show(page, WORKFLOW)
         sys.stdout.write(f"replaced: {', '.join(replaced(page)) or 'none'}\n")
         sys.stdout.write(f"missing: {', '.join(page.evaluate(BROKEN)) or 'none'}\n")
         entry = run(page)
@@ -93,7 +61,6 @@ def main() -> None:
         page.evaluate(FIT)
         page.wait_for_timeout(2500)
         page.screenshot(path=PICTURE)
-        context.close()
     if entry["status"]["status_str"] != "success":
         raise SystemExit(json.dumps(entry["status"]["messages"]))
 

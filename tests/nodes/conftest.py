@@ -42,12 +42,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(noise).save(base / "input" / "example.png")
 
-    running = Server(comfyui_path(), folder / "base", model, prepare)
-    try:
-        running.wait_until_up()
+    with Server(comfyui_path(), folder / "base", model, prepare) as running:
         yield running
-    finally:
-        running.stop()
 
 
 @pytest.fixture(scope="session")

@@ -72,12 +72,8 @@ def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         Image.fromarray(noise).save(base / "input" / "example.png")
 
     model = save_tiny(folder / "tiny.safetensors")
-    running = Server(comfyui_path(), folder / "base", model, prepare)
-    try:
-        running.wait_until_up()
+    with Server(comfyui_path(), folder / "base", model, prepare) as running:
         yield running
-    finally:
-        running.stop()
 
 
 @pytest.fixture(scope="module")

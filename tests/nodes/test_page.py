@@ -34,12 +34,8 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """As artists start it, with nothing switched off."""
     arguments = ["--front-end-root", request.param] if request.param else []
     base = tmp_path_factory.mktemp("page") / "base"
-    running = Server(comfyui_path(), base, shipped_model_path(), arguments=arguments)
-    try:
-        running.wait_until_up()
+    with Server(comfyui_path(), base, shipped_model_path(), arguments=arguments) as running:
         yield running
-    finally:
-        running.stop()
 
 
 def played(
