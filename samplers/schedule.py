@@ -73,7 +73,8 @@ class Transition:
 KEEP = Transition()
 USUAL = Transition(reread=1)
 """Where nobody chooses: as the network learned it, for which a block's keys are written when the
-stream goes on, under the prompt that it goes on with. It also follows best (docs/measured.md)."""
+stream goes on, under the prompt that it goes on with. docs/measured.md has it beside the others.
+"""
 
 
 @dataclass(frozen=True)
