@@ -11,7 +11,7 @@ before it (docs/mutual_forcing.md, section 3.5 B).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -219,15 +219,26 @@ def sequence_plan(
     )
 
 
-def _to(plan: SequencePlan, like: Tensor) -> tuple[ModalityTables, Masks]:
+@lru_cache(maxsize=8)
+def _placed_plan(device: torch.device, dtype: torch.dtype, *what: object) -> SequencePlan:
+    """`sequence_plan(*what)` where it is needed: copied once, not in every pass."""
+    plan = sequence_plan(*what)
+
     def move(mask: Tensor | BlockPattern | None) -> Tensor | BlockPattern | None:
         if isinstance(mask, BlockPattern):
             return BlockPattern(
-                tuple((q, k, None if m is None else m.to(like.device)) for q, k, m in mask.runs)
+                tuple((q, k, None if m is None else m.to(device)) for q, k, m in mask.runs)
             )
-        return None if mask is None else mask.to(like.device)
+        return None if mask is None else mask.to(device)
 
-    return ModalityTables(*(t.to(like) for t in plan.tables)), Masks(*(move(m) for m in plan.masks))
+    like = torch.empty(0, dtype=dtype, device=device)
+    groups = ("video_group", "audio_group", "video_block", "audio_block")
+    return replace(
+        plan,
+        tables=ModalityTables(*(table.to(like) for table in plan.tables)),
+        masks=Masks(*map(move, plan.masks)),
+        **{name: getattr(plan, name).to(device) for name in groups},
+    )
 
 
 def video_tokens(video: Tensor) -> Tensor:
@@ -259,8 +270,8 @@ def causal_forward(
     config = model.config
     frames, height, width = video.shape[2:]
     blocks = config.layout.blocks(frames, audio.shape[1])
-    plan = sequence_plan(config, blocks, height, width, 0, causal)
-    tables, masks = _to(plan, video)
+    plan = _placed_plan(video.device, video.dtype, config, blocks, height, width, 0, causal)
+    tables, masks = plan.tables, plan.masks
     sinks = config.num_audio_sink_tokens
     video_groups = audio_groups = None
     if video_sigma.shape[1] > 1 or audio_sigma.shape[1] > 1:
@@ -299,8 +310,8 @@ def _text_masks(plan: SequencePlan, told: Told, copies: int) -> tuple[Tensor, Te
         )
         return (blocks[:, :, None] == ends)[:, None]
 
-    video = mask(plan.video_block, plan.video_group.to(later.device), plan.video_clean)
-    audio = mask(plan.audio_block, plan.audio_group.to(later.device), plan.audio_clean)
+    video = mask(plan.video_block, plan.video_group, plan.video_clean)
+    audio = mask(plan.audio_block, plan.audio_group, plan.audio_clean)
     return video, audio
 
 
@@ -337,9 +348,9 @@ def history_forward(
     both = sigma if isinstance(sigma, tuple) else (sigma, sigma)
     copies, blocks = both[0].shape[1:]
     height, width = clean[0].shape[3:] if clean[0] is not None else (1, 1)
-    plan = sequence_plan(config, blocks, height, width, copies)
     like = clean[0] if clean[0] is not None else clean[1]
-    tables, masks = _to(plan, like)
+    plan = _placed_plan(like.device, like.dtype, config, blocks, height, width, copies)
+    tables, masks = plan.tables, plan.masks
 
     def with_clean(values: Tensor) -> Tensor:
         noisy = rearrange(values, "b r k -> b (r k)")
@@ -359,7 +370,7 @@ def history_forward(
         like.dtype,
         told.guidance,
     )
-    groups = plan.video_group.to(like.device), plan.audio_group.to(like.device)
+    groups = plan.video_group, plan.audio_group
     run = Pass(
         TokenModulation(model, embedding, *groups),
         text,

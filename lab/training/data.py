@@ -186,9 +186,15 @@ class LatentSet:
         """Timed transcript (s, c) of the kept blocks of a clip, each under its own prompt."""
         config = self.config
         frame = config.audio_hop_length / config.audio_sampling_rate
-        parts = []
+        spans: list[tuple[int, int, int]] = []
         for block, prompt in zip(kept, prompts.tolist(), strict=True):
             start, stop = self.layout.audio_span(block)
+            # Blocks in a row under one prompt are one: a track costs the same whatever its length.
+            if spans and spans[-1][1:] == (start, prompt):
+                start = spans.pop()[0]
+            spans.append((start, stop, prompt))
+        parts = []
+        for start, stop, prompt in spans:
             if found.spoken is None:
                 parts.append(torch.zeros(stop - start, config.transcript_channels))
                 continue
