@@ -16,6 +16,7 @@ import sysconfig
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from .config import TransformerConfig
 from .kernels import PLAIN, Kernels, compiled_kernels
 from .lanes import ONE_LANE, Lanes, TwoLanes
-from .rope import ModalityTables, RopeTable, block_tables, modality_tables
+from .rope import ModalityTables, RopeTable, block_tables
 
 Tensors = tuple[Tensor, ...]
 WAYS = ("compiled", "lanes", "graph")
@@ -141,6 +142,10 @@ def to_device(x: Tensor, like: Tensor) -> Tensor:
     return x.to(like.device, non_blocking=True)
 
 
+def _placed(like: Tensor, x: Tensor) -> Tensor:
+    return to_device(x.to(like.dtype), like)
+
+
 class Workspace:
     """What the passes over one stream share: memory that is used again, a lane, graphs.
 
@@ -180,11 +185,9 @@ class Workspace:
     ) -> ModalityTables:
         """RoPE tables of `blocks` blocks where they are needed; the last ones are kept."""
         if self._tables is None or self._tables[0] != blocks:
-            tables = (
-                RopeTable(*(to_device(t.to(like.dtype), like) for t in table))
-                for table in modality_tables(config, blocks, height, width)
-            )
-            self._tables = blocks, ModalityTables(*tables)
+            self._tables = None  # the old ones go first
+            made = block_tables(config, range(blocks), height, width, partial(_placed, like))
+            self._tables = blocks, made
         return self._tables[1]
 
     def tables_at(
@@ -202,8 +205,8 @@ class Workspace:
         """
 
         def one(block: int) -> ModalityTables:
-            made = block_tables(config, range(block, block + 1), height, width)
-            return ModalityTables(*(table.to(like) for table in made))
+            blocks = range(block, block + 1)
+            return block_tables(config, blocks, height, width, partial(_placed, like))
 
         held = self._of_block
         self._of_block = {block: held[block] if block in held else one(block) for block in blocks}

@@ -11,16 +11,20 @@ same rotation.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
 from .config import TransformerConfig
 from .layout import BlockLayout
+
+Placed = Callable[[Tensor], Tensor]
 
 
 class RopeTable(NamedTuple):
@@ -92,30 +96,44 @@ def _frequencies(config: TransformerConfig, count: int) -> Tensor:
     return torch.pow(theta, torch.linspace(0.0, 1.0, count, dtype=torch.float32)) * (math.pi / 2)
 
 
-def _table(config: TransformerConfig, fractions: Tensor, heads: int, head_dim: int) -> RopeTable:
-    """Angles of positions given as fractions (n, axes) of the trained range, spread over all heads.
+def _table(
+    config: TransformerConfig,
+    axes: Sequence[tuple[Tensor, str]],
+    heads: int,
+    head_dim: int,
+    placed: Placed,
+    **lengths: int,
+) -> RopeTable:
+    """A table of tokens whose places along each axis are fractions (m,) of the trained range.
 
     Angles run frequency-major, axis-minor over the whole inner width; channels left over are an
-    identity rotation at the front.
+    identity rotation at the front. An angle belongs to one axis, so cosines and sines are made of a
+    few places, here, and laid over the tokens where they are needed.
+
+    Args:
+        axes: with each, how its places lie over the tokens, as an einops pattern of (m, k).
+        lengths: of the pattern's axes.
     """
-    tokens, axes = fractions.shape
     pairs = heads * head_dim // 2
-    frequencies = _frequencies(config, heads * head_dim // (2 * axes))
-    signed = (2 * fractions - 1).to(torch.float32)
-    angles = rearrange(signed[:, None, :] * frequencies[None, :, None], "n k x -> n (k x)")
-    cos, sin = angles.cos(), angles.sin()
-    pad = pairs - angles.shape[1]
-    cos = torch.cat((torch.ones(tokens, pad), cos), dim=1)
-    sin = torch.cat((torch.zeros(tokens, pad), sin), dim=1)
-    return RopeTable(*(rearrange(t, "n (a r) -> a n r", a=heads).contiguous() for t in (cos, sin)))
+    frequencies = _frequencies(config, pairs // len(axes))
+    pad = pairs - len(axes) * len(frequencies)
+    angles = [
+        ((2 * fractions - 1).to(torch.float32)[:, None] * frequencies, pattern)
+        for fractions, pattern in axes
+    ]
+
+    def laid(turned: Callable[[Tensor], Tensor], left_over: float) -> Tensor:
+        parts = [repeat(placed(turned(angle)), pattern, **lengths) for angle, pattern in angles]
+        table = F.pad(rearrange(parts, "x n k -> n (k x)"), (pad, 0), value=left_over)
+        return rearrange(table, "n (a r) -> a n r", a=heads).contiguous()
+
+    return RopeTable(laid(torch.cos, 1.0), laid(torch.sin, 0.0))
 
 
 def _with_sinks(table: RopeTable, sinks: int) -> RopeTable:
     """Prepend sink tokens, not rotated (OmniForcing, arXiv 2603.11647, equation 8)."""
-    heads, _, pairs = table.cos.shape
     return RopeTable(
-        torch.cat((torch.ones(heads, sinks, pairs), table.cos), dim=1),
-        torch.cat((torch.zeros(heads, sinks, pairs), table.sin), dim=1),
+        F.pad(table.cos, (0, 0, sinks, 0), value=1.0), F.pad(table.sin, (0, 0, sinks, 0))
     )
 
 
@@ -134,38 +152,43 @@ def modality_tables(
 
 
 def block_tables(
-    config: TransformerConfig, blocks: range, height: int, width: int
+    config: TransformerConfig,
+    blocks: range,
+    height: int,
+    width: int,
+    placed: Placed = lambda table: table,
 ) -> ModalityTables:
-    """The same of any blocks in a row, at their own seconds."""
+    """The same of any blocks in a row, at their own seconds.
+
+    Args:
+        placed: takes a small table of float32 on the CPU to the device and dtype of the whole ones.
+    """
     layout: BlockLayout = config.layout
     max_time, max_row, max_column = config.positional_embedding_max_pos
-    cross_max = max(max_time, config.audio_positional_embedding_max_pos[0])
+    (max_audio,) = config.audio_positional_embedding_max_pos
+    cross_max = max(max_time, max_audio)
     middle = 0.5 if config.use_middle_indices_grid else 0.0
     space = config.video_space_stride
     first, last = blocks[0], blocks[-1]
     times = video_seconds(config, layout.video_span(first)[0], layout.video_span(last)[1])
     rows = (torch.arange(height, dtype=torch.float32) + middle) * space
     columns = (torch.arange(width, dtype=torch.float32) + middle) * space
-    grid = torch.stack(
-        (
-            repeat(times / max_time, "f -> (f h w)", h=height, w=width),
-            repeat(rows / max_row, "h -> (f h w)", f=len(times), w=width),
-            repeat(columns / max_column, "w -> (f h w)", f=len(times), h=height),
-        ),
-        dim=1,
-    )
-    audio_times = audio_seconds(config, layout.audio_span(first)[0], layout.audio_span(last)[1])
-    audio_fraction = audio_times / config.audio_positional_embedding_max_pos[0]
-    heads, head_dim = config.audio_num_attention_heads, config.audio_attention_head_dim
-    frame_times = repeat(times, "f -> (f p) 1", p=height * width)
+    heard = audio_seconds(config, layout.audio_span(first)[0], layout.audio_span(last)[1])
+    video = config.num_attention_heads, config.attention_head_dim, placed
+    audio = config.audio_num_attention_heads, config.audio_attention_head_dim, placed
+    per_frame, per_latent = "f k -> (f h w) k", "s k -> s k"
+    grid = [
+        (times / max_time, per_frame),
+        (rows / max_row, "h k -> (f h w) k"),
+        (columns / max_column, "w k -> (f h w) k"),
+    ]
+    sizes = {"f": len(times), "h": height, "w": width}
     sinks = 0 if first else config.num_audio_sink_tokens
     return ModalityTables(
-        video=_table(config, grid, config.num_attention_heads, config.attention_head_dim),
-        audio=_with_sinks(_table(config, audio_fraction[:, None], heads, head_dim), sinks),
-        cross_video=_table(config, frame_times / cross_max, heads, head_dim),
-        cross_audio=_with_sinks(
-            _table(config, audio_times[:, None] / cross_max, heads, head_dim), sinks
-        ),
+        video=_table(config, grid, *video, **sizes),
+        audio=_with_sinks(_table(config, [(heard / max_audio, per_latent)], *audio), sinks),
+        cross_video=_table(config, [(times / cross_max, per_frame)], *audio, **sizes),
+        cross_audio=_with_sinks(_table(config, [(heard / cross_max, per_latent)], *audio), sinks),
     )
 
 

@@ -512,17 +512,11 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("(stride * index - (stride - 1)).clamp(min=0)", "stride * index"),
             ("2 * fractions - 1", "fractions"),
             ("theta, torch.linspace(0.0, 1.0, count,", "theta, -torch.linspace(0.0, 1.0, count,"),
-            ("n k x -> n (k x)", "n k x -> n (x k)"),
-            (
-                "torch.cat((torch.ones(tokens, pad), cos), dim=1)",
-                "torch.cat((cos, torch.ones(tokens, pad)), dim=1)",
-            ),
-            ('"w -> (f h w)", f', '"w -> (f w h)", f'),
+            ("x n k -> n (k x)", "x n k -> n (x k)"),
+            ("(pad, 0), value=left_over", "(0, pad), value=left_over"),
+            ('"w k -> (f h w) k"', '"w k -> (f w h) k"'),
             ("* config.audio_hop_length /", "* 2 * config.audio_hop_length /"),
-            (
-                "torch.cat((torch.zeros(heads, sinks, pairs), table.sin)",
-                "torch.cat((torch.ones(heads, sinks, pairs), table.sin)",
-            ),
+            ("F.pad(table.sin, (0, 0, sinks, 0))", "F.pad(table.sin, (0, 0, sinks, 0), value=1.0)"),
         ],
     ),
     (
