@@ -30,7 +30,7 @@ from mutual_forcing.model_loaders.bundle import (  # noqa: E402
     load_bundle,
     shipped_model_path,
 )
-from mutual_forcing.networks.execution import WAYS, Execution, device_named  # noqa: E402
+from mutual_forcing.networks.execution import AUTOMATIC, WAYS, Execution, device_named  # noqa: E402
 from mutual_forcing.networks.video_codec import SPACE_STRIDE  # noqa: E402
 from mutual_forcing.samplers.clip_writer import ClipWriter  # noqa: E402
 from mutual_forcing.samplers.clock import Clock  # noqa: E402
@@ -156,9 +156,10 @@ def parser() -> shell.Parser:
     add("--device", type=shell.device, default="cpu", help="cpu, cuda, cuda:1 or mps (cpu)")
     add(
         "--path",
-        default="eager",
-        help="how the work is carried out, the clip stays the same: eager, or some of "
-        f"{', '.join(WAYS)} joined by + (lanes and graph are for a GPU, and untried there)",
+        default=AUTOMATIC,
+        help="how the work is carried out, the clip stays the same: automatic, which is what this "
+        f"machine does fastest, eager, or some of {', '.join(WAYS)} joined by + (lanes and graph "
+        "are for a GPU)",
     )
     return made
 

@@ -10,28 +10,36 @@ check what is waited for and that replay over the same memory; no GPU has run th
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sysconfig
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .checked import reason_of
 from .config import TransformerConfig
 from .kernels import PLAIN, Kernels, compiled_kernels
 from .lanes import ONE_LANE, Lanes, TwoLanes
 from .rope import ModalityTables, RopeTable, block_tables
 
+logger = logging.getLogger("mutualforcing")
+
 Tensors = tuple[Tensor, ...]
 WAYS = ("compiled", "lanes", "graph")
 _OLD_NAMES = {"streams": "lanes"}
 PATHS = ("eager", *WAYS, "+".join(WAYS))
+AUTOMATIC = "automatic"
+CHOICES = (AUTOMATIC, *PATHS)
 """What users are offered; `Execution.named` takes every other mixture as well."""
 
 
@@ -44,6 +52,7 @@ class Execution:
     """How passes are carried out; all off is called eager.
 
     Attributes:
+        automatic: as is fastest where the passes run (`chosen`), whatever the others say.
         compiled: fuse the arithmetic between matrix products with torch.compile.
         lanes: audio beside video, in a CUDA stream of its own; changes nothing on a CPU.
         graph: replay passes as CUDA graphs once the window is full.
@@ -51,6 +60,7 @@ class Execution:
             measure it.
     """
 
+    automatic: bool = False
     compiled: bool = False
     lanes: bool = False
     graph: bool = False
@@ -58,20 +68,44 @@ class Execution:
 
     @classmethod
     def named(cls, name: str) -> Execution:
-        """ "eager", "compiled", "lanes", "graph", or several of the last three joined by "+".
+        """ "automatic", "eager", "compiled", "lanes", "graph", or several of the last three joined
+        by "+".
 
         Lanes were called "streams" once, and may be still.
 
         Raises:
             ValueError: another name.
         """
+        if name == AUTOMATIC:
+            return cls(automatic=True)
         ways = () if name == "eager" else [_OLD_NAMES.get(way, way) for way in name.split("+")]
         if not set(ways) <= set(WAYS):
             raise ValueError(
-                f"execution path is {name!r}, expected 'eager' or some of {', '.join(WAYS)}, "
-                "joined by '+'"
+                f"execution path is {name!r}, expected '{AUTOMATIC}', 'eager' or some of "
+                f"{', '.join(WAYS)}, joined by '+'"
             )
         return cls(**dict.fromkeys(ways, True))
+
+    @property
+    def name(self) -> str:
+        """What `named` makes this of."""
+        ways = "+".join(way for way in WAYS if getattr(self, way))
+        return AUTOMATIC if self.automatic else ways or "eager"
+
+    def chosen(self, model: nn.Module, device: torch.device) -> Execution:
+        """What is carried out over a model on a device: itself, unless it is automatic.
+
+        On a CPU plain passes are the fastest, because nothing is won by starting less. On CUDA
+        everything that can be had: kernels are fused where they can be compiled, and lanes and
+        graphs need weights that stay where they are.
+        """
+        if not self.automatic:
+            return self
+        whole = replace(self, automatic=False)
+        if device.type != "cuda":
+            return whole
+        still = replace(whole, graph=True).unfit(model, device) is None
+        return replace(whole, compiled=_compiles(device), lanes=still, graph=still)
 
     def unavailable(self, device: torch.device) -> str | None:
         """Why this cannot run on a device, or None if it can."""
@@ -92,13 +126,29 @@ class Execution:
         if self.graph and any(weight.device != device for weight in model.parameters()):
             return (
                 "graphs are recorded over weights that stay where they are, and part of this model "
-                "is "
-                f"not on {device} (what holds it brings it there when it is needed)"
+                f"is not on {device} (what holds it brings it there when it is needed)"
             )
         return None
 
 
 EAGER = Execution()
+
+
+@cache
+def _compiles(device: torch.device) -> bool:
+    """Whether torch.compile works here, found out on a kernel that is of no use otherwise."""
+    if Execution(compiled=True).unavailable(device):
+        return False
+    try:
+        torch.compile(_twice, dynamic=True)(torch.zeros(8, device=device))
+    except Exception as error:  # what a compiler lacks it says in many ways
+        logger.warning("torch.compile does not work on %s: %s", device, reason_of(error))
+        return False
+    return True
+
+
+def _twice(x: Tensor) -> Tensor:
+    return x + x
 
 
 def device_named(name: str) -> torch.device:
@@ -142,6 +192,17 @@ def to_device(x: Tensor, like: Tensor) -> Tensor:
     return x.to(like.device, non_blocking=True)
 
 
+def _attention_order(device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    """Inside it torch's attention asks cuDNN first from Hopper on, where PyTorch's own flash
+    attention is one for the generation before."""
+    order = "set_priority" in signature(sdpa_kernel).parameters  # since PyTorch 2.6
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0) or not order:
+        return nullcontext
+    kinds = "CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH"
+    backends = [getattr(SDPBackend, kind) for kind in kinds]
+    return partial(sdpa_kernel, backends, set_priority=True)
+
+
 def _placed(like: Tensor, x: Tensor) -> Tensor:
     return to_device(x.to(like.dtype), like)
 
@@ -163,6 +224,7 @@ class Workspace:
         self.kernels: Kernels = compiled_kernels() if execution.compiled else PLAIN
         self.lanes: Lanes = TwoLanes(device) if two else ONE_LANE
         self.watch = execution.watch
+        self._attention = _attention_order(device)
         self._records = execution.graph
         self._buffers: dict[str, tuple[Tensor, Tensor]] = {}
         self._tables: tuple[int, ModalityTables] | None = None
@@ -238,6 +300,17 @@ class Workspace:
             reads: what the function reads besides its inputs, this workspace and the weights; kept,
                 and a pass that reads something else is recorded anew.
         """
+        with self._attention():
+            return self._run(name, repeats, reads, function, *inputs)
+
+    def _run(
+        self,
+        name: str,
+        repeats: bool,
+        reads: object,
+        function: Callable[..., Tensors],
+        *inputs: Tensor,
+    ) -> Tensors:
         if not (self._records and repeats):
             return function(*inputs)
         known, recorded = self._passes.get(name, (None, None))

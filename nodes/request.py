@@ -18,7 +18,7 @@ from ..host.page import Progress, free_memory, is_open
 from ..host.stream_model import StreamModel
 from ..model_loaders.memory import frame_bytes, stream_bytes
 from ..networks.checked import quoted
-from ..networks.execution import PATHS, Execution
+from ..networks.execution import AUTOMATIC, CHOICES, Execution
 from ..samplers.clock import Clock
 from ..samplers.noise import varied_seed
 from ..samplers.parking import spooled
@@ -38,7 +38,7 @@ from .types import SettingsWire, StateWire, StreamPlan
 
 logger = logging.getLogger("mutualforcing")
 
-AUTOMATIC, FEW, MANY = "automatic", "few steps", "many steps"
+FEW, MANY = "few steps", "many steps"
 A_MINUTE = 60
 """Blocks that there is room for at first where nobody says how many come."""
 _MODES = {FEW: "few", MANY: "multi"}
@@ -187,14 +187,14 @@ def widgets() -> list[io.Input]:
         ),
         io.Combo.Input(
             "execution",
-            options=list(PATHS),
-            default=PATHS[0],
+            options=list(CHOICES),
+            default=AUTOMATIC,
             optional=True,
             advanced=True,
-            tooltip="How the work is carried out. The clip is the same up to rounding. compiled: "
-            "small operations are fused; the first seconds take longer. lanes: sound beside the "
-            "picture, on a graphics card. graph: work is recorded and replayed, on a card that "
-            "holds the whole model. lanes and graph have not been tried on a card yet.",
+            tooltip="How the work is carried out. The clip is the same up to rounding. automatic: "
+            "as is fastest on this machine; the node says how. compiled: small operations are "
+            "fused; the first seconds take longer. lanes: sound beside the picture, on a graphics "
+            "card. graph: work is recorded and replayed, on a card that holds the whole model.",
         ),
         io.Float.Input(
             "few_step_guidance",
@@ -319,10 +319,13 @@ def read(
     prompt = model.schedule_of(positive, negative, encode, guided=guided)
     start = plan.start if plan else None
     coming = given and given_of(given["samples"], state.layout, state.next_block, model.audio_bins)
-    path = Execution.named(str(execution))
-    remarks = (*remarks_on(positive), *_remarks(model, mode, few_step_guidance))
+    path, remarks = Execution.named(str(execution)), list(remarks_on(positive))
+    remarks += _remarks(model, mode, few_step_guidance)
+    if path.automatic:
+        path = path.chosen(model.transformer, model.like.device)
+        remarks.append(f"execution: {path.name}")
     settled = model, prompt, state, sampler, blocks, start, coming, path, asked
-    return Request(*settled, decoder, remarks, encode)
+    return Request(*settled, decoder, tuple(remarks), encode)
 
 
 def check_frames(clock: Clock, state: StreamState, first: int, blocks: int) -> None:

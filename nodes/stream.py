@@ -170,7 +170,7 @@ class SampleChunk(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, execution: str = request.PATHS[0], mode: object = None) -> bool | str:
+    def validate_inputs(cls, execution: str = request.AUTOMATIC, mode: object = None) -> bool | str:
         """Whether there is such a path; a saved graph may have an old name of one.
 
         ComfyUI passes `mode` whether it is asked for or not, because it has widgets of its own.
@@ -188,7 +188,7 @@ class SampleChunk(io.ComfyNode):
         negative: Conditioning | None = None,
         settings: StreamPlan | None = None,
         state: StreamState | None = None,
-        execution: str = request.PATHS[0],
+        execution: str = request.AUTOMATIC,
         few_step_guidance: float = GUIDANCE,
         given: dict[str, object] | None = None,
         clip: object = None,

@@ -506,6 +506,7 @@ def rollout(
         like = like.to(torch.bfloat16)
     source = noise or noise_of(state.settings.seeds)
 
+    execution = execution.chosen(network, like.device)
     reason = execution.unfit(network, like.device)
     if reason:
         raise ValueError(f"{reason}; choose another execution path")

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -319,10 +320,29 @@ def test_a_workspace_serves_streams_of_any_age(bundle: Bundle) -> None:
             assert all(torch.equal(a, b) for a, b in zip(again, alone, strict=True))
 
 
+def test_automatic_is_what_can_be_had(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels where they compile; lanes and graphs where all weights stay on the card."""
+    automatic, model = Execution.named("automatic"), bundle.transformer
+    cpu, card = torch.device("cpu"), torch.device("cuda", 0)
+    assert Execution.named("compiled").chosen(model, card).name == "compiled"
+    assert automatic.chosen(model, cpu).name == "eager"
+    assert same(roll(bundle, automatic, 3), roll(bundle, Execution(), 3))
+    for compiles, weights, expected in (
+        (True, card, "compiled+lanes+graph"),
+        (False, card, "lanes+graph"),
+        (True, cpu, "compiled"),
+        (False, cpu, "eager"),
+    ):
+        monkeypatch.setattr(execution_module, "_compiles", lambda _, found=compiles: found)
+        held = SimpleNamespace(parameters=lambda device=weights: [SimpleNamespace(device=device)])
+        assert automatic.chosen(held, card).name == expected
+        assert Execution.named(expected).name == expected
+
+
 def test_ways_that_cannot_be_had_say_so(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Execution.named("eager") == Execution()
     assert Execution.named("streams+graph") == Execution(lanes=True, graph=True)
-    with pytest.raises(ValueError, match="execution path is 'fast', expected 'eager' or some of"):
+    with pytest.raises(ValueError, match="'fast', expected 'automatic', 'eager' or some of"):
         Execution.named("fast")
     with pytest.raises(
         ValueError, match="graphs are CUDA's, and the device is cpu; choose another"
