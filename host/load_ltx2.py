@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..model_loaders.containers import REMEDY, Checkpoint
 from ..model_loaders.generator import CONNECTORS, QUANTISED, STEP_SIZE, Generator, assemble
 from ..model_loaders.ltx2 import SINKS, Preset
+from ..model_loaders.memory import stream_bytes
 from ..networks.checked import some
 from ..networks.few_step import FEW_STEP, attach
 from ..networks.memory_branch import attach_branch, attach_encoders, is_memory
@@ -65,26 +66,65 @@ def load_generator(
         TensorFileError: see `assemble`.
     """
     generator = assemble(path, base, preset=preset, ema=ema, normalise=_normalised)
-    metadata = {"config": json.dumps({"transformer": generator.header})}
-    # ComfyUI takes the tensors out of the dictionary that it is given.
-    tensors = dict(generator.tensors)
-    packed = any(name.endswith(QUANTISED) for name in tensors)
-    options = {} if packed else options_of(weights, comfy.model_management.get_torch_device())
-    patcher = comfy.sd.load_diffusion_model_state_dict(
-        tensors, model_options=options, metadata=metadata
-    )
-    if patcher is None:
-        raise TensorFileError(
-            f"ComfyUI did not recognise {path} as LTX-2; update ComfyUI, or choose another file"
-        )
-    module = patcher.model.diffusion_model
-    _check_connectors(path, module, generator)
-    _finish(module, generator, patcher.model.get_dtype_inference())
+    patcher = hosted(generator, weights, str(path))
+    _check_connectors(path, patcher.model.diffusion_model, generator)
     known = ltx2_model(
         generator.config, generator.model_id, title=path.stem, vae=vae, audio_vae=audio_vae
     )
     patcher.set_attachments(ATTACHMENT, known)
     return patcher
+
+
+def hosted(
+    generator: Generator, weights: Weights, what: str, *, whole: bool | None = None
+) -> comfy.model_patcher.ModelPatcher:
+    """A network as ComfyUI loads it.
+
+    Args:
+        what: for messages.
+        whole: as one, which can then be carried out in every way, where ComfyUI would bring weights
+            as they are needed. None: if the card has room for it beside a stream.
+
+    Raises:
+        TensorFileError: ComfyUI does not know it.
+    """
+    metadata = {"config": json.dumps({"transformer": generator.header})}
+    # ComfyUI takes the tensors out of the dictionary that it is given.
+    tensors = dict(generator.tensors)
+    packed = any(name.endswith(QUANTISED) for name in tensors)
+    device = comfy.model_management.get_torch_device()
+    options = {} if packed else options_of(weights, device)
+    if whole is None:
+        whole = _has_room(generator, options.get("dtype"), device)
+    patcher = comfy.sd.load_diffusion_model_state_dict(
+        tensors, model_options=options, metadata=metadata, disable_dynamic=whole
+    )
+    if patcher is None:
+        raise TensorFileError(
+            f"ComfyUI did not recognise {what} as LTX-2; update ComfyUI, or choose another file"
+        )
+    _finish(patcher.model.diffusion_model, generator, patcher.model.get_dtype_inference())
+    known = ltx2_model(generator.config, generator.model_id, title=what)
+    patcher.set_attachments(ATTACHMENT, known)
+    return patcher
+
+
+def stream_bytes_of(generator: Generator) -> int:
+    """What a stream of the model's usual size needs beside the weights."""
+    usual = ltx2_model(generator.config, generator.model_id)
+    size = usual.defaults.window, usual.defaults.height, usual.defaults.width
+    return stream_bytes(
+        generator.config, *size, element_size=2, guided=False, text_tokens=usual.text_tokens
+    )
+
+
+def _has_room(generator: Generator, dtype: torch.dtype | None, device: torch.device) -> bool:
+    widest = 2 if dtype is None else dtype.itemsize
+    held = sum(
+        value.numel() * min(value.element_size(), widest) for value in generator.tensors.values()
+    )
+    held += stream_bytes_of(generator) + comfy.model_management.minimum_inference_memory()
+    return held <= comfy.model_management.get_total_memory(device)
 
 
 def options_of(weights: Weights, device: torch.device) -> dict[str, object]:

@@ -120,27 +120,32 @@ def assemble(
     tensors = _network(checkpoint, normalise)
     with BlankWeights():
         expected = CausalAVTransformer(config, device="meta").state_dict()
-    missing = {name for name in expected if not _is_addition(name)} - tensors.keys()
+    missing = {name for name in expected if not is_addition(name)} - tensors.keys()
     layers = {_layer(name) for name in missing}
     spare = {} if base_file is None else _network(base_file, normalise, layers)
     from_base = _fill(tensors, spare, missing)
     _check(checkpoint, base, tensors, expected)
     if from_base:
         logger.info("%s: %d tensors come from %s", path.name, len(from_base), base)
-    additions = {name: tensors.pop(name) for name in list(tensors) if _is_addition(name)}
-    # What is off is not LTX-2's word for it, and would change what an older host understands.
-    flags = {name: True for name in _HOST_FLAGS if getattr(config, name)}
-    sizes = {name: getattr(config, name) for name in _HOST_SIZES} | flags
+    additions = {name: tensors.pop(name) for name in list(tensors) if is_addition(name)}
     # What the connectors are like is told by the file that they came from.
     told = [transformer_header(checkpoint), base_header]
     if any(name.startswith(CONNECTORS) for name in from_base):
         told.reverse()
-    header = PRESETS["ltx2_base"] | sizes | (told[0] or told[1])
+    header = header_of(config) | (told[0] or told[1])
     model_id = _fingerprint(config, tensors, expected)
     return Generator(tensors, additions, config, header, model_id, tuple(from_base))
 
 
-def _is_addition(name: str) -> bool:
+def header_of(config: TransformerConfig) -> dict[str, object]:
+    """LTX-2's own words for a network, for a host that builds it."""
+    # What is off is not LTX-2's word for it, and would change what an older host understands.
+    flags = {name: True for name in _HOST_FLAGS if getattr(config, name)}
+    return PRESETS["ltx2_base"] | {name: getattr(config, name) for name in _HOST_SIZES} | flags
+
+
+def is_addition(name: str) -> bool:
+    """Whether a tensor is of what LTX-2 does not have."""
     return name == SINKS or STEP_SIZE in name or FEW_STEP in name or is_memory(name)
 
 

@@ -192,7 +192,7 @@ def to_device(x: Tensor, like: Tensor) -> Tensor:
     return x.to(like.device, non_blocking=True)
 
 
-def _attention_order(device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+def attention_order(device: torch.device) -> Callable[[], AbstractContextManager[object]]:
     """Inside it torch's attention asks cuDNN first from Hopper on, where PyTorch's own flash
     attention is one for the generation before."""
     order = "set_priority" in signature(sdpa_kernel).parameters  # since PyTorch 2.6
@@ -224,7 +224,7 @@ class Workspace:
         self.kernels: Kernels = compiled_kernels() if execution.compiled else PLAIN
         self.lanes: Lanes = TwoLanes(device) if two else ONE_LANE
         self.watch = execution.watch
-        self._attention = _attention_order(device)
+        self._attention = attention_order(device)
         self._records = execution.graph
         self._buffers: dict[str, tuple[Tensor, Tensor]] = {}
         self._tables: tuple[int, ModalityTables] | None = None

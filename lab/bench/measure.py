@@ -5,22 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from operator import attrgetter
 from statistics import median
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
 from ...networks.execution import Execution
 from ...networks.fp8 import use_fp8
-from ...networks.transformer import text_keys
 from ...samplers.decode import StreamDecoder
 from ...samplers.live import behind
-from ...samplers.model import BareModel
+from ...samplers.model import BareModel, StreamModel
 from ...samplers.rollout import Prompt, SamplerSettings, rollout
 from ...samplers.sigmas import few_step_sigmas
 from ...samplers.state import BlockLatents, StreamState
-from .floor import Rates, block_work, measure_rates
+from .breakdown import Breakdown, breakdown
+from .floor import Rates, block_work, measure_rates, rates_of_rows
+from .hosted import hosted_model
 from .plain import plain_block
 from .setups import Setup
 from .stopwatch import NO_TIME, Span, Stopwatch, now, since, spanned
@@ -29,6 +31,9 @@ try:
     import resource
 except ImportError:  # not on Windows, where memory is not measured
     resource = None
+
+
+HostMode = Literal["view", "whole", "low", "dynamic", "usual"]
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,25 @@ class Workload:
     overlap: bool = False
     plain: bool = False
     fp8: bool = False
+    profile: bool = False
+    host: HostMode | None = None
 
     @property
     def sampler(self) -> SamplerSettings:
         """Few steps, told to the network as multi-step mode: the work is the same."""
-        return SamplerSettings("multi", few_step_sigmas(self.steps))
+        return SamplerSettings("multi", few_step_sigmas(self.steps, self.setup.entries))
+
+    def network(self) -> StreamModel:
+        """The network with random weights, and what computes with it.
+
+        Raises:
+            ValueError: it cannot be had.
+        """
+        if self.host is not None:
+            weights = "fp8, fast" if self.fp8 else "as in the file"
+            return hosted_model(self.setup, self.dtype, self.device, self.host, weights)
+        model = self.setup.model(self.dtype, self.device)
+        return BareModel(model, self.setup.name, next(model.parameters()).new_empty(0))
 
     @property
     def element_size(self) -> int:
@@ -91,6 +110,9 @@ class Measured:
         peak_bytes: the most memory there ever was, on the device; None where nobody tells.
         fp8: relative difference (L2) of block 0 in eight bits, per modality.
         stages: seconds of each stage in all blocks.
+        rows: FLOPs a second of a layer's products over so many tokens.
+        breakdown: where the time of one more block goes.
+        path: how passes were carried out.
     """
 
     prompt: float
@@ -99,6 +121,9 @@ class Measured:
     peak_bytes: int | None
     stages: dict[str, float]
     fp8: dict[str, float] | None = None
+    rows: dict[int, float] = field(default_factory=dict)
+    breakdown: Breakdown | None = None
+    path: str = ""
     first_chunk: float | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -111,13 +136,15 @@ class Measured:
 def measure(load: Workload) -> Measured:
     """Run it once, after a block or two to warm up (libraries, compilers, memory)."""
     setup, device = load.setup, load.device
-    model = setup.model(load.dtype, device)
-    context = setup.context(torch.empty(0, dtype=load.dtype, device=device))
+    model = load.network()
     decoder = setup.decoder(device) if load.decode else None
-    difference = _in_eight_bits(load, model, context) if load.fp8 else None
+    own_fp8 = load.fp8 and load.host is None
+    difference = _in_eight_bits(load, model) if own_fp8 else None
+    execution = load.execution.chosen(model.transformer, device)
+    load = replace(load, execution=execution)
     # What lays out a past is compiled for the first block that has one.
-    first = replace(load, blocks=2 if load.execution.compiled else 1)
-    for _ in _blocks(first, model, context, decoder, Stopwatch(device)):
+    first = replace(load, blocks=2 if execution.compiled else 1)
+    for _ in _blocks(first, model, decoder, Stopwatch(device)):
         pass
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -125,15 +152,19 @@ def measure(load: Workload) -> Measured:
     # The machine is measured between the blocks, where that does not get in the way of an overlap.
     between = not load.overlap
     rates.append(measure_rates(setup, load.dtype, device))
-    prompt = spanned(lambda: text_keys(model, context, context), device).wall
-    for latents, block in _blocks(load, model, context, decoder, watch):
+    prompt = spanned(lambda: setup.text(model.transformer, model.like), device).wall
+    more = replace(load, blocks=load.blocks + load.profile)
+    made = _blocks(more, model, decoder, watch)
+    for latents, block in islice(made, load.blocks):
         if load.plain:
-            _beside(load, model, context, past, latents, block)
+            _beside(load, model, past, latents, block)
         past = (*past, latents)
         blocks.append(block)
         if between:
             rates.append(measure_rates(setup, load.dtype, device))
     rates = rates if between else [*rates, measure_rates(setup, load.dtype, device)]
+    peak = _peak(load)
+    spent = breakdown(lambda: next(made), device) if load.profile else None
     typical = _typical(rates)
     for index, block in enumerate(blocks):
         around = _typical(rates[index : index + 2]) if between else typical
@@ -145,22 +176,19 @@ def measure(load: Workload) -> Measured:
     for block in blocks:
         for stage, seconds in block.stages.items():
             stages[stage] = stages.get(stage, 0.0) + seconds
-    return Measured(prompt, blocks, typical, _peak(load), stages, difference)
+    rows = rates_of_rows(setup, load.dtype, device)
+    beside = difference, rows, spent, execution.name
+    return Measured(prompt, blocks, typical, peak, stages, *beside)
 
 
 def _blocks(
-    load: Workload,
-    model: nn.Module,
-    context: Tensor,
-    decoder: StreamDecoder | None,
-    watch: Stopwatch,
+    load: Workload, model: StreamModel, decoder: StreamDecoder | None, watch: Stopwatch
 ) -> Iterator[tuple[BlockLatents, Block]]:
     setup = load.setup
-    bare = BareModel(model, setup.name, context.new_empty(0))
     made = rollout(
-        bare,
-        Prompt(text_keys(model, context, context)),
-        setup.begin(bare),
+        model,
+        Prompt(setup.text(model.transformer, model.like)),
+        setup.begin(model),
         load.blocks,
         load.sampler,
         execution=replace(load.execution, watch=watch),
@@ -189,30 +217,29 @@ def _blocks(
 
 def _beside(
     load: Workload,
-    model: nn.Module,
-    context: Tensor,
+    model: StreamModel,
     past: tuple[BlockLatents, ...],
     ours: BlockLatents,
     block: Block,
 ) -> None:
     """Make the same block plainly, and note its time and how far it is from ours."""
     start = now()
-    made = plain_block(load.setup, model, context, past, load.sampler)
+    made = plain_block(load.setup, model.transformer, model.like, past, load.sampler)
     block.plain = since(start)
     pairs = zip(ours, made, strict=True)
     block.difference = max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
 
 
-def _in_eight_bits(load: Workload, model: nn.Module, context: Tensor) -> dict[str, float]:
+def _in_eight_bits(load: Workload, model: StreamModel) -> dict[str, float]:
     """Turn the model to eight bits; how far block 0 is from what it was before."""
     first = replace(load, blocks=1, overlap=False)
 
     def block() -> BlockLatents:
-        ((latents, _),) = _blocks(first, model, context, None, Stopwatch(load.device))
+        ((latents, _),) = _blocks(first, model, None, Stopwatch(load.device))
         return latents
 
     before = block()
-    use_fp8(model, compiled=load.execution.compiled)
+    use_fp8(model.transformer, compiled=load.execution.compiled)
     return {
         name: ((a - b).norm() / b.norm()).item()
         for name, a, b in zip(BlockLatents._fields, block(), before, strict=True)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ...networks.full_sequence import causal_forward
-from ...networks.transformer import text_keys
 from ...samplers.noise import noise_of
 from ...samplers.rollout import SamplerSettings
 from ...samplers.state import BlockLatents
@@ -26,8 +25,13 @@ def check(setup: Setup, blocks: int) -> None:
     """Refuse what the plain rollout would compute differently.
 
     Raises:
-        ValueError: a block would leave the window, which a whole sequence has not.
+        ValueError: a block would leave the window, which a whole sequence has not, or a network
+            with a memory.
     """
+    if setup.config.memory_interval:
+        raise ValueError(
+            f"{setup.name} is told of the stream, which a whole sequence is not: leave --plain out"
+        )
     if blocks > setup.window + 2:
         raise ValueError(
             f"{blocks} blocks with a window of {setup.window}: the plain rollout sees all of the "
@@ -39,7 +43,7 @@ def check(setup: Setup, blocks: int) -> None:
 def plain_block(
     setup: Setup,
     model: nn.Module,
-    context: Tensor,
+    like: Tensor,
     past: tuple[BlockLatents, ...],
     sampler: SamplerSettings,
     seed: int = 0,
@@ -49,22 +53,20 @@ def plain_block(
     (v0, v1), (a0, a1) = layout.video_span(index), layout.audio_span(index)
     noise = noise_of((seed,))
     shape = 1, setup.config.in_channels, v1 - v0, setup.height, setup.width
-    video = noise(index, 0, "video", shape).to(context.device)
-    audio = noise(index, 0, "audio", (1, a1 - a0, setup.config.audio_in_channels)).to(
-        context.device
-    )
+    video = noise(index, 0, "video", shape).to(like.device)
+    audio = noise(index, 0, "audio", (1, a1 - a0, setup.config.audio_in_channels)).to(like.device)
     for sigma, following in pairwise(sampler.sigmas):
         whole = [
-            torch.cat((*(block[modality].to(context.device) for block in past), current), dim=dim)
+            torch.cat((*(block[modality].to(like.device) for block in past), current), dim=dim)
             for modality, current, dim in ((0, video, 2), (1, audio, 1))
         ]
-        levels = [torch.zeros(1, n, device=context.device) for n in (v1, a1)]
+        levels = [torch.zeros(1, n, device=like.device) for n in (v1, a1)]
         levels[0][:, v0:], levels[1][:, a0:] = sigma, sigma
         velocities = causal_forward(
             model,
-            *(x.to(context.dtype) for x in whole),
+            *(x.to(like.dtype) for x in whole),
             *levels,
-            text_keys(model, context, context),
+            setup.text(model, like),
         )
         video = euler(video, velocities[0][:, :, v0:].float(), sigma, following)
         audio = euler(audio, velocities[1][:, a0:].float(), sigma, following)

@@ -4,9 +4,15 @@
     python launch.py lab.bench.rollout --config quarter --blocks 3 --plain
     python launch.py lab.bench.rollout --config 19b --blocks 60 --dtype bf16 --device cuda \
         --path compiled+lanes+graph --decode --overlap
+    python launch.py lab.bench.rollout --config taomate --blocks 12 --dtype bf16 --device cuda \
+        --host whole --path automatic --profile
     python launch.py lab.bench.rollout --config small --blocks 3 --against "python other.py"
 
-Weights are random: what a pass costs does not depend on them. Writes OUT.json and OUT.md.
+Weights are random: what a pass costs does not depend on them. With --host it is not this pack's own
+network that runs but the one that ComfyUI makes of LTX-2's files, in the ComfyUI at COMFYUI_PATH:
+loaded whole, with nearly all weights kept off the card (low), or brought as they are needed
+(dynamic, as it starts by itself on a card); "view" is our own network as such a one is looked at,
+without ComfyUI. Their positions are interleaved, as OmniForcing's are. Writes OUT.json and OUT.md.
 """
 
 from __future__ import annotations
@@ -16,15 +22,19 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
+from typing import get_args
 
 import torch
 
-from ...networks.execution import WAYS, Execution, device_named
+from ...networks.execution import AUTOMATIC, WAYS, Execution, device_named
 from ...networks.fp8 import unavailable
 from .. import command
 from ..report import publish, said, table
 from . import against, plain
-from .measure import Measured, Workload, measure
+from .floor import block_work
+from .hosted import inside_comfyui, run_in_comfyui
+from .measure import HostMode, Measured, Workload, measure
 from .setups import NAMES, setup
 
 MODULE = "lab.bench.rollout"
@@ -46,13 +56,13 @@ def parser() -> argparse.ArgumentParser:
     add("--window", type=int, help="blocks kept besides the prefix (5; small: its own)")
     add("--grid", help="latent height x width, e.g. 16x24 for 512x768 pixels")
     add("--blocks", type=int, default=5, help="blocks to make, the prefix is one of them (5)")
-    add("--steps", type=int, default=4, help="denoising steps a block (4)")
+    add("--steps", type=int, help="denoising steps a block (as trained: 4, taomate 3)")
     add("--dtype", choices=DTYPES, default="fp32")
     add("--device", default="cpu", help="cpu, cuda or cuda:1 (cpu)")
     add(
         "--path",
         default="eager",
-        help=f"execution path: eager, or some of {', '.join(WAYS)} joined by +",
+        help=f"execution path: {AUTOMATIC}, eager, or some of {', '.join(WAYS)} joined by +",
     )
     add("--threads", type=int, help="CPU threads (all)")
     add("--decode", action="store_true", help="decode every block, with this pack's codecs")
@@ -66,6 +76,12 @@ def parser() -> argparse.ArgumentParser:
         "--fp8",
         action="store_true",
         help="products of the layers in eight bits; the floor stays that of --dtype",
+    )
+    add("--host", choices=get_args(HostMode), help="run the network that ComfyUI loads; see above")
+    add(
+        "--profile",
+        action="store_true",
+        help="one more block: what is started for it, and where its time goes",
     )
     _add_comparison(made)
     return made
@@ -96,10 +112,13 @@ def workload_of(arguments: argparse.Namespace) -> Workload:
     reason = execution.unavailable(device) or (arguments.fp8 and unavailable(device))
     if reason:
         raise ValueError(reason)
+    made = setup(arguments.config, arguments.layers, arguments.window, grid)
+    if arguments.host and arguments.config == "small":
+        raise ValueError("--host is for LTX-2's shapes: choose another --config")
     load = Workload(
-        setup(arguments.config, arguments.layers, arguments.window, grid),
+        made,
         arguments.blocks,
-        arguments.steps,
+        arguments.steps or len(made.entries) - 1,
         DTYPES[arguments.dtype],
         device,
         execution,
@@ -107,6 +126,8 @@ def workload_of(arguments: argparse.Namespace) -> Workload:
         arguments.overlap,
         arguments.plain,
         arguments.fp8,
+        arguments.profile,
+        arguments.host,
     )
     if load.plain:
         plain.check(load.setup, load.blocks)
@@ -117,14 +138,18 @@ def results(load: Workload, found: Measured) -> dict[str, object]:
     """Everything as JSON."""
     seconds = sum(block.span.wall for block in found.blocks)
     frames = sum(block.frames for block in found.blocks)
-    rates = found.rates
+    rates, block_floors = found.rates, [block.floor.wall for block in found.blocks]
+    whole = max(found.rows.values())
+    last = median(_repeating(load, found))
     return {
         "frames a second": frames / seconds,
+        "frames a second, once passes repeat": last,
+        "path": found.path,
         "seconds per block": seconds / len(found.blocks),
         "first chunk, seconds": found.first_chunk,
         "text keys, seconds": found.prompt,
         "peak GiB": None if found.peak_bytes is None else found.peak_bytes / 2**30,
-        "ratio to the floor": seconds / sum(block.floor.wall for block in found.blocks),
+        "ratio to the floor": seconds / sum(block_floors),
         "ratio to the floor, attention at its own rate": seconds
         / sum(block.attended.wall for block in found.blocks),
         "ratio to the floor, processor time": sum(block.span.cpu for block in found.blocks)
@@ -139,6 +164,9 @@ def results(load: Workload, found: Measured) -> dict[str, object]:
         else None,
         "fp8 against the same without": found.fp8,
         "stages, seconds": found.stages,
+        "products, TFLOP/s by tokens": {str(n): rate / 1e12 for n, rate in found.rows.items()},
+        "efficiency of the tiles": {str(n): rate / whole for n, rate in found.rows.items()},
+        "one block": None if found.breakdown is None else _spent(load, found),
         "measured rates": {
             "matmul GFLOP/s": rates.flops / rates.matmul.wall / 1e9,
             "copy GB/s": rates.bytes / rates.copy.wall / 1e9,
@@ -155,6 +183,32 @@ def results(load: Workload, found: Measured) -> dict[str, object]:
             }
             for block in found.blocks
         ],
+    }
+
+
+def _repeating(load: Workload, found: Measured) -> list[float]:
+    """Frames a second of the blocks from which on every pass repeats one before it, where there
+    are any, else of the last one."""
+    rates = [block.frames / block.span.wall for block in found.blocks]
+    config = load.setup.config
+    return rates[max(1 + load.setup.window, config.opening_blocks) + 2 :] or rates[-1:]
+
+
+def _spent(load: Workload, found: Measured) -> dict[str, dict[str, float]]:
+    """Seconds and calls by kind in the profiled block, and the least that its work could take at
+    the rates of its own shapes."""
+    work = block_work(load.setup, load.blocks, load.steps, load.element_size)
+    rates, kinds = found.rates, found.breakdown.kinds
+    least = {
+        "products": sum(n * one.linear for one, n in work) * rates.matmul.wall / rates.flops,
+        "attention": sum(n * one.attention for one, n in work)
+        * rates.attention.wall
+        / rates.attention_flops,
+        "rest": 0.0,
+    }
+    return {
+        kind: {"seconds": part.seconds, "least": least[kind], "calls": part.calls}
+        for kind, part in kinds.items()
     }
 
 
@@ -187,19 +241,28 @@ def compare(arguments: argparse.Namespace) -> None:
     publish(arguments.out, {"commands": commands, **found}, lines)
 
 
-def work(arguments: argparse.Namespace) -> None:
+def work(arguments: argparse.Namespace) -> int:
     """Measure, print and write."""
     load = workload_of(arguments)
     if arguments.against:
         compare(arguments)
-        return
+        return 0
+    if load.host not in (None, "view") and not inside_comfyui():
+        return run_in_comfyui(arguments.given, load.device, load.host)
     found = measure(load)
     summary = results(load, found)
     lines = rows_of(load, found)
     for key, value in summary.items():
-        if key != "blocks" and value is not None:
+        if key not in ("blocks", "one block") and value is not None:
             lines += ["", f"{key}: {said(value)}"]
+    if found.breakdown is not None:
+        spent = summary["one block"]
+        heads = ["one block", "seconds", "least", "calls"]
+        lines += ["", *table(heads, [[kind, *row.values()] for kind, row in spent.items()])]
+        names = [[name[:90], *part] for name, part in found.breakdown.longest]
+        lines += ["", *table(["longest", "seconds", "calls"], names)]
     publish(arguments.out, summary, lines)
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,23 +8,34 @@ from dataclasses import dataclass, replace
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...model_loaders.blank import BlankWeights
 from ...model_loaders.bundle import StreamDefaults, shipped_model_path
 from ...networks.audio_codec import AudioCodec, AudioCodecConfig
 from ...networks.config import TransformerConfig
-from ...networks.transformer import CausalAVTransformer
+from ...networks.layer import Text
+from ...networks.transformer import CausalAVTransformer, text_keys
 from ...networks.video_codec import FOLD, VideoCodec, VideoCodecConfig
 from ...samplers.clock import Clock
 from ...samplers.decode import StreamDecoder
 from ...samplers.model import StreamModel
 from ...samplers.rollout import new_stream
+from ...samplers.sigmas import OMNIFORCING, TAOMATE
 from ...samplers.state import StreamSettings, StreamState
 
-NAMES = ("quarter", "19b", "small")
+NAMES = ("quarter", "19b", "taomate", "taomate-quarter", "small")
 _TEXT_TOKENS, _HEIGHT, _WIDTH = 1024, 16, 24  # LTX-2's prompt, and 512 x 768 pixels
-_WINDOW = 5
+_WINDOW, _TAOMATE_WINDOW = 5, 2
+# LTX-2.3 as TaoMate made it causal (docs/ltx23.md, sections 1 and 3).
+_TAOMATE: dict[str, object] = {
+    "cross_attention_adaln": True,
+    "apply_gated_attention": True,
+    "caption_proj_before_connector": True,
+    "memory_interval": 4,
+    "absolute_positions": True,
+    "opening_blocks": 5,
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ class Setup:
         height, width: latent grid.
         window: blocks kept besides the prefix.
         text_tokens: of a prompt.
+        entries: noise levels of few-step mode, of LTX-2's list.
         video_codec, audio_codec: this pack's codecs at the network's latent sizes. LTX-2's own
             decoders belong to ComfyUI and are not measured here.
     """
@@ -47,6 +59,7 @@ class Setup:
     text_tokens: int
     video_codec: VideoCodecConfig
     audio_codec: AudioCodecConfig
+    entries: tuple[int, ...] = OMNIFORCING
 
     @property
     def clock(self) -> Clock:
@@ -79,10 +92,21 @@ class Setup:
         codecs = VideoCodec(self.video_codec), AudioCodec(self.audio_codec)
         return StreamDecoder(*(codec.to(device).eval() for codec in codecs))
 
-    def context(self, like: Tensor) -> Tensor:
-        """A random caption embedding (1, m, c)."""
-        shape = 1, self.text_tokens, self.config.caption_channels
-        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like)
+    def contexts(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Random caption embeddings (1, m, c), for the video's text and for the audio's."""
+        config, generator = self.config, torch.Generator().manual_seed(0)
+        widths = config.caption_channels, config.caption_channels
+        if config.caption_proj_before_connector:
+            widths = config.cross_attention_dim, config.audio_cross_attention_dim
+        video, audio = (
+            torch.randn(1, self.text_tokens, width, generator=generator).to(like)
+            for width in widths
+        )
+        return video, audio
+
+    def text(self, model: nn.Module, like: Tensor) -> Text:
+        """What a pass attends to of them."""
+        return text_keys(model, *self.contexts(like))
 
     def begin(self, model: StreamModel) -> StreamState:
         """A new stream."""
@@ -105,20 +129,15 @@ def setup(
     elif name in NAMES:
         # The released layout; random weights are the same in either order of rotation.
         released = {"video_first_block": 4, "audio_first_block": 26, "rope_type": "split"}
-        config = TransformerConfig(**released)
-        if name == "quarter":
-            config = replace(
-                config,
-                num_layers=8,
-                attention_head_dim=32,
-                audio_attention_head_dim=16,
-                cross_attention_dim=1024,
-                audio_cross_attention_dim=512,
-                caption_channels=960,
-            )
+        later = name.startswith("taomate")
+        config = TransformerConfig(**released, **(_TAOMATE if later else {}))
+        if name.endswith("quarter"):
+            config = replace(config, **_quartered(config))
         video = VideoCodecConfig(latent_channels=config.in_channels // FOLD**2)
         audio = AudioCodecConfig(latent_channels=config.audio_in_channels)
-        found = Setup(name, config, _HEIGHT, _WIDTH, _WINDOW, _TEXT_TOKENS, video, audio)
+        size = _HEIGHT, _WIDTH, _TAOMATE_WINDOW if later else _WINDOW, _TEXT_TOKENS
+        entries = TAOMATE if later else OMNIFORCING
+        found = Setup(name, config, *size, video, audio, entries)
     else:
         raise ValueError(f"config is {name!r}, expected one of {', '.join(NAMES)}")
     if layers is not None:
@@ -126,6 +145,21 @@ def setup(
     if window is not None:
         found = replace(found, window=window)
     return found if grid is None else replace(found, height=grid[0], width=grid[1])
+
+
+def _quartered(config: TransformerConfig) -> dict[str, int]:
+    """Eight layers, and every width of the stream divided by four."""
+    widths = (
+        "attention_head_dim",
+        "audio_attention_head_dim",
+        "cross_attention_dim",
+        "audio_cross_attention_dim",
+        "caption_channels",
+        "memory_video_dim",
+        "memory_audio_dim",
+        "memory_film_hidden",
+    )
+    return {"num_layers": 8} | {name: getattr(config, name) // 4 for name in widths}
 
 
 def _small() -> Setup:

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from mutual_forcing.lab.bench import against, clip, rollout
+from mutual_forcing.lab.bench.breakdown import KINDS, kind_of
 from mutual_forcing.lab.bench.floor import Rates, Work, block_work, measure_rates, pass_work
 from mutual_forcing.lab.bench.measure import Workload, measure
 from mutual_forcing.lab.bench.setups import Setup, setup
 from mutual_forcing.lab.bench.stopwatch import Span, Stopwatch
 from mutual_forcing.networks.execution import Execution
 from mutual_forcing.networks.kv_cache import OpenBlock, RollingCache
-from mutual_forcing.networks.transformer import text_keys
 from mutual_forcing.samplers.rollout import SigmaConstants
+from mutual_forcing.samplers.stream_memory import StreamMemory
 from mutual_forcing.tests import tiny
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -38,25 +39,47 @@ def by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v
 
 
-@pytest.mark.parametrize("sinks", [0, 2])
+LATER = {
+    "num_audio_sink_tokens": 0,
+    "cross_attention_adaln": True,
+    "apply_gated_attention": True,
+    "caption_proj_before_connector": True,
+    "memory_interval": 2,
+    "memory_video_dim": 8,
+    "memory_audio_dim": 4,
+    "memory_heads": 2,
+    "memory_film_hidden": 6,
+    "absolute_positions": True,
+    "opening_blocks": 4,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_audio_sink_tokens": 0}, {"num_audio_sink_tokens": 2}, LATER],
+    ids=("no sinks", "sinks", "taomate"),
+)
 @torch.no_grad()
-def test_what_is_computed_is_what_cannot_be_done_without(sinks: int) -> None:
+def test_what_is_computed_is_what_cannot_be_done_without(changes: dict[str, object]) -> None:
     """The FLOPs counted from the config are those that our passes execute: none is wasted."""
     made = small()
-    made = replace(made, config=replace(made.config, num_audio_sink_tokens=sinks))
+    made = replace(made, config=replace(made.config, **changes), height=8, width=4)
     model = made.model(torch.float32, CPU)
     model.kernel = by_products
-    context = made.context(torch.empty(0))
-    text, constants = text_keys(model, context, context), SigmaConstants(model, torch.empty(0))
+    like = torch.empty(0)
+    text, constants = made.text(model, like), SigmaConstants(model, like)
     noisy, clean = constants.at(0.5), constants.at(0.0)
-    cache = RollingCache(made.window)
-    for block in range(5):  # past the window of 2
-        opened = OpenBlock(model, cache, made.height, made.width, context)
+    cache = RollingCache(made.window, opening=made.config.opening_blocks)
+    memory = None
+    for block in range(6):  # past the window of 2
+        opened = OpenBlock(model, cache, made.height, made.width, like)
         video, audio = torch.zeros(1, *opened.video_shape), torch.zeros(1, *opened.audio_shape)
         with FlopCounterMode(display=False) as steps:
-            opened.velocity(video, audio, text, noisy)
+            opened.velocity(video, audio, text, noisy, memory=memory)
         with FlopCounterMode(display=False) as refresh:
-            cache = opened.commit(video, audio, text, clean)
+            cache = opened.commit(video, audio, text, clean, memory=memory)
+        if made.config.memory_interval:
+            memory = StreamMemory.begun(video, audio).told()
         assert steps.get_total_flops() == pass_work(made, block, 4).flops
         assert refresh.get_total_flops() == pass_work(made, block, 4, refresh=True).flops
 
@@ -129,11 +152,27 @@ def test_overlapped_and_eight_bit_runs_are_measured_too() -> None:
     assert found.first_chunk is None
 
 
+def test_the_hosted_network_is_the_same_and_its_time_is_broken_down() -> None:
+    """Through the view of interleaved weights; what is started is counted by kind."""
+    config = replace(small().config, rope_type="split")
+    own = plan(setup=small(config=config), profile=True, blocks=1)
+    found = measure(replace(own, host="view"))
+    kinds = found.breakdown.kinds
+    assert set(kinds) == set(KINDS) and all(part.seconds > 0 for part in kinds.values())
+    # Positions that are interleaved are put in order on the way: more is started.
+    assert kinds["rest"].calls > measure(own).breakdown.kinds["rest"].calls
+    assert list(found.rows) == [18, 36, 144] and found.path == "eager"
+    names = {"flash_fwd_kernel": "attention", "nvjet_tst_128x256": "products", "aten::mul": "rest"}
+    assert {name: kind_of(name) for name in names} == names
+
+
 def test_named_setups_have_the_sizes_of_the_19b_model() -> None:
     whole, quarter = setup("19b"), setup("quarter")
     assert abs(whole.weights() - 18.876e9) < 1e6
     assert quarter.config.num_layers == 8 and quarter.config.video_dim * 4 == whole.config.video_dim
     assert setup("small").config.step_size_embedding
+    # docs/ltx23.md, section 1: LTX-2.3 with TaoMate's memory.
+    assert abs(setup("taomate").weights() - 19.087e9) < 1e6 and setup("taomate").window == 2
     changed = setup("quarter", layers=1, window=3, grid=(2, 4))
     assert (changed.config.num_layers, changed.window, changed.height, changed.width) == (
         1,
