@@ -478,7 +478,8 @@ def rollout(
         noise: where noise comes from; by default named by the state's seeds.
         execution: how passes are carried out; the numbers are the same.
         start: video latents that block 0 begins with.
-        given: one modality of blocks to come; the other one is made to go with it.
+        given: one modality of blocks to come; the other one is made to go with it. Where it is the
+            sound, no transcript is told.
         settle: what to do with the state after every block, so that a long stream does not fill
             the memory: `StreamState.trimmed`, or `parking.spooled` with a folder.
 
@@ -550,8 +551,12 @@ def rollout(
                         branches, caches, tracks, readings, strict=True
                     )
                 ]
+                kept = held(start, given, state.next_block)
                 if config.transcript_channels:
                     now = prompts.of(state.schedule[-1]).transcripts
+                    if kept is not None and kept.audio is not None:
+                        # A given sound has its own times, and pictures would follow the told ones.
+                        now = (None,) * len(now)
                     speeches = _told(state.speeches, now, config, state.next_block)
                     state = replace(state, speeches=speeches)
                 texts = (prompts.text(state.schedule, state.next_block), first.unguided)
@@ -570,7 +575,7 @@ def rollout(
                     constants,
                     source,
                     on_step,
-                    held(start, given, state.next_block),
+                    kept,
                 )
                 if config.memory_interval:
                     latents, state = _settled(state, latents)

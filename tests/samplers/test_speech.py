@@ -9,9 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from mutual_forcing.model_loaders.bundle import Bundle, load_bundle, save_bundle
-from mutual_forcing.networks.transcript import REST, TranscriptConfig, transcript_track
+from mutual_forcing.networks.transcript import (
+    REST,
+    UNKNOWN,
+    TranscriptConfig,
+    transcript_track,
+)
 from mutual_forcing.samplers.rollout import rollout, sampler_settings
 from mutual_forcing.samplers.speech import Speech, Transcript, block_seconds, block_track
+from mutual_forcing.samplers.start import Given
 from mutual_forcing.samplers.state import BlockLatents, StreamState
 from mutual_forcing.samplers.state_file import load_state, save_state
 from mutual_forcing.tests.tiny import STREAM, TRANSFORMER, tiny_parts
@@ -124,6 +130,23 @@ def test_what_is_said_is_heard_and_nothing_told_changes_nothing(bundle: Bundle) 
     other, _ = made(bundle, bundle.begin(), 2, SAID._replace(units=(2, 1)))
     assert not torch.equal(spoken[1].audio, silent[1].audio)
     assert not torch.equal(spoken[1].audio, other[1].audio)
+
+
+def test_with_a_sound_given_nothing_is_told_until_it_ends(bundle: Bundle) -> None:
+    layout = bundle.clock.layout
+    told, _ = made(bundle, bundle.begin(), 3, SAID)
+    given = Given(layout, 0, audio=torch.cat([block.audio for block in told[:2]], dim=1))
+    prompts = (bundle.prompt("face")._replace(transcripts=(said,)) for said in (SAID, None))
+    with_track, without = (
+        list(rollout(bundle, prompt, bundle.begin(), 3, FEW, given=given)) for prompt in prompts
+    )
+    for (one, _), (other, _) in zip(with_track[:2], without, strict=False):
+        assert all(map(torch.equal, one, other))
+    latents, state = with_track[2]
+    assert not torch.equal(latents.audio, without[2][0].audio)
+    begin = block_seconds(CONFIG, 2)[0]
+    said = [unit for unit in state.speeches[0].said if unit.number != UNKNOWN]
+    assert said and all(unit.onset >= begin for unit in said)
 
 
 def test_another_number_of_transcripts_than_clips_is_refused(bundle: Bundle) -> None:
