@@ -4,8 +4,8 @@ Every way gives the same numbers: `compiled` fuses the arithmetic between the pr
 runs audio beside video, `graph` records a pass once and replays it (its thousands of kernels are
 then started by the GPU itself). What repeats is the shape of a block once the window is full.
 
-Both that need CUDA, `lanes` and `graph`, have only been tested on a CPU, with stand-ins that
-check what is waited for and that replay over the same memory; no GPU has run them yet.
+Tests run on a CPU, with stand-ins that check what is waited for and that replay over the same
+memory; `make parity` runs all of them on a GPU as well.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from .config import TransformerConfig
 from .kernels import PLAIN, Kernels, compiled_kernels
 from .lanes import ONE_LANE, Lanes, TwoLanes
 from .rope import ModalityTables, RopeTable, block_tables
+from .triton_kernels import TRITON, triton
 
 logger = logging.getLogger("mutualforcing")
 
@@ -53,7 +53,8 @@ class Execution:
 
     Attributes:
         automatic: as is fastest where the passes run (`chosen`), whatever the others say.
-        compiled: fuse the arithmetic between matrix products with torch.compile.
+        compiled: fuse the arithmetic between matrix products: kernels in Triton on a GPU,
+            torch.compile on a CPU.
         lanes: audio beside video, in a CUDA stream of its own; changes nothing on a CPU.
         graph: replay passes as CUDA graphs once the window is full.
         watch: entered with a stage's name ("open", "denoise", "refresh") around its work, to
@@ -111,8 +112,8 @@ class Execution:
         """Why this cannot run on a device, or None if it can."""
         if self.graph and device.type != "cuda":
             return f"graphs are CUDA's, and the device is {device.type}"
-        if self.compiled and device.type == "cuda" and find_spec("triton") is None:
-            return "torch.compile needs triton on a GPU, which is not installed"
+        if self.compiled and device.type == "cuda" and triton is None:
+            return "fused kernels need triton on a GPU, which is not installed"
         if self.compiled and device.type == "cpu":
             compilers = (os.environ.get("CXX"), "g++", "clang++", "cl")
             if not any(filter(shutil.which, filter(None, compilers))):
@@ -136,19 +137,16 @@ EAGER = Execution()
 
 @cache
 def _compiles(device: torch.device) -> bool:
-    """Whether torch.compile works here, found out on a kernel that is of no use otherwise."""
+    """Whether fused kernels can be made on a GPU, found out with one of them."""
     if Execution(compiled=True).unavailable(device):
         return False
+    row = torch.zeros(1, 1, 16, device=device)
     try:
-        torch.compile(_twice, dynamic=True)(torch.zeros(8, device=device))
+        _fused_kernels(device).modulate(row, row, row, 1.0)
     except Exception as error:  # what a compiler lacks it says in many ways
-        logger.warning("torch.compile does not work on %s: %s", device, reason_of(error))
+        logger.warning("no kernel can be compiled for %s: %s", device, reason_of(error))
         return False
     return True
-
-
-def _twice(x: Tensor) -> Tensor:
-    return x + x
 
 
 def device_named(name: str) -> torch.device:
@@ -192,6 +190,10 @@ def to_device(x: Tensor, like: Tensor) -> Tensor:
     return x.to(like.device, non_blocking=True)
 
 
+def _fused_kernels(device: torch.device) -> Kernels:
+    return compiled_kernels() if device.type == "cpu" or triton is None else TRITON
+
+
 def attention_order(device: torch.device) -> Callable[[], AbstractContextManager[object]]:
     """Inside it torch's attention asks cuDNN first from Hopper on, where PyTorch's own flash
     attention is one for the generation before."""
@@ -221,7 +223,7 @@ class Workspace:
         if reason:
             raise ValueError(f"{reason}; choose another execution path, 'eager' runs everywhere")
         two = execution.lanes and device.type == "cuda"
-        self.kernels: Kernels = compiled_kernels() if execution.compiled else PLAIN
+        self.kernels: Kernels = _fused_kernels(device) if execution.compiled else PLAIN
         self.lanes: Lanes = TwoLanes(device) if two else ONE_LANE
         self.watch = execution.watch
         self._attention = attention_order(device)

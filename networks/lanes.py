@@ -3,8 +3,7 @@
 A lane is an order of work. Audio's is small (25 tokens a second) and spends its time on starting
 kernels, so on a GPU it runs in a CUDA stream of its own beside the video's. Where one branch reads
 what the other has made, both wait (`exchange`); everything else is independent. On a CPU there is
-one lane and nothing to wait for. `TwoLanes` itself has not run on a GPU yet; a test watches on a
-CPU that no lane reads what it did not wait for.
+one lane and nothing to wait for; a test watches there that no lane reads what it did not wait for.
 """
 
 from __future__ import annotations

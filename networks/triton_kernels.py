@@ -1,0 +1,327 @@
+# ruff: noqa: ANN001, ANN202, N803 - what Triton compiles is its own language
+"""The arithmetic between matrix products (`kernels.py`) in one pass over memory each, for a GPU.
+
+b batch, a heads, n tokens, c channels, d head dim, r rotation pairs per head (d/2).
+A program of `_rows` is one token, one of `_turned` some tokens of one head: no index is divided and
+neighbouring threads read neighbouring numbers. Everything is computed in float32 and rounded where
+PyTorch's own operators round. Sizes are free, so a block rounds the same whatever ran before it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .kernels import Kernels
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # it is for GPUs, and comes with PyTorch there
+    triton = None
+
+FORMAT = torch.float8_e4m3fn
+_MOST_CHANNELS = 2**16
+_TOKENS = 16
+
+
+def _broadcast(x: Tensor, like: Tensor) -> Tensor:
+    """A vector or one for each token, (b or 1, n or 1, c), with strides over tokens (b, n, c)."""
+    return x.expand(like.shape) if x.stride(-1) == 1 else x.contiguous().expand(like.shape)
+
+
+if triton is not None:
+
+    @triton.jit
+    def _row(pointer, batch, token, batch_stride, token_stride, columns, inside):
+        offset = batch.to(tl.int64) * batch_stride + token.to(tl.int64) * token_stride
+        return tl.load(pointer + offset + columns, mask=inside, other=0.0).to(tl.float32)
+
+    @triton.jit(do_not_specialize=["tokens"])
+    def _rows(
+        x,
+        added,
+        gate,
+        gate_batch,
+        gate_token,
+        scale,
+        shift,
+        batch_stride,
+        token_stride,
+        other_scale,
+        other_shift,
+        other_batch,
+        other_token,
+        whole,
+        out,
+        other,
+        tokens,
+        channels,
+        eps,
+        GATED: tl.constexpr,
+        ADDED: tl.constexpr,
+        MODULATED: tl.constexpr,
+        TWICE: tl.constexpr,
+        BLOCK: tl.constexpr,
+    ):
+        row = tl.program_id(0)
+        batch, token = row // tokens, row % tokens
+        columns = tl.arange(0, BLOCK)
+        inside = columns < channels
+        place = row.to(tl.int64) * channels + columns
+        kind = out.dtype.element_ty
+        value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+        if ADDED:
+            more = tl.load(added + place, mask=inside, other=0.0).to(tl.float32)
+            if GATED:
+                more *= _row(gate, batch, token, gate_batch, gate_token, columns, inside)
+            rounded = (value + more).to(kind)
+            tl.store(whole + place, rounded, mask=inside)
+            value = rounded.to(tl.float32)
+        power = tl.sum(value * value, axis=0) / channels
+        # Rounded between the norm and the modulation, as two operators would.
+        normed = (value * tl.rsqrt(power + eps)).to(kind)
+        if MODULATED:
+            value = normed.to(tl.float32)
+            one = _row(scale, batch, token, batch_stride, token_stride, columns, inside)
+            two = _row(shift, batch, token, batch_stride, token_stride, columns, inside)
+            tl.store(out + place, (two + value * one).to(kind), mask=inside)
+            if TWICE:
+                one = _row(other_scale, batch, token, other_batch, other_token, columns, inside)
+                two = _row(other_shift, batch, token, other_batch, other_token, columns, inside)
+                tl.store(other + place, (two + value * one).to(kind), mask=inside)
+        else:
+            tl.store(out + place, normed, mask=inside)
+
+    @triton.jit(do_not_specialize=["tokens"])
+    def _turned(
+        x,
+        x_batch,
+        x_head,
+        x_token,
+        cos,
+        sin,
+        table_batch,
+        table_head,
+        table_token,
+        out,
+        out_batch,
+        out_head,
+        out_token,
+        tokens,
+        pairs,
+        TOKENS: tl.constexpr,
+        PAIRS: tl.constexpr,
+    ):
+        token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)[:, None]
+        head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+        pair = tl.arange(0, PAIRS)[None, :]
+        inside = (token < tokens) & (pair < pairs)
+        turn = batch * table_batch + head * table_head + token * table_token + pair
+        c = tl.load(cos + turn, mask=inside, other=1.0).to(tl.float32)
+        s = tl.load(sin + turn, mask=inside, other=0.0).to(tl.float32)
+        place = x + batch * x_batch + head * x_head + token * x_token + pair
+        first = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+        second = tl.load(place + pairs, mask=inside, other=0.0).to(tl.float32)
+        to = out + batch * out_batch + head * out_head + token * out_token + pair
+        kind = out.dtype.element_ty
+        tl.store(to, (first * c - second * s).to(kind), mask=inside)
+        tl.store(to + pairs, (second * c + first * s).to(kind), mask=inside)
+
+    @triton.jit
+    def _rounded(x, out, scales, channels, largest, BLOCK: tl.constexpr):
+        row = tl.program_id(0)
+        columns = tl.arange(0, BLOCK)
+        inside = columns < channels
+        place = row.to(tl.int64) * channels + columns
+        value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+        scale = tl.maximum(tl.max(tl.abs(value), axis=0), 1e-12) / largest
+        value = tl.minimum(tl.maximum(value / scale, -largest), largest)
+        tl.store(out + place, value.to(out.dtype.element_ty), mask=inside)
+        tl.store(scales + row, scale)
+
+    @triton.jit(do_not_specialize=["tokens"])
+    def _gated(
+        x,
+        x_batch,
+        x_head,
+        x_token,
+        logits,
+        out,
+        tokens,
+        heads,
+        dim,
+        TOKENS: tl.constexpr,
+        DIM: tl.constexpr,
+    ):
+        token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)[:, None]
+        head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+        channel = tl.arange(0, DIM)[None, :]
+        inside = (token < tokens) & (channel < dim)
+        kind = out.dtype.element_ty
+        row = batch * tokens + token
+        gate = tl.load(logits + row * heads + head, mask=token < tokens, other=0.0).to(tl.float32)
+        gate = (2 * tl.sigmoid(gate).to(kind).to(tl.float32)).to(kind).to(tl.float32)
+        place = batch * x_batch + head * x_head + token * x_token + channel
+        value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+        to = out + (row * heads + head) * dim + channel
+        tl.store(to, (value * gate).to(kind), mask=inside)
+
+
+def _run_rows(
+    x: Tensor,
+    eps: float,
+    added: Tensor | None = None,
+    gate: Tensor | None = None,
+    modulation: tuple[Tensor, Tensor] | None = None,
+    other: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum, the same normalised (and modulated), and modulated otherwise; where asked for."""
+    x = x.contiguous()
+    batch, tokens, channels = x.shape
+    if channels > _MOST_CHANNELS:
+        raise ValueError(f"{channels} channels, expected at most {_MOST_CHANNELS}")
+    whole = x if added is None else torch.empty_like(x)
+    out = torch.empty_like(x)
+    second = out if other is None else torch.empty_like(x)
+    added = x if added is None else added.contiguous()
+    gates = x if gate is None else _broadcast(gate, x)
+    scale, shift = (x, x) if modulation is None else (_broadcast(m, x) for m in modulation)
+    scale, shift = _alike(scale, shift)
+    one, two = (x, x) if other is None else (_broadcast(m, x) for m in other)
+    one, two = _alike(one, two)
+    block = triton.next_power_of_2(channels)
+    _rows[(batch * tokens,)](
+        x,
+        added,
+        gates,
+        *gates.stride()[:2],
+        scale,
+        shift,
+        *scale.stride()[:2],
+        one,
+        two,
+        *one.stride()[:2],
+        whole,
+        out,
+        second,
+        tokens,
+        channels,
+        eps,
+        GATED=gate is not None,
+        ADDED=whole is not x,
+        MODULATED=modulation is not None,
+        TWICE=other is not None,
+        BLOCK=block,
+        num_warps=max(1, min(8, block // 512)),
+    )
+    return whole, out, second
+
+
+def _alike(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with the same strides, the last one 1."""
+    if one.stride() == other.stride() and one.stride(-1) == 1:
+        return one, other
+    return one.contiguous(), other.contiguous()
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """As `kernels.modulate`."""
+    return _run_rows(x, eps, modulation=(scale, shift))[1]
+
+
+def add_norm(x: Tensor, gate: Tensor, out: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """As `kernels.add_norm`."""
+    return _run_rows(x, eps, out, gate)[:2]
+
+
+def add_modulate(
+    x: Tensor, gate: Tensor, out: Tensor, scale: Tensor, shift: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """As `kernels.add_modulate`."""
+    return _run_rows(x, eps, out, gate, (scale, shift))[:2]
+
+
+def add_modulate_twice(
+    x: Tensor,
+    out: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    other_scale: Tensor,
+    other_shift: Tensor,
+    eps: float,
+    gate: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `kernels.add_modulate_twice`."""
+    return _run_rows(x, eps, out, gate, (scale, shift), (other_scale, other_shift))
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """As `rope.rotate`; laid out as x is."""
+    out = torch.empty_like(x)
+    rotate_into(out, x, *table)
+    return out
+
+
+def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """As `kernels.rotate_into`."""
+    if x.ndim > 4:
+        # Of many layers at once: both lie so that layers and clips are one axis.
+        out, x = (t.view(-1, *t.shape[-3:]) for t in (out, x))
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    cos, sin = _alike(cos, sin)
+    batch, heads, tokens, dim = x.shape
+    table = cos.stride() if cos.ndim == 4 else (0, *cos.stride())
+    _turned[triton.cdiv(tokens, _TOKENS), heads, batch](
+        x,
+        *x.stride()[:3],
+        cos,
+        sin,
+        *table[:3],
+        out,
+        *out.stride()[:3],
+        tokens,
+        dim // 2,
+        TOKENS=_TOKENS,
+        PAIRS=triton.next_power_of_2(dim // 2),
+        num_warps=4,
+    )
+
+
+def gate_heads(out: Tensor, logits: Tensor) -> Tensor:
+    """As `kernels.gate_heads`; heads lie side by side, as the product after it reads them."""
+    batch, heads, tokens, dim = out.shape
+    if out.stride(-1) != 1:
+        out = out.contiguous()
+    gated = out.new_empty(batch, tokens, heads, dim)
+    _gated[triton.cdiv(tokens, _TOKENS), heads, batch](
+        out,
+        *out.stride()[:3],
+        logits.contiguous(),
+        gated,
+        tokens,
+        heads,
+        dim,
+        TOKENS=_TOKENS,
+        DIM=triton.next_power_of_2(dim),
+        num_warps=4,
+    )
+    return gated.transpose(1, 2)
+
+
+def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
+    """As `fp8.quantised`."""
+    x = x.contiguous()
+    rows, channels = x.shape
+    out, scales = torch.empty_like(x, dtype=FORMAT), x.new_empty(rows, 1, dtype=torch.float32)
+    block = triton.next_power_of_2(channels)
+    largest = torch.finfo(FORMAT).max
+    warps = max(1, min(16, block // 512))
+    _rounded[(rows,)](x, out, scales, channels, largest, BLOCK=block, num_warps=warps)
+    return out, scales
+
+
+TRITON = Kernels(
+    modulate, add_norm, add_modulate, add_modulate_twice, rotate, rotate_into, gate_heads
+)
