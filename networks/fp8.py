@@ -5,8 +5,8 @@ Every product of the layers (not of the heads, embedders or text projections) ta
 float8 e4m3 with one scale per output channel, made once, and its tokens in float8 with one scale
 per token, made each time. What it changes: a number keeps 3 bits after its first, so each product
 is off by about 3 %, at random. What that does to a clip is for `lab.bench.rollout --fp8` to say. On
-a CPU it is emulated. In ComfyUI, Load OmniForcing Model's "fp8, fast" is
-ComfyUI's own way to the same.
+a CPU it is emulated. In ComfyUI, Load OmniForcing Model's "fp8, fast" is ComfyUI's own way to the
+same.
 """
 
 from __future__ import annotations
