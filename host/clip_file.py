@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 
 from comfy_api.latest import InputImpl
 
 from ..samplers.clip_writer import ClipWriter
 from ..samplers.clock import Clock
-from ..samplers.state import StreamSettings
+from ..samplers.state import StreamState
 from .decoding import ClipDecoder
 
 
@@ -32,13 +34,21 @@ class ClipFile(InputImpl.VideoFromFile):
 
 
 def clip_writer(
-    path: Path, clock: Clock, settings: StreamSettings, decoder: ClipDecoder
+    path: Path,
+    clock: Clock,
+    state: StreamState,
+    decoder: ClipDecoder,
+    graph: Mapping[str, str] | None = None,
 ) -> ClipWriter:
     """A writer of a stream's pictures, pixel for pixel, and of what its decoder makes of the sound.
+
+    The file says what model and seeds made it, and of what graph (`graph_notes`).
 
     Raises:
         OSError, ValueError: as `ClipWriter`.
     """
+    settings = state.settings
+    model = {"id": state.model_id, "title": state.model_title, "seeds": settings.seeds}
     return ClipWriter(
         path,
         clock,
@@ -47,4 +57,5 @@ def clip_writer(
         clips=len(settings.seeds),
         channels=decoder.channels,
         sample_rate=decoder.sample_rate,
+        notes={"mutual_forcing_model": json.dumps(model), **(graph or {})},
     )

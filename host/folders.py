@@ -13,6 +13,7 @@ from ..model_loaders.catalog import list_bases, list_ltx2, list_models, list_str
 from ..samplers.tensor_file import is_regular
 
 FOLDER = "mutual_forcing"
+_LONGEST = 255  # bytes of a file's name, on all usual disks
 _MODEL_FOLDERS = (FOLDER, "diffusion_models", "checkpoints")
 
 
@@ -55,13 +56,19 @@ def output_file(name: str, extension: str) -> Path:
     """The next free file `name_00001_.extension` in output/mutual_forcing; its folder is made.
 
     Raises:
-        ValueError: the name leads out of that folder.
+        ValueError: the name leads out of that folder, or is longer than a disk takes.
     """
     own = Path(folder_paths.get_output_directory(), FOLDER).resolve()
     if not Path(own, name).resolve().is_relative_to(own):
         raise ValueError(
             f"the name {name!r} leads out of output/{FOLDER}, where Load Stream would not find it; "
             "use a plain name, or one in a subfolder"
+        )
+    longest = _LONGEST - len(f"_00001_.{extension}")
+    if any(len(part.encode()) > longest for part in Path(name).parts):
+        raise ValueError(
+            f"the name is {len(name.encode())} bytes long, expected at most {longest} between two "
+            "slashes: use a shorter one"
         )
     try:
         directory, stem, counter, _, _ = folder_paths.get_save_image_path(

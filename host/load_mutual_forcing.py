@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model_loaders.bundle import TRANSFORMER, Bundle, load_bundle, packed_header
+from . import streams
 from .codecs import CodecVAE, audio_vae, video_vae
 from .kinds import OWN
 from .stream_model import ATTACHMENT, CausalModel
@@ -149,6 +150,7 @@ def load_mutual_forcing(path: Path, precision: Precision, attention: Attention) 
         clip=clip,
     )
     patcher.set_attachments(ATTACHMENT, known)
+    streams.remember(known)
     return LoadedModel(patcher, clip, *vaes)
 
 

@@ -6,6 +6,7 @@ H W frame size.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -27,6 +28,8 @@ from .live import LiveRun, live_run
 EVENT = "mutual_forcing.run"
 """Name of the page's event with the status of a `LiveRun`; web/js listens to it."""
 _PREVIEW_PIXELS, _LARGEST_PREVIEW = 256, 512
+_BETWEEN = 0.5
+"""Seconds between two steps that a page hears of while it plays the clip."""
 
 
 def stop_if_asked() -> None:
@@ -150,6 +153,7 @@ class Progress:
         self._bar = comfy.utils.ProgressBar(steps)
         self._steps, self._done = steps, 0
         self._picture_at: Callable[[float], Image.Image] | None = None
+        self._told = 0.0
 
     def step(self, step: Step) -> None:
         """Count a sampling step; raises ComfyUI's interruption if the artist has pressed Cancel."""
@@ -186,8 +190,14 @@ class Progress:
         run = self.run
         # Before a clip has begun it is not known yet whether the page plays it.
         played = run is not None and (run.watchers or (run.plays and not run.begun))
-        if self._picture_at is not None and not played:
+        if played:
+            # The page draws all of its canvas for every step it hears of, on cores that the next
+            # second may need.
+            if time.monotonic() - self._told < _BETWEEN and self._done < self._steps:
+                return
+        elif self._picture_at is not None:
             preview = ("JPEG", self._picture_at(position), None)
+        self._told = time.monotonic()
         self._bar.update_absolute(self._done, self._steps, preview)
 
 

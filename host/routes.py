@@ -1,6 +1,6 @@
 """What the page asks of runs over HTTP: to play a clip that grows, to stop, to take a typed line.
 
-Everything lies below /mutual_forcing/live, behind ComfyUI's own checks of who may ask. A file is
+Everything lies below /mutual_forcing, behind ComfyUI's own checks of who may ask. A file is
 found by the run that writes it, never by a path out of the request, and it lies in ComfyUI's
 temporary or output folder, so nothing is given that ComfyUI's /view would not give.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from aiohttp import web
 from server import PromptServer
 
+from . import streams
 from .live import CHARACTERS, LiveRun, run_of, runs
 
 _RUN = "/mutual_forcing/live/{prompt_id}/{node_id}"
@@ -26,6 +27,7 @@ def register() -> None:
     """Serve the routes; ComfyUI serves them below /api as well."""
     routes = PromptServer.instance.routes
     routes.get("/mutual_forcing/live")(list_runs)
+    routes.get("/mutual_forcing/streams")(list_streams)
     routes.get(f"{_RUN}/clip.mp4")(play)
     routes.post(f"{_RUN}/stop")(stop)
     routes.post(f"{_RUN}/line")(take_line)
@@ -34,6 +36,11 @@ def register() -> None:
 async def list_runs(_request: web.Request) -> web.Response:
     """Every run that is remembered, for a page that was loaded again."""
     return web.json_response([run.status for run in runs()])
+
+
+async def list_streams(_request: web.Request) -> web.Response:
+    """What each saved stream is, for Load Stream."""
+    return web.json_response(await asyncio.to_thread(streams.listed))
 
 
 async def play(request: web.Request) -> web.StreamResponse:

@@ -9,7 +9,8 @@ nothing of ComfyUI.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
@@ -43,6 +44,8 @@ from .transformer_view import TransformerView
 Loader = Callable[[int, Sequence[object]], None]
 ATTACHMENT = "mutual_forcing"
 """Name under which a `CausalModel` travels with a MODEL."""
+NARROW = 1024
+"""Width from which on a layer is work enough for several threads."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,19 @@ class StreamModel:
     def transformer(self) -> TransformerView:
         """ComfyUI's network under the functions of `networks`."""
         return TransformerView(self.module, self.about.config, self.kernel)
+
+    @contextmanager
+    def fitting_threads(self) -> Iterator[None]:
+        """In the body a small network on a CPU computes in one thread: a second one brings nothing,
+        and on a core that a browser draws on, the two wait for each other.
+        """
+        before = torch.get_num_threads()
+        if self.like.device.type == "cpu" and self.about.config.video_dim < NARROW:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     @property
     def model_id(self) -> str:

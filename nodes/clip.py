@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..host import folders
 from ..host.clip_file import ClipFile, clip_writer
 from ..host.conditioning import Conditioning
-from ..host.page import Progress, show_run
+from ..host.page import Progress, graph_notes, show_run
 from ..host.stream_model import StreamModel
 from ..host.wiring import fingerprint, wired
 from ..samplers.decode import Collected, DecodedBlock
@@ -136,9 +136,10 @@ class GenerateClip(io.ComfyNode):
         kept = Collected(clock.frames(first + blocks) - clock.frames(first))
         length = seconds or None
         shown = show_run(working, length, cls.hidden, asked.remarks, live=decoder.live)
-        with shown as run, rescue(finished, run, cls.hidden):
+        with asked.model.fitting_threads(), shown as run, rescue(finished, run, cls.hidden):
             progress.run = run
-            with clip_writer(working, clock, before.settings, decoder) as writer:
+            graph = graph_notes(cls.hidden)
+            with clip_writer(working, clock, before, decoder, graph) as writer:
                 made = _sketched(request.sample(asked, progress, run), asked.model, progress)
 
                 def use(decoded: DecodedBlock | None, after: StreamState) -> None:

@@ -180,7 +180,7 @@ class DecodeChunk(io.ComfyNode):
         clip = folders.temporary_file("mp4") if file else None
         with ExitStack() as files:
             if clip is not None:
-                writer = clip_writer(clip, clock, state.settings, decoder)
+                writer = clip_writer(clip, clock, state, decoder)
                 files.enter_context(writer)
             for decoded in made:
                 if clip is not None:

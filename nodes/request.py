@@ -320,6 +320,13 @@ def read(
     start = plan.start if plan else None
     coming = given and given_of(given["samples"], state.layout, state.next_block, model.audio_bins)
     path, remarks = Execution.named(str(execution)), list(remarks_on(positive))
+    latents = {"start": start and start.latents, "given": given and given["samples"]}
+    remarks += [
+        f"'{name}' is an empty latent, and the clip follows nothing there: encode a picture or a "
+        "sound (VAE Encode, VAE Encode Audio)"
+        for name, samples in latents.items()
+        if samples is not None and not samples.any()
+    ]
     remarks += _remarks(model, mode, few_step_guidance)
     if path.automatic:
         path = path.chosen(model.transformer, model.like.device)

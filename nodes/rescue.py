@@ -12,7 +12,7 @@ from comfy_api.latest import io
 
 from ..host import folders
 from ..host.live import LiveRun
-from ..host.page import graph_notes
+from ..host.streams import notes_of
 from ..samplers.state import StreamState
 from ..samplers.state_file import save_state
 
@@ -61,7 +61,7 @@ def _keep(finished: Finished, run: LiveRun, hidden: io.HiddenHolder) -> None:
             run.clip = clip
             logger.warning("the clip so far was kept: %s", clip)
             run.say(f"the clip so far was kept: {folders.shown(clip)}")
-        save_state(state, finished.state, notes=graph_notes(hidden))
+        save_state(state, finished.state, notes=notes_of(finished.state, hidden))
         logger.warning("Load Stream can go on from where it stopped: %s", state)
         run.say(f"Load Stream can go on from where it stopped: {state.name}")
     except OSError as error:

@@ -10,11 +10,11 @@ from comfy_api.latest import io
 from ..host import folders
 from ..host.encoding import Clip, end_of_video, stream_of_clip
 from ..host.model_wire import stream_model
-from ..host.page import graph_notes, say
+from ..host.page import say
+from ..host.streams import notes_of
 from ..model_loaders.catalog import changed_at
-from ..samplers.schedule import written
 from ..samplers.state import StreamState, clock_of, rewound, take_of
-from ..samplers.state_file import load_state, save_state
+from ..samplers.state_file import load_state, save_state, summary_of
 from . import limits, request
 from .types import SettingsWire, StateWire, StreamPlan
 
@@ -86,7 +86,7 @@ class SaveState(io.ComfyNode):
                 "'memory' and 'history' are both off, and one is made of the other: keep one"
             )
         kept = state if history else state.trimmed()
-        save_state(path, kept, keys=memory, notes=graph_notes(cls.hidden))
+        save_state(path, kept, keys=memory, notes=notes_of(state, cls.hidden))
         logger.info("stream saved: %s", path)
         say(f"saved: {folders.shown(path)}")
         return io.NodeOutput(state)
@@ -135,7 +135,8 @@ class LoadState(io.ComfyNode):
     def execute(cls, file: str) -> io.NodeOutput:
         """Read it."""
         state = load_state(folders.saved_stream(file))
-        say(described(state))
+        said = summary_of(state)
+        say(f"{said.facts}\n{said.schedule}".strip())
         return io.NodeOutput(state)
 
 
@@ -182,7 +183,7 @@ class RewindStream(io.ComfyNode):
         if take:
             state = take_of(state, take - 1)
         if second >= 0:
-            clock = clock_of(state)
+            clock = clock_of(state.layout)
             there = float(clock.seconds(state.next_block))
             if second > there:
                 raise ValueError(
@@ -275,15 +276,3 @@ class StreamFromClip(io.ComfyNode):
         return io.NodeOutput(
             stream_of_clip(model, streams, plan.begin(streams), vaes, clip, seconds)
         )
-
-
-def described(state: StreamState) -> str:
-    """What a stream is: its length, size, model and seeds, and the prompts that it followed."""
-    settings, seconds = state.settings, clock_of(state).seconds(state.next_block)
-    height, width = settings.pixels
-    facts = [
-        f"{float(seconds):.1f} s of {width} x {height}",
-        state.model_title or state.model_id,
-        f"seed {', '.join(map(str, settings.seeds))}",
-    ]
-    return f"{', '.join(facts)}\n{written(state.schedule)}".strip()

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from comfy_api.latest import io
 
 from ..host import folders
+from ..host.clip_file import clip_writer
 from ..host.conditioning import Conditioning
 from ..host.live import LiveRun
-from ..host.page import Progress, show_run
+from ..host.page import Progress, graph_notes, show_run
 from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.chunk import chunk_origin, chunk_tensors
-from ..samplers.clip_writer import ClipWriter
 from ..samplers.decode import DecodedBlock
 from ..samplers.parking import parked
 from ..samplers.rollout import GUIDANCE
@@ -214,7 +214,7 @@ class SampleChunk(io.ComfyNode):
         working = None if asked.decoder is None else folders.temporary_file("mp4")
         finished.clip = working
         shown = show_run(working, seconds or None, cls.hidden, asked.remarks)
-        with shown as run, rescue(finished, run, cls.hidden):
+        with asked.model.fitting_threads(), shown as run, rescue(finished, run, cls.hidden):
             progress.run = run
             made = request.sample(asked, progress, run)
             if asked.decoder is None:
@@ -222,7 +222,7 @@ class SampleChunk(io.ComfyNode):
                     progress.sketch(asked.model.sketches(latents))
                     run.add(asked.seconds_to(finished.state))
             else:
-                _played(asked, made, finished, run)
+                _played(asked, made, finished, run, graph_notes(cls.hidden))
         state = request.keep(asked, run, parked(finished.state, asked.state))
         model = asked.model
         origin = chunk_origin(state, asked.state.next_block, model.clock, model.audio_bins)
@@ -240,14 +240,14 @@ def _played(
     made: Iterator[tuple[BlockLatents, StreamState]],
     finished: Finished,
     run: LiveRun,
+    graph: dict[str, str],
 ) -> None:
     """Decode and write what is made, for the player alone: what fails of that ends nothing else."""
-    size = asked.state.settings
     with ExitStack() as files:
         writer = None
         try:
-            clips = len(size.seeds)
-            writer = ClipWriter(run.clip, asked.model.clock, *size.pixels, clips=clips)
+            clock, decoder = asked.model.clock, asked.decoder
+            writer = clip_writer(run.clip, clock, asked.state, decoder, graph)
             files.enter_context(writer)
         except (OSError, ValueError) as error:
             run.say(str(error))

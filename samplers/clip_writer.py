@@ -23,6 +23,7 @@ import numpy as np
 from einops import rearrange, repeat
 
 from ..networks.checked import reason_of
+from . import version
 from .clock import Clock
 from .decode import DecodedBlock
 from .tensor_file import writing_failed
@@ -41,7 +42,7 @@ _MOVFLAGS = "frag_keyframe+delay_moov+default_base_moof+use_metadata_tags"
 SCHEDULE = "mutual_forcing_schedule"
 """Tag of the mp4 with the prompts that its stream followed, as the text of a schedule."""
 _ROOM = 8192  # bytes of that tag: it stands before the pictures, and what is played is said later
-_FRAGMENT_MICROSECONDS = "500000"
+_FRAGMENT_MICROSECONDS = "100000"
 # Without frames held back for later, every block is in the file as soon as it was given.
 _ENCODERS: Mapping[str, Mapping[str, str]] = {
     "libx264": {"crf": "18", "preset": "veryfast", "tune": "zerolatency"},
@@ -133,6 +134,7 @@ class ClipWriter:
         clips: of a batch, which are shown side by side; what is heard is the first.
         channels: of the sound.
         sample_rate: of the sound, if it is not the clock's.
+        notes: further tags of the file, such as the graph that makes it.
 
     Raises:
         OSError: the file cannot be written or another writer has it, here and in `write` and
@@ -151,7 +153,9 @@ class ClipWriter:
         clips: int = 1,
         channels: int = 1,
         sample_rate: int | None = None,
+        notes: Mapping[str, str] | None = None,
     ) -> None:
+        self._notes = {version.NOTE: version.VERSION, **(notes or {})}
         self.path, self.clock = Path(path), clock
         self.size, self.clips = (height, width), clips
         self.sound = channels, sample_rate or clock.sample_rate
@@ -213,9 +217,9 @@ class ClipWriter:
         pictures = side_by_side(pictures, self.columns)
         pictures = repeat(pictures, "f h w rgb -> f (h y) (w x) rgb", y=self.scale, x=self.scale)
         try:
-            if self._schedule and not self.frames:
-                self._tagged = self._fitting()
-                self._encoder.tag(self._tagged.decode())
+            if not self.frames:
+                self._tagged = self._fitting() if self._schedule else b""
+                self._encoder.tag(self._tagged.decode(), self._notes)
             self._encoder.write(pictures, sound)
             self.frames += len(pictures)
             self.samples += sound.shape[1]
@@ -358,9 +362,12 @@ class _Encoder:
         for stream in (self._video, self._audio):
             stream.codec_context.open()
 
-    def tag(self, schedule: str) -> None:
-        """Before anything is written."""
-        self._container.metadata[SCHEDULE] = schedule
+    def tag(self, schedule: str, notes: Mapping[str, str]) -> None:
+        """Before anything is written; the schedule first, where it is looked for."""
+        if schedule:
+            self._container.metadata[SCHEDULE] = schedule
+        for name, note in notes.items():
+            self._container.metadata[name] = note
 
     def write(self, pictures: np.ndarray, sound: np.ndarray) -> None:
         for picture in pictures:

@@ -200,7 +200,7 @@ class StreamState:
         first = min((seen, *kept_blocks(self.next_block, self.settings.window, opening)[1:]))
         if first <= self.dropped:
             return self
-        clock = clock_of(self)
+        clock = clock_of(self.layout)
         begin = clock.samples(first) / clock.sample_rate
         return replace(
             self,
@@ -234,9 +234,9 @@ class StreamState:
         return replace(self, settings=replace(self.settings, seeds=seeds))
 
 
-def clock_of(state: StreamState) -> Clock:
-    """The clock of a stream, by its layout alone: a block's sound says how long it lasts."""
-    clock = Clock(state.layout)
+def clock_of(layout: BlockLayout) -> Clock:
+    """The clock of a stream of this layout: a block's sound says how long it lasts."""
+    clock = Clock(layout)
     frames = clock.frames(2) - clock.frames(1)
     samples = clock.samples(2) - clock.samples(1)
     return replace(clock, fps=Fraction(frames * clock.sample_rate, samples))
@@ -262,7 +262,7 @@ def rewound(state: StreamState, blocks: int) -> StreamState:
         state = replace(state, latents=(), dropped=0, prefix=None)
     elif state.dropped > 1:
         state.block(1)  # keys are made again from the beginning on
-    clock = clock_of(state)
+    clock = clock_of(state.layout)
     latents = state.latents[: max(0, blocks - state.dropped)]
     lines = tuple(line for line in state.schedule if clock.block_at(line.start) < blocks)
     end = clock.samples(blocks) / clock.sample_rate

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -23,7 +23,8 @@ from ..networks.checked import reason_of, some
 from ..networks.config import Latents
 from ..networks.kv_cache import ATTENTIONS, BlockKeys, RollingCache, kept_blocks
 from ..networks.layout import BlockLayout
-from .schedule import Line
+from . import version
+from .schedule import Line, written
 from .speech import Speech
 from .state import (
     STATE_VERSION,
@@ -33,6 +34,7 @@ from .state import (
     StreamSettings,
     StreamState,
     check_shapes,
+    clock_of,
 )
 from .stream_memory import StreamMemory
 from .tensor_file import Joined, TensorFileError, read_tensors, write_tensors
@@ -156,8 +158,42 @@ def save_state(
         schedule=state.schedule,
         speeches=state.speeches,
     )
-    metadata = {**(notes or {}), "format": FORMAT, "header": header.model_dump_json()}
+    notes = {version.NOTE: version.VERSION, **(notes or {})}
+    metadata = {**notes, "format": FORMAT, "header": header.model_dump_json()}
     write_tensors(Path(path), tensors, metadata, "the stream state")
+
+
+class Summary(NamedTuple):
+    """What a stream is: its seconds, a line of facts, and the prompts that it followed."""
+
+    seconds: float
+    facts: str
+    schedule: str
+
+
+def summary_of(header: StreamState | _Header) -> Summary:
+    """Of a stream, or of what its file says of it."""
+    if isinstance(header, StreamState):
+        settings, layout, blocks = header.settings, header.layout, header.next_block
+    else:
+        settings = StreamSettings(header.height, header.width, header.window, header.seeds)
+        layout, blocks = BlockLayout(*header.layout), header.blocks
+    seconds, (height, width) = float(clock_of(layout).seconds(blocks)), settings.pixels
+    model, seeds = header.model_title or header.model_id, ", ".join(map(str, settings.seeds))
+    facts = f"{seconds:.1f} s of {width} x {height}, {model}, seed {seeds}"
+    return Summary(seconds, facts, written(header.schedule))
+
+
+def saved_summary(metadata: Mapping[str, str]) -> Summary:
+    """Of a stream by its file's metadata alone, unchecked against its tensors.
+
+    Raises:
+        ValueError: it is none, or of another version of this pack.
+    """
+    header = _Header.model_validate_json(metadata.get("header", ""))
+    if header.version != STATE_VERSION:
+        raise ValueError(f"it has version {header.version}, expected {STATE_VERSION}")
+    return summary_of(header)
 
 
 def load_state(path: Path) -> StreamState:
@@ -171,10 +207,10 @@ def load_state(path: Path) -> StreamState:
     if metadata.get("format") != FORMAT or "header" not in metadata:
         raise TensorFileError(f"{path} is a safetensors file but not a stream state; {_REMEDY}")
     try:
-        version = _Version.model_validate_json(metadata["header"]).version
-        if version != STATE_VERSION:
+        found = _Version.model_validate_json(metadata["header"]).version
+        if found != STATE_VERSION:
             raise TensorFileError(
-                f"the stream state {path} has version {version}, expected {STATE_VERSION}: it was "
+                f"the stream state {path} has version {found}, expected {STATE_VERSION}: it was "
                 "saved by another version of this pack; open it with that version, or make the "
                 "stream again"
             )

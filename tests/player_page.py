@@ -1,11 +1,11 @@
 """Run in ComfyUI's own Python: the player in its page, by the keyboard alone.
 
-python player_page.py URL WORKFLOW.json FOLDER SECONDS LINE
+python player_page.py URL WORKFLOW.json FOLDER SECONDS [STREAM LINE ...]
 
-Opens a workflow, runs it once for the model to be there, then for SECONDS; types LINE while it
-plays (nothing where LINE is empty) and, after it, presses Stop. Keeps pictures of the page in
-FOLDER and prints the page's own numbers as JSON, times in seconds after Run was pressed. Needs
-playwright and a Chromium (CHROMIUM, or one on the PATH).
+Opens a workflow, runs it once for the model to be there, then for SECONDS. Where there are lines,
+types each of them a while after it has heard the one before, then presses Stop; the stream is saved
+as STREAM. Keeps pictures of the page in FOLDER and prints the page's own numbers as JSON, times in
+seconds after Run was pressed. Needs playwright and a Chromium (CHROMIUM, or one on the PATH).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from chromium_page import opened, show
 from playwright.sync_api import Page
 
 URL, WORKFLOW, FOLDER = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-SECONDS, LINE = int(sys.argv[4]), sys.argv[5]
+SECONDS, STREAM, LINES = int(sys.argv[4]), (sys.argv[5:6] or [""])[0], sys.argv[6:]
+BETWEEN = 4000  # milliseconds that a line is listened to before the next one is typed
 RENDERER = os.environ.get("MF_RENDERER", "canvas")
 SET = """(values) => {
     for (const node of window.app.graph.nodes)
@@ -35,6 +36,14 @@ CONNECT = """() => {
         const slot = node.type === "MF_GenerateClip" ? node.findInputSlot("clip") : -1;
         if (slot >= 0) loader.connect(1, node, slot);
     }
+}"""
+SAVE = """(name) => {
+    const [sampler] = window.app.graph.nodes.filter((node) => node.type === "MF_GenerateClip");
+    const saver = window.LiteGraph.createNode("MF_SaveState");
+    saver.pos = [sampler.pos[0], sampler.pos[1] + sampler.size[1] + 420];
+    window.app.graph.add(saver);
+    saver.widgets.find((widget) => widget.name === "name").value = name;
+    sampler.connect(sampler.findOutputSlot("state"), saver, saver.findInputSlot("state"));
 }"""
 # The players of the page's nodes; the one whose run began last is looked at.
 STATE = """() => {
@@ -111,6 +120,8 @@ def main() -> None:
         page.wait_for_timeout(500)
         show(page, WORKFLOW)
         page.evaluate(CONNECT)
+        if STREAM:
+            page.evaluate(SAVE, STREAM)
         page.evaluate(SET, {"seconds": 2, "variation": 1})
         _, first = press_run(page, None)
         done(page, 600)
@@ -118,25 +129,27 @@ def main() -> None:
         pressed, _ = press_run(page, first)
         found = until(page, "s.numbers.firstSound", 600)
         page.screenshot(path=str(FOLDER / "playing.png"))
-        sent = None
-        if LINE:
+        for count, line in enumerate(LINES, start=1):
             focus(page, "What happens next")
-            page.keyboard.type(LINE)
+            page.keyboard.type(line)
             page.keyboard.press("Enter")
-            sent = until(page, "s.said.startsWith('Sent')", 60)
-            page.screenshot(path=str(FOLDER / "sent.png"))
-            found = until(page, "s.numbers.heardLine || s.status.over", 600)
+            until(page, f"s.numbers.lines.length === {count}", 60)
+            found = until(page, f"s.numbers.lines[{count - 1}].heard || s.status.over", 600)
+            page.screenshot(path=str(FOLDER / f"line{count}.png"))
+            page.wait_for_timeout(BETWEEN)
+        if LINES:
             focus(page, "Stop")
             page.keyboard.press("Space")
         found = done(page, 60 * SECONDS)
         page.screenshot(path=str(FOLDER / "over.png"))
         numbers = found["numbers"]
-        after = {
-            name: (numbers[name] - pressed) / 1000
-            for name in ("firstPicture", "firstSound", "sent", "heardLine")
-            if numbers.get(name)
-        }
-        found |= {"after": after, "renderer": RENDERER, "line": bool(sent)}
+        after = {name: (numbers[name] - pressed) / 1000 for name in ("firstPicture", "firstSound")}
+        lines = [
+            line | {"answered": (line["heard"] - line["sent"]) / 1000}
+            for line in numbers["lines"]
+            if "heard" in line
+        ]
+        found |= {"after": after, "renderer": RENDERER, "lines": lines}
         sys.stdout.write(json.dumps(found) + "\n")
 
 

@@ -213,6 +213,10 @@ def test_cancelling_keeps_what_was_finished(server: Server, schemas: dict) -> No
     state = load_state(files[".safetensors"])
     assert 1 < state.next_block < 301
     assert len(frames_of(files[".mp4"])) == 1 + 24 * (state.next_block - 1)
+    with av.open(files[".mp4"]) as file:
+        notes = dict(file.metadata)
+    assert json.loads(notes["prompt"]) == prompt
+    assert json.loads(notes["mutual_forcing_model"])["title"] == "tiny random model"
     video, audio = lengths(files[".mp4"])
     assert abs(video - audio) <= Fraction(1, 24)
     assert str(files[".mp4"]) in server.log.read_text(errors="replace")

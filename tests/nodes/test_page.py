@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from mutual_forcing.model_loaders.bundle import shipped_model_path
-from mutual_forcing.tests.comfyui_prompts import lengths
+from mutual_forcing.samplers.schedule import written
+from mutual_forcing.samplers.state_file import load_state
+from mutual_forcing.tests.comfyui_prompts import inputs_of, lengths, same
 from mutual_forcing.tests.comfyui_server import (
     ROOT,
     Server,
@@ -25,6 +27,13 @@ pytestmark = [
 ]
 PICTURES = Path(os.environ.get("MF_PAGE_PICTURES", ROOT / "output" / "page"))
 SECONDS = int(os.environ.get("MF_PAGE_SECONDS", "10"))
+LINES = (
+    "a bell rings on a white background",
+    "a red drum beats fast on a white background",
+    "a blue ball bounces slowly on a green background",
+    "a yellow bell swings slowly on a black background",
+    "a green drum beats slowly on a blue background",
+)
 # A folder with another comfyui-frontend-package, such as the newest one.
 FRONTENDS = ["", *filter(None, [os.environ.get("MF_FRONTEND")])]
 
@@ -39,12 +48,18 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def played(
-    server: Server, workflow: str, renderer: str, seconds: int = SECONDS, line: str = ""
+    server: Server,
+    workflow: str,
+    renderer: str,
+    seconds: int = SECONDS,
+    lines: Sequence[str] = (),
+    stream: str = "played",
 ) -> dict:
     """What the page's player says of itself."""
-    pictures = PICTURES / f"{workflow}_{renderer}{'_line' if line else ''}"
+    pictures = PICTURES / f"{workflow}_{renderer}{f'_{len(lines)}_lines' if lines else ''}"
     command = [comfyui_python(comfyui_path()), ROOT / "tests" / "player_page.py", server.url]
-    command += [ROOT / "example_workflows" / f"{workflow}.json", pictures, seconds, line]
+    command += [ROOT / "example_workflows" / f"{workflow}.json", pictures, seconds]
+    command += [stream, *lines] if lines else []
     done = subprocess.run(
         [str(word) for word in command],
         env=os.environ | {"CHROMIUM": str(browser()), "MF_RENDERER": renderer},
@@ -75,12 +90,24 @@ def test_chunks_are_heard_one_after_the_other(server: Server) -> None:
     assert found["players"] == 4 and found["error"] is None
 
 
-def test_a_typed_line_is_followed_and_stop_gives_a_clip_by_the_keyboard_alone(
-    server: Server,
-) -> None:
-    found = played(server, "1_text_to_clip", "canvas", 120, "a bell rings on a white background")
-    assert found["status"]["stop_asked"] and 2 < found["status"]["made"] < 120
-    assert found["after"]["sent"] < found["after"]["heardLine"]
+def test_a_live_session_of_five_lines_is_made_again_from_its_schedule(server: Server) -> None:
+    """By the keyboard alone; Stop gives a clip."""
+    found = played(server, "1_text_to_clip", "canvas", 600, LINES, "played")
+    status = found["status"]
+    assert status["stop_asked"] and len(found["lines"]) == len(LINES) == len(status["followed"])
     saved = sorted((server.output / "video").glob("clip_*.mp4"))[-1]
     video, _ = lengths(saved)
-    assert float(video) == pytest.approx(found["status"]["made"], abs=0.05)
+    assert float(video) == pytest.approx(status["made"], abs=0.05)
+    # What was queued, with the schedule that was played instead of the prompt that it began with.
+    streams = server.output / "mutual_forcing"
+    live = load_state(streams / "played_00002_.safetensors")
+    again = server.get(f"/history/{status['prompt_id']}")[status["prompt_id"]]["prompt"][2]
+    (sampler,) = inputs_of(again, "MF_GenerateClip")
+    schedule = {"clip": sampler["clip"], "lines": written(live.schedule), "past": "keep"}
+    again |= {"schedule": {"class_type": "MF_PromptSchedule", "inputs": schedule}}
+    sampler |= {"positive": ["schedule", 0], "seconds": live.next_block - 1}
+    inputs_of(again, "MF_SaveState")[0]["name"] = "again"
+    server.run(again)
+    made = load_state(streams / "again_00001_.safetensors")
+    assert made.next_block == live.next_block
+    assert all(same(made.block(n), live.block(n)) for n in range(live.next_block))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import threading
@@ -11,13 +12,17 @@ import urllib.request
 
 import av
 import pytest
+import torch
 from mutual_forcing.host.live import CHARACTERS
+from mutual_forcing.samplers import version
 from mutual_forcing.tests.comfyui_prompts import inputs_of, prompt_of, refusal
 from mutual_forcing.tests.comfyui_server import Server, comfyui_path
+from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 pytestmark = pytest.mark.skipif(comfyui_path() is None, reason="no ComfyUI found")
-LIVE = "/mutual_forcing/live"
+LIVE, PICTURE = "/mutual_forcing/live", "mutual_forcing_picture"
 
 
 def asked(url: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
@@ -109,6 +114,15 @@ def test_words_say_what_is_not_used_and_files_hold_their_graph(
     (chunk,) = [key for key, node in prompt.items() if node["class_type"] == "MF_SampleChunk"]
     (text,) = [node for node in prompt.values() if node["class_type"] == "CLIPTextEncode"]
     text["inputs"]["text"] = "zebra ball red " + "ball " * 40
+    loader = prompt[chunk]["inputs"]["model"][0]
+    image = {"image": "example.png"}
+    zeros = {"samples": ["71", 0], "multiplier": 0.0}
+    prompt |= {
+        "70": {"class_type": "LoadImage", "inputs": image},
+        "71": {"class_type": "VAEEncode", "inputs": {"pixels": ["70", 0], "vae": [loader, 2]}},
+        "72": {"class_type": "LatentMultiply", "inputs": zeros},
+    }
+    inputs_of(prompt, "MF_StreamSettings")[0]["start"] = ["72", 0]
     drawn = {"id": int(chunk), "inputs": [{"name": "state", "link": 7}]}
     workflow = {"id": "a-workflow", "nodes": [drawn]}
     extra = {"extra_pnginfo": {"workflow": workflow}}
@@ -118,11 +132,24 @@ def test_words_say_what_is_not_used_and_files_hold_their_graph(
     said = "\n".join(run["words"])
     assert "zebra" in said and "words, only the first" in said
     assert "at its best in mode 'few steps'" in said and "is bypassed" in said
+    assert "'start' is an empty latent" in said
     assert run["workflow"] == "a-workflow"
     (file,) = (server.output / "mutual_forcing" / "below").glob("words_*.safetensors")
     with safe_open(file, "pt") as saved:
         notes = saved.metadata()
     assert json.loads(notes["workflow"]) == workflow and json.loads(notes["prompt"]) == prompt
+    assert notes[version.NOTE] == version.VERSION
+    # In Load Stream's list each can be recognised; a file whose metadata lie is not in it.
+    broken = {**notes, "header": "{}", PICTURE: "<svg>"}
+    save_file({"video": torch.zeros(1)}, file.with_name("broken.safetensors"), broken)
+    listed = server.get("/mutual_forcing/streams")
+    shown = listed[f"below/{file.name}"]
+    assert "1.0 s" in shown["label"] and "zebra ball red" in shown["label"]
+    assert "tiny random model" in shown["facts"] and "64 x 64" in shown["facts"]
+    picture = base64.b64decode(shown["picture"].removeprefix("data:image/jpeg;base64,"))
+    assert Image.open(io.BytesIO(picture)).size == (64, 64)
+    assert "below/broken.safetensors" not in listed
+    assert "bytes long" in refusal(server, saved_chunk(schemas, "x" * 240))
     for name in ("../words", "a/../../../words"):
         assert "leads out of output/mutual_forcing" in refusal(server, saved_chunk(schemas, name))
 

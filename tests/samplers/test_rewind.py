@@ -40,7 +40,7 @@ def test_a_rewound_stream_makes_what_came_there(bundle: Bundle) -> None:
     """From any second, for it is made under one prompt, in pictures and sound as well."""
     video, audio, blocks, whole = going_on(bundle, bundle.begin((4,)), 4)
     for second, count in ((0, 0), (1, 2), (3, 4)):
-        back = rewound(whole, clock_of(whole).block_at(second))
+        back = rewound(whole, clock_of(whole.layout).block_at(second))
         assert back.next_block == count
         if count == 4:
             assert back is whole

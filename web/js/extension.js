@@ -1,9 +1,12 @@
-// Puts a player on the nodes that sample, as soon as they run, and the pack's templates in order.
+// Puts a player on the nodes that sample, as soon as they run, what a saved stream is on Load
+// Stream, and the pack's templates in order.
 // Plain DOM widgets, which the classic canvas and the newer node renderer both show.
 
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { Player } from "./player.js";
+import { refresh, showAll, showIn } from "./streams.js";
+import { learn } from "./words.js";
 
 const EVENT = "mutual_forcing.run"; // host/page.py
 const WIDGET = "mutual_forcing_player";
@@ -72,11 +75,15 @@ orderTemplates();
 app.registerExtension({
   name: "MutualForcing.Player",
   async setup() {
+    await learn(app, api);
     api.addEventListener(EVENT, ({ detail }) => show(detail));
     const answer = await api.fetchApi("/mutual_forcing/live");
     if (answer.ok) for (const status of await answer.json()) show(status);
+    await refresh(api);
   },
+  refreshComboInNodes: () => refresh(api),
   nodeCreated(node) {
+    if (node.comfyClass === "MF_LoadState") showIn(node);
     // ComfyUI makes a node whose combo brings widgets of its own as small as it can be.
     const lines = node.widgets?.find((widget) => widget.name === "lines");
     if (node.comfyClass === "MF_PromptSchedule" && lines?.options)
@@ -84,5 +91,6 @@ app.registerExtension({
   },
   afterConfigureGraph() {
     for (const status of runs.values()) show(status);
+    showAll();
   },
 });

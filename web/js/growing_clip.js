@@ -40,9 +40,10 @@ export function typeOf(bytes) {
  * @param {HTMLVideoElement} video
  * @param {() => Promise<Response>} open asks for the clip
  * @param {AbortSignal} signal ends it
+ * @param {() => void} more told whenever more of it can be played
  * @returns {Promise<{trimmed: boolean}>}
  */
-export async function grow(video, open, signal) {
+export async function grow(video, open, signal, more) {
   const response = await open();
   if (!response.ok) throw new Error(await response.text());
   const reader = response.body.getReader();
@@ -76,6 +77,7 @@ export async function grow(video, open, signal) {
     while (!(await append(buffer, piece, signal))) {
       trimmed = (await forget(buffer, video.currentTime - KEPT_BEHIND, signal)) || trimmed;
     }
+    more();
   }
   if (source.readyState === "open") source.endOfStream();
   return { trimmed };

@@ -2,10 +2,12 @@
 // known of the run, a line for what happens next, and Stop.
 
 import { canGrow, grow, Refused } from "./growing_clip.js";
+import { said } from "./words.js";
 
-const BEGIN_WITH = 1.0; // seconds that lie ready before it plays
+const AT_LEAST = 0.5; // seconds that lie ready before it plays
 const AT_MOST = 4.0; // the same after many interruptions
-const BEFORE_THE_LINE = 0.25; // seconds of what was before, when a typed line is jumped to
+const SLACK = 1.5; // the next piece may take so many times as long to come as the last one
+const BEFORE_THE_LINE = 0.1; // seconds of what was before, when a typed line is jumped to
 const VOLUME = "mutual_forcing.volume";
 const STYLE = `
 .mf-player { display: flex; flex-direction: column; gap: 4px; height: 100%; font: 12px sans-serif;
@@ -36,7 +38,7 @@ export class Player {
     this.numbers = {};
     this.element = this.build();
     players.add(this);
-    this.timer = setInterval(() => this.look(), 100);
+    this.timers = [setInterval(() => this.look(), 100), setInterval(() => this.describe(), 500)];
   }
 
   /** Show what is known of a run; another run begins anew. */
@@ -45,12 +47,17 @@ export class Player {
     this.status = status;
     if (isNew) this.begin();
     if (status.plays && !this.playing && canGrow()) this.play();
-    const followed = status.followed.at(-1);
-    if (followed && status.followed.length > this.followed) {
-      this.followed = status.followed.length;
-      this.jump = followed[0];
-      this.say(`From ${seconds(followed[0])} on: ${followed[1]}`);
+    if (status.made > this.grown.made) {
+      this.wait = this.grown.made ? status.took - this.grown.took : 0;
+      this.grown = { made: status.made, took: status.took };
     }
+    for (const [second, line] of status.followed.slice(this.followed)) {
+      this.jump = second;
+      this.say(said("From {0} on: {1}", seconds(second), line));
+      const typed = this.numbers.lines.find((one) => one.line === line && !("second" in one));
+      if (typed) typed.second = second;
+    }
+    this.followed = status.followed.length;
     this.words.replaceChildren(...status.words.map((text) => tag("li", { textContent: text })));
     for (const part of [this.line, this.send, this.stop]) part.disabled = status.over;
     if (status.stop_asked) this.stop.disabled = true;
@@ -59,7 +66,7 @@ export class Player {
 
   /** Let go of everything. */
   close() {
-    clearInterval(this.timer);
+    for (const timer of this.timers) clearInterval(timer);
     players.delete(this);
     this.ending?.abort();
     this.unload();
@@ -76,17 +83,19 @@ export class Player {
       document.head.append(tag("style", { id: "mf-player-style", textContent: STYLE }));
     }
     this.video = tag("video", { controls: true, playsInline: true, hidden: true });
-    this.video.setAttribute("aria-label", "The clip, while it is made");
+    this.video.setAttribute("aria-label", said("The clip, while it is made"));
     this.facts = tag("p", {});
     this.words = tag("ul", {});
     this.said = tag("p", { hidden: true });
     for (const part of [this.words, this.said]) part.setAttribute("role", "status");
-    this.line = tag("input", { type: "text", placeholder: "What happens next", maxLength: 2000 });
-    this.line.setAttribute("aria-label", "What happens next");
-    this.send = tag("button", { type: "submit", textContent: "Send" });
-    this.send.title = "From the next second on";
-    this.stop = tag("button", { type: "button", textContent: "Stop" });
-    this.stop.title = "Finish this second and go on with what there is. Cancel ends the whole run.";
+    this.line = tag("input", { type: "text", placeholder: said("What happens next"), maxLength: 2000 });
+    this.line.setAttribute("aria-label", this.line.placeholder);
+    this.send = tag("button", { type: "submit", textContent: said("Send") });
+    this.send.title = said("From the next second on");
+    this.stop = tag("button", { type: "button", textContent: said("Stop") });
+    this.stop.title = said(
+      "Finish this second and go on with what there is. Cancel ends the whole run.",
+    );
     const form = tag("form", {});
     form.append(this.line, this.send, this.stop);
     form.addEventListener("submit", (event) => {
@@ -116,13 +125,6 @@ export class Player {
       if (!this.holding && !video.ended) this.wanted = false;
     });
     video.addEventListener("waiting", () => this.ranDry());
-    video.addEventListener("timeupdate", () => {
-      const heard = video.currentTime > 0 && !video.paused && !video.muted && video.volume > 0;
-      if (!heard) return;
-      const { numbers } = this;
-      numbers.firstSound ??= performance.now();
-      if (video.currentTime >= numbers.switched) numbers.heardLine ??= performance.now();
-    });
   }
 
   begin() {
@@ -131,7 +133,9 @@ export class Player {
     this.wanted = !this.status.over; // an older clip waits to be asked
     this.jump = null;
     this.followed = this.status.followed.length;
-    this.numbers = { begun: performance.now(), underruns: 0, waited: 0, ahead: [] };
+    this.wait = 0; // seconds between the last two pieces, as they were made
+    this.grown = { made: 0, took: 0 };
+    this.numbers = { begun: performance.now(), underruns: 0, waited: 0, ahead: [], lines: [] };
     this.unload();
     this.say("");
   }
@@ -152,7 +156,7 @@ export class Player {
       return;
     }
     try {
-      const { trimmed } = await grow(video, ask, signal).catch((error) => {
+      const { trimmed } = await grow(video, ask, signal, () => this.look()).catch((error) => {
         if (!(error instanceof Refused)) throw error;
         video.src = this.server.apiURL(clip); // without going back behind what is buffered
         return { trimmed: true };
@@ -177,7 +181,16 @@ export class Player {
     if (!signal.aborted) video.src = this.server.apiURL(clip);
   }
 
-  /** Ten times a second: begin, go on after an interruption, jump to what was typed. */
+  /** Seconds that must lie ready before it plays, for the next ones to come in time. */
+  get enough() {
+    const times = 1 + this.numbers.underruns;
+    return Math.min(AT_MOST, times * Math.max(AT_LEAST, SLACK * this.wait));
+  }
+
+  /**
+   * Whenever more is there, and ten times a second: begin, go on after an interruption, jump to
+   * what was typed.
+   */
   look() {
     const { video, numbers } = this;
     if (!this.playing || !video.buffered.length) return;
@@ -185,17 +198,27 @@ export class Player {
     const end = video.buffered.end(video.buffered.length - 1);
     const ahead = end - video.currentTime;
     if (this.started && !this.status.over) numbers.ahead.push([performance.now(), ahead]);
-    if (this.jump !== null && end > this.jump + 0.5) {
-      video.currentTime = Math.max(video.currentTime, this.jump - BEFORE_THE_LINE);
-      numbers.switched = this.jump;
-      this.jump = null;
+    if (this.jump !== null) {
+      const there = Math.max(video.currentTime, this.jump - BEFORE_THE_LINE);
+      if (end - there >= this.enough || this.status.over) {
+        if (there > video.currentTime) video.currentTime = there;
+        this.jump = null;
+      }
     }
-    const enough = ahead >= Math.min(AT_MOST, BEGIN_WITH * (1 + numbers.underruns));
-    if ((enough || this.status.over) && this.wanted && this.isTurn()) {
+    if ((ahead >= this.enough || this.status.over) && this.wanted && this.isTurn()) {
       if (this.holding) numbers.waited += performance.now() - this.holding;
       if (this.holding || !this.started) this.start();
     }
-    this.describe();
+    this.note();
+  }
+
+  /** When what was first heard. */
+  note() {
+    const { video, numbers } = this;
+    if (!video.currentTime || video.paused || video.muted || !video.volume) return;
+    numbers.firstSound ??= performance.now();
+    for (const line of numbers.lines)
+      if (video.currentTime >= line.second) line.heard ??= performance.now();
   }
 
   /** One clip after the other: chunks of one graph follow one another. */
@@ -218,7 +241,7 @@ export class Player {
       if (error.name !== "NotAllowedError") return;
       // A page that nobody has clicked yet may not make a sound.
       this.forced = this.video.muted = true;
-      this.say("Muted until you click: this page was not touched yet");
+      this.say(said("Muted until you click: this page was not touched yet"));
       await this.video.play().catch(() => {});
     }
   }
@@ -238,32 +261,36 @@ export class Player {
     const speed = status.took > 0 ? status.made / status.took : 0;
     const facts = [
       status.asked === null
-        ? `${seconds(status.made)} made`
-        : `${seconds(status.made)} of ${seconds(status.asked)} made`,
+        ? said("{0} made", seconds(status.made))
+        : said("{0} of {1} made", seconds(status.made), seconds(status.asked)),
     ];
-    if (status.made) facts.push(`${speed.toFixed(1)} × real time`);
+    if (status.made) facts.push(said("{0} × real time", speed.toFixed(1)));
     if (!status.over && status.asked !== null && speed > 0) {
-      facts.push(`${seconds(Math.max(0, status.asked - status.made) / speed)} left`);
+      facts.push(said("{0} left", seconds(Math.max(0, status.asked - status.made) / speed)));
     }
     if (!status.over && video.buffered.length) {
       const end = video.buffered.end(video.buffered.length - 1);
-      facts.push(`${seconds(Math.max(0, end - video.currentTime))} ready to play`);
+      facts.push(said("{0} ready to play", seconds(Math.max(0, end - video.currentTime))));
     }
     const whole = status.asked !== null && status.made > status.asked - 0.1; // sums are rounded
-    if (status.over) facts.push(status.stop_asked ? "stopped" : whole ? "done" : "broken off");
-    else if (status.stop_asked) facts.push("stopping");
-    else if (this.holding) facts.push("waiting for more");
+    const end = status.stop_asked ? "stopped" : whole ? "done" : "broken off";
+    if (status.over) facts.push(said(end));
+    else if (status.stop_asked) facts.push(said("stopping"));
+    else if (this.holding) facts.push(said("waiting for more"));
     const text = facts.join(" · ");
     if (this.facts.textContent !== text) this.facts.textContent = text;
   }
 
   async sendLine() {
-    const line = this.line.value.trim();
+    const line = this.line.value.trim().split(/\s+/).join(" ");
     if (!line) return;
-    if (await this.post("line", { line })) {
+    const typed = { line, sent: performance.now() };
+    const { lines } = this.numbers;
+    lines.push(typed);
+    if (!(await this.post("line", { line }))) lines.splice(lines.indexOf(typed), 1);
+    else {
       this.line.value = "";
-      this.numbers.sent = performance.now();
-      this.say(`Sent: ${line}`);
+      if (!("second" in typed)) this.say(said("Sent: {0}", line));
     }
   }
 
