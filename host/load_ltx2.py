@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import comfy.model_management
 import comfy.model_patcher
@@ -19,10 +20,12 @@ import comfy.ops
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
 from ..model_loaders.containers import REMEDY, Checkpoint
-from ..model_loaders.generator import CONNECTORS, QUANTISED, STEP_SIZE, Generator, assemble
+from ..model_loaders.eight_bits import FORMAT, LAYERS, in_eight_bits
+from ..model_loaders.generator import CONNECTORS, STEP_SIZE, Generator, assemble
 from ..model_loaders.ltx2 import SINKS, Preset
 from ..model_loaders.memory import stream_bytes
 from ..networks.checked import some
@@ -36,12 +39,7 @@ from .stream_model import ATTACHMENT
 logger = logging.getLogger("mutualforcing")
 
 Weights = Literal["as in the file", "fp8", "fp8, fast"]
-_OPTIONS: dict[Weights, dict[str, object]] = {
-    "as in the file": {},
-    "fp8": {"dtype": torch.float8_e4m3fn},
-    "fp8, fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
-}
-WEIGHTS: tuple[Weights, ...] = tuple(_OPTIONS)
+WEIGHTS: tuple[Weights, ...] = get_args(Weights)
 # Keys of the base file and what ComfyUI's VAE calls them.
 _VIDEO_VAE = {"vae.": ""}
 _AUDIO_VAE = {"audio_vae.": "autoencoder.", "vocoder.": "vocoder."}
@@ -89,21 +87,24 @@ def hosted(
         TensorFileError: ComfyUI does not know it.
     """
     metadata = {"config": json.dumps({"transformer": generator.header})}
+    device = comfy.model_management.get_torch_device()
     # ComfyUI takes the tensors out of the dictionary that it is given.
     tensors = dict(generator.tensors)
-    packed = any(name.endswith(QUANTISED) for name in tensors)
-    device = comfy.model_management.get_torch_device()
-    options = {} if packed else options_of(weights, device)
+    fast = weights == "fp8, fast"
+    if weights != WEIGHTS[0] and takes_eight_bits(tensors, device):
+        tensors = in_eight_bits(tensors, products=fast, device=device)
     if whole is None:
-        whole = _has_room(generator, options.get("dtype"), device)
+        whole = _has_room(tensors, generator, device)
     patcher = comfy.sd.load_diffusion_model_state_dict(
-        tensors, model_options=options, metadata=metadata, disable_dynamic=whole
+        tensors, metadata=metadata, disable_dynamic=whole
     )
     if patcher is None:
         raise TensorFileError(
             f"ComfyUI did not recognise {what} as LTX-2; update ComfyUI, or choose another file"
         )
     _finish(patcher.model.diffusion_model, generator, patcher.model.get_dtype_inference())
+    if fast:
+        _round_tokens(patcher.model.diffusion_model)
     known = ltx2_model(generator.config, generator.model_id, title=what)
     patcher.set_attachments(ATTACHMENT, known)
     return patcher
@@ -118,25 +119,44 @@ def stream_bytes_of(generator: Generator) -> int:
     )
 
 
-def _has_room(generator: Generator, dtype: torch.dtype | None, device: torch.device) -> bool:
-    widest = 2 if dtype is None else dtype.itemsize
-    held = sum(
-        value.numel() * min(value.element_size(), widest) for value in generator.tensors.values()
-    )
+def _has_room(tensors: Mapping[str, Tensor], generator: Generator, device: torch.device) -> bool:
+    # 32 bits are computed in 16 on a card.
+    held = sum(value.numel() * min(value.element_size(), 2) for value in tensors.values())
     held += stream_bytes_of(generator) + comfy.model_management.minimum_inference_memory()
     return held <= comfy.model_management.get_total_memory(device)
 
 
-def options_of(weights: Weights, device: torch.device) -> dict[str, object]:
-    """ComfyUI's options for weights on a device; as in the file where it has no numbers of 8 bits.
+def takes_eight_bits(tensors: Mapping[str, Tensor], device: torch.device) -> bool:
+    """Whether the layers' weights can be rounded to 8 bits: they are not yet, and the device can
+    hold such.
 
     Templates come with fp8, and Apple's devices cannot even hold it.
     """
-    options = _OPTIONS[weights]
-    if options and not comfy.model_management.supports_cast(device, options["dtype"]):
+    layers = (value for name, value in tensors.items() if name.startswith(LAYERS))
+    if any(value.itemsize < 2 for value in layers):
+        return False
+    if not comfy.model_management.supports_cast(device, FORMAT):
         logger.warning("%s has no fp8: the weights stay as they are in the file", device)
-        return {}
-    return dict(options)
+        return False
+    return True
+
+
+def _round_tokens(module: nn.Module) -> None:
+    """Have the layers' products scale the tokens as they scale the weights.
+
+    ComfyUI's own rounds tokens as they are, with a scale of 1.
+    """
+    for linear in module.transformer_blocks.modules():
+        if getattr(linear, "layout_type", None) is not None and not linear._full_precision_mm:
+            linear.forward = partial(_with_tokens_scaled, linear, linear.forward)
+
+
+def _with_tokens_scaled(linear: nn.Module, forward: Callable[..., Tensor], x: Tensor) -> Tensor:
+    if linear.weight_function or linear.bias_function:  # a LoRA that is added on the way
+        return forward(x)
+    rows = x.reshape(-1, x.shape[-1])
+    tokens = QuantizedTensor.from_float(rows, linear.layout_type, scale="recalculate")
+    return forward(tokens).reshape(*x.shape[:-1], -1)
 
 
 def _normalised(tensors: dict[str, Tensor], prefix: str, metadata: Mapping[str, str]) -> dict:

@@ -5,13 +5,12 @@ Its weights stay as they are in the file. ComfyUI may hold them in eight bits, p
 with a LoRA's difference on top, and a LoRA's rows are numbered as the file's are; permuting them
 would break all of that. So for a checkpoint with interleaved positions it is the normalised queries
 and keys that are put in split order, on the fly: the same rotation (docs/omniforcing.md, section 0,
-point 3), at the price of copying them. Nothing here reads a weight; modules are called, and bare
-tables are asked for when they are needed.
+point 3), in the kernel that normalises and rotates them, or at the price of copying them where the
+norm's weight has to be brought. No other weight is read; modules are called, and bare tables are
+asked for when they are needed.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -19,6 +18,9 @@ from torch import Tensor, nn
 from ..model_loaders.keymap import ROTATED, rotated_heads
 from ..networks.attention import AttentionKernel
 from ..networks.config import TransformerConfig
+
+# Where ComfyUI keeps what changes a weight while it is brought.
+_PATCHES = ("weight_function", "weight_lowvram_function")
 
 
 class TransformerView:
@@ -35,18 +37,16 @@ class TransformerView:
     ) -> None:
         self._module = module
         self.config, self.kernel = config, kernel
-        self.transformer_blocks: list[nn.Module | _Replacing] = list(module.transformer_blocks)
-        if config.rope_type == "interleaved":
-            self.transformer_blocks = [
-                _Replacing(
-                    block,
-                    {
-                        name: _in_split_order(getattr(block, name), rotated_heads(name, config))
-                        for name in ROTATED
-                    },
-                )
-                for block in module.transformer_blocks
-            ]
+        self.transformer_blocks = [
+            _Replacing(
+                block,
+                {
+                    name: _in_split_order(getattr(block, name), rotated_heads(name, config), config)
+                    for name in ROTATED
+                },
+            )
+            for block in module.transformer_blocks
+        ]
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._module, name)
@@ -63,13 +63,37 @@ class _Replacing:
         return getattr(self._module, name)
 
 
-def _in_split_order(attention: nn.Module, heads: int) -> _Replacing:
-    def ordered(norm: nn.Module) -> Callable[[Tensor], Tensor]:
-        def normalise(x: Tensor) -> Tensor:
-            return rearrange(norm(x), "b n (a r two) -> b n (a two r)", a=heads, two=2)
+class _Norm:
+    """A norm of the host's whose result is in split order (`HostedNorm`)."""
 
-        return normalise
+    def __init__(self, norm: nn.Module, heads: int, interleaved: bool) -> None:
+        self._norm, self._heads, self.interleaved = norm, heads, interleaved
 
+    @property
+    def eps(self) -> float:
+        """What is added to the mean square."""
+        return self._norm.eps
+
+    def weight_for(self, x: Tensor) -> Tensor | None:
+        """The weight, if it lies beside x as it is multiplied; None: what the host does with it
+        (bringing, casting, patching it) happens in its module's call."""
+        norm, weight = self._norm, self._norm.weight
+        patched = any(getattr(norm, name, None) for name in _PATCHES)
+        if patched or weight.dtype != x.dtype or weight.device != x.device:
+            return None
+        return weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (b, n, c) normalised over its whole width."""
+        x = self._norm(x)
+        if not self.interleaved:
+            return x
+        return rearrange(x, "b n (a r two) -> b n (a two r)", a=self._heads, two=2)
+
+
+def _in_split_order(attention: nn.Module, heads: int, config: TransformerConfig) -> _Replacing:
+    interleaved = config.rope_type == "interleaved"
+    names = ("q_norm", "k_norm")
     return _Replacing(
-        attention, {"q_norm": ordered(attention.q_norm), "k_norm": ordered(attention.k_norm)}
+        attention, {name: _Norm(getattr(attention, name), heads, interleaved) for name in names}
     )

@@ -43,6 +43,26 @@ class KeyPattern(Protocol):
         ...
 
 
+class HostedNorm(Protocol):
+    """The RMS norm of queries or keys in a network that a host holds.
+
+    Attributes:
+        eps: what is added to the mean square.
+        interleaved: whether the host's rows have a rotation's pairs side by side.
+    """
+
+    eps: float
+    interleaved: bool
+
+    def weight_for(self, x: Tensor) -> Tensor | None:
+        """Its weight as it is multiplied with x, in the host's order; None: it has to be called."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (b, n, c) normalised over its whole width, in split order."""
+        ...
+
+
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Torch's own scaled dot product attention."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -82,11 +102,37 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return rearrange(x, "b n (a d) -> b a n d", a=heads)
 
 
+def normed_heads(
+    norm: nn.Module | HostedNorm,
+    x: Tensor,
+    heads: int,
+    kernels: Kernels,
+    table: RopeTable | None = None,
+) -> Tensor:
+    """Queries or keys x (b, n, c), normalised and rotated; (b, a, n, d).
+
+    `norm` is asked for its weight, to do all of it at once. A host's that has none to give (it
+    may lie elsewhere, or be patched on the way) is called.
+    """
+    if type(norm) is nn.RMSNorm:
+        return kernels.norm_heads(x, norm.weight, norm.eps, heads, table)
+    weight_for = getattr(norm, "weight_for", None)
+    weight = None if weight_for is None else weight_for(x)
+    if weight is not None:
+        return kernels.norm_heads(x, weight, norm.eps, heads, table, norm.interleaved)
+    x = split_heads(norm(x), heads)
+    return x if table is None else kernels.rotate(x, table)
+
+
 def keys_values(
-    module: nn.Module, context: Tensor, heads: int, few_step: Tensor | None = None
+    module: nn.Module,
+    context: Tensor,
+    heads: int,
+    few_step: Tensor | None = None,
+    kernels: Kernels = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """Normalised, unrotated keys and values (b, a, m, d) of a context (b, m, c)."""
-    k = split_heads(module.k_norm(adapted(module.to_k, context, few_step)), heads)
+    k = normed_heads(module.k_norm, adapted(module.to_k, context, few_step), heads, kernels)
     return k, split_heads(adapted(module.to_v, context, few_step), heads)
 
 
@@ -106,9 +152,8 @@ def attend(
 
     What each head found is gated by x where the module has gates (docs/ltx23.md, section 1).
     """
-    q = split_heads(module.q_norm(adapted(module.to_q, x, few_step)), heads)
-    if query_rope is not None:
-        q = kernels.rotate(q, query_rope)
+    q = adapted(module.to_q, x, few_step)
+    q = normed_heads(module.q_norm, q, heads, kernels, query_rope)
     k, v = key_values
     k, v = k.to(q.dtype), v.to(q.dtype)
     out = (

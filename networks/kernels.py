@@ -63,6 +63,26 @@ def add_modulate_twice(
     )
 
 
+def norm_heads(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    heads: int,
+    table: RopeTable | None = None,
+    interleaved: bool = False,
+) -> Tensor:
+    """Queries or keys x (b, n, a*d), normalised over all heads, as (b, a, n, d) in split order.
+
+    Args:
+        table: angles to rotate them by; None: they stay.
+        interleaved: the order of x and its weight, where pairs lie side by side.
+    """
+    x = F.rms_norm(x, weight.shape, weight, eps)
+    order = "b n (a r two) -> b a n (two r)" if interleaved else "b n (a two r) -> b a n (two r)"
+    x = rearrange(x, order, a=heads, two=2)
+    return x if table is None else rotate(x, table)
+
+
 def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
     """Write the rotated keys x (.., a, n, d) into `out`; angles (a, n, r)."""
     out.copy_(rotate(x, RopeTable(cos, sin)))
@@ -80,13 +100,21 @@ class Kernels(NamedTuple):
     add_norm: Callable[..., tuple[Tensor, Tensor]]
     add_modulate: Callable[..., tuple[Tensor, Tensor]]
     add_modulate_twice: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    norm_heads: Callable[..., Tensor]
     rotate: Callable[..., Tensor]
     rotate_into: Callable[..., None]
     gate_heads: Callable[..., Tensor]
 
 
 PLAIN = Kernels(
-    modulate, add_norm, add_modulate, add_modulate_twice, rotate, rotate_into, gate_heads
+    modulate,
+    add_norm,
+    add_modulate,
+    add_modulate_twice,
+    norm_heads,
+    rotate,
+    rotate_into,
+    gate_heads,
 )
 
 

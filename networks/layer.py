@@ -116,11 +116,17 @@ class TextContexts(NamedTuple):
         return self._with(self, lambda mine, _: mine.expand(batch, -1, -1))
 
     def layer(
-        self, _index: int, modality: str, module: nn.Module, heads: int, mod: ModalityModulation
+        self,
+        _index: int,
+        modality: str,
+        module: nn.Module,
+        heads: int,
+        mod: ModalityModulation,
+        kernels: Kernels,
     ) -> tuple[Tensor, Tensor]:
         """Keys and values (b, a, m, d) of one layer's attention over the text."""
         context = torch.addcmul(mod.prompt_shift, getattr(self, modality), mod.prompt_scale)
-        return keys_values(module, context, heads)
+        return keys_values(module, context, heads, kernels=kernels)
 
     def _with(self, other: TextContexts, both: Pair) -> TextContexts:
         return TextContexts(*map(both, self, other))
@@ -268,7 +274,7 @@ def _until_meeting(
         model.kernel,
         key_values=store.extend(
             side.modality,
-            *keys_values(side.own, hidden, side.heads, mod.few_step),
+            *keys_values(side.own, hidden, side.heads, mod.few_step, kernels),
             side.rope,
         ),
         query_rope=side.rope,
@@ -282,7 +288,7 @@ def _until_meeting(
         x, hidden = kernels.add_norm(x, mod.attn_gate, own, eps)
     else:
         x, hidden = kernels.add_modulate(x, mod.attn_gate, own, mod.text_scale, mod.text_shift, eps)
-    text = run.text.layer(index, side.modality, side.text, side.heads, mod)
+    text = run.text.layer(index, side.modality, side.text, side.heads, mod, kernels)
     mask = getattr(run.masks, f"{side.modality}_text")
     from_text = attend(
         side.text,
@@ -299,7 +305,7 @@ def _until_meeting(
         return _Meeting(x + from_text if gate is None else torch.addcmul(x, gate, from_text))
     cross = mod.query_scale, mod.query_shift, mod.key_scale, mod.key_shift
     x, query, shown = kernels.add_modulate_twice(x, from_text, *cross, eps, gate)
-    keys = keys_values(side.outgoing, shown, side.cross_heads, mod.few_step)
+    keys = keys_values(side.outgoing, shown, side.cross_heads, mod.few_step, kernels)
     return _Meeting(x, query, store.extend(side.outgoing_name, *keys, side.cross_rope))
 
 

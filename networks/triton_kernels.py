@@ -129,6 +129,66 @@ if triton is not None:
         tl.store(to + pairs, (second * c + first * s).to(kind), mask=inside)
 
     @triton.jit
+    def _pairs(
+        pointer, heads, pairs, INTERLEAVED: tl.constexpr, HEADS: tl.constexpr, PAIRS: tl.constexpr
+    ):
+        head, pair = tl.arange(0, HEADS), tl.arange(0, PAIRS)
+        inside = (head[:, None] < heads) & (pair[None, :] < pairs)
+        if INTERLEAVED:
+            both = (head[:, None] * pairs + pair[None, :])[:, :, None] * 2
+            both += tl.arange(0, 2)[None, None, :]
+            mask = tl.broadcast_to(inside[:, :, None], (HEADS, PAIRS, 2))
+            value = tl.load(pointer + both, mask=mask, other=0.0).to(tl.float32)
+            first, second = tl.split(value)
+        else:
+            place = pointer + head[:, None] * (2 * pairs) + pair[None, :]
+            first = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+            second = tl.load(place + pairs, mask=inside, other=0.0).to(tl.float32)
+        return first, second
+
+    @triton.jit(do_not_specialize=["tokens"])
+    def _headed(
+        x,
+        weight,
+        cos,
+        sin,
+        table_batch,
+        table_head,
+        table_token,
+        out,
+        tokens,
+        heads,
+        pairs,
+        eps,
+        INTERLEAVED: tl.constexpr,
+        ROTATED: tl.constexpr,
+        HEADS: tl.constexpr,
+        PAIRS: tl.constexpr,
+    ):
+        row = tl.program_id(0)
+        batch, token = (row // tokens).to(tl.int64), row % tokens
+        start = row.to(tl.int64) * (2 * heads * pairs)
+        kind = out.dtype.element_ty
+        first, second = _pairs(x + start, heads, pairs, INTERLEAVED, HEADS, PAIRS)
+        power = (tl.sum(first * first) + tl.sum(second * second)) / (2 * heads * pairs)
+        scale = tl.rsqrt(power + eps)
+        one, two = _pairs(weight, heads, pairs, INTERLEAVED, HEADS, PAIRS)
+        first = (first * scale * one).to(kind).to(tl.float32)
+        second = (second * scale * two).to(kind).to(tl.float32)
+        head, pair = tl.arange(0, HEADS)[:, None], tl.arange(0, PAIRS)[None, :]
+        inside = (head < heads) & (pair < pairs)
+        to = out + start + head * (2 * pairs) + pair
+        if ROTATED:
+            turn = batch * table_batch + head * table_head + token * table_token + pair
+            c = tl.load(cos + turn, mask=inside, other=1.0).to(tl.float32)
+            s = tl.load(sin + turn, mask=inside, other=0.0).to(tl.float32)
+            tl.store(to, (first * c - second * s).to(kind), mask=inside)
+            tl.store(to + pairs, (second * c + first * s).to(kind), mask=inside)
+        else:
+            tl.store(to, first.to(kind), mask=inside)
+            tl.store(to + pairs, second.to(kind), mask=inside)
+
+    @triton.jit
     def _rounded(x, out, scales, channels, largest, BLOCK: tl.constexpr):
         row = tl.program_id(0)
         columns = tl.arange(0, BLOCK)
@@ -289,6 +349,41 @@ def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
     )
 
 
+def norm_heads(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    heads: int,
+    table: tuple[Tensor, Tensor] | None = None,
+    interleaved: bool = False,
+) -> Tensor:
+    """As `kernels.norm_heads`; heads lie side by side."""
+    x = x.contiguous()
+    batch, tokens, channels = x.shape
+    pairs = channels // heads // 2
+    out = torch.empty_like(x)
+    cos, sin = (x, x) if table is None else _alike(*table)
+    strides = cos.stride() if cos.ndim == 4 else (0, *cos.stride())
+    _headed[(batch * tokens,)](
+        x,
+        weight,
+        cos,
+        sin,
+        *strides[:3],
+        out,
+        tokens,
+        heads,
+        pairs,
+        eps,
+        INTERLEAVED=interleaved,
+        ROTATED=table is not None,
+        HEADS=triton.next_power_of_2(heads),
+        PAIRS=triton.next_power_of_2(pairs),
+        num_warps=max(1, min(8, channels // 512)),
+    )
+    return out.unflatten(-1, (heads, 2 * pairs)).transpose(1, 2)
+
+
 def gate_heads(out: Tensor, logits: Tensor) -> Tensor:
     """As `kernels.gate_heads`; heads lie side by side, as the product after it reads them."""
     batch, heads, tokens, dim = out.shape
@@ -323,5 +418,12 @@ def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 TRITON = Kernels(
-    modulate, add_norm, add_modulate, add_modulate_twice, rotate, rotate_into, gate_heads
+    modulate,
+    add_norm,
+    add_modulate,
+    add_modulate_twice,
+    norm_heads,
+    rotate,
+    rotate_into,
+    gate_heads,
 )

@@ -531,14 +531,10 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
         WHOLE_PASS,
         [
             (
-                "module.q_norm(adapted(module.to_q, x, few_step))",
-                "adapted(module.to_q, x, few_step)",
+                "norm_heads(x, norm.weight, norm.eps, heads, table)",
+                "rotate(split_heads(x, heads), table)",
             ),
-            (
-                "module.k_norm(adapted(module.to_k, context, few_step))",
-                "adapted(module.to_k, context, few_step)",
-            ),
-            ("q = kernels.rotate(q, query_rope)", "q = q"),
+            ("q, heads, kernels, query_rope)", "q, heads, kernels)"),
         ],
     ),
     (

@@ -61,10 +61,18 @@ def test_a_weight_that_the_host_changes_is_seen() -> None:
     theirs.load_state_dict(WEIGHTS)
     hosted = TransformerView(theirs, config, sdpa)
     before = run(hosted)
-    for key in ("transformer_blocks.0.attn1.to_q.weight", "transformer_blocks.0.scale_shift_table"):
+    layer = "transformer_blocks.0"
+    for name in ("attn1.to_q.weight", "attn1.q_norm.weight", "scale_shift_table"):
+        key = f"{layer}.{name}"
         weight = theirs.get_parameter(key)
         kept = weight.clone()
         weight.add_(torch.ones_like(weight))
         assert not torch.equal(run(hosted), before)
         weight.copy_(kept)
     assert torch.equal(run(hosted), before)
+    norm = theirs.get_submodule(f"{layer}.attn1.q_norm")
+    called: list[object] = []
+    norm.register_forward_hook(lambda *_: called.append(norm))
+    assert torch.equal(run(hosted), before) and not called
+    norm.weight_function = [lambda weight: weight]  # as ComfyUI marks one that it patches
+    assert torch.allclose(run(hosted), before, atol=1e-5) and called

@@ -79,6 +79,11 @@ def cases(dtype: torch.dtype, device: str) -> Iterator[tuple[str, tuple, tuple]]
         for kernels, room in zip((fused, PLAIN), rooms, strict=True):
             kernels.rotate_into(room[..., 7:26, :], keys, table.cos[0], table.sin[0])
         yield "rotate_into", (rooms[0],), (rooms[1],)
+        wide, weight = new(2, 19, heads * dim), new(heads * dim)
+        for interleaved in (False, True):
+            for turned in (None, table):
+                inputs = wide, weight, eps, heads, turned, interleaved
+                yield "norm_heads", (fused.norm_heads(*inputs),), (PLAIN.norm_heads(*inputs),)
         logits = new(2, 19, heads)
         yield "gate_heads", (fused.gate_heads(x, logits),), (PLAIN.gate_heads(x, logits),)
     tokens = 3 * new(7, 48)
