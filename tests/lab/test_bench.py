@@ -159,8 +159,8 @@ def test_the_hosted_network_is_the_same_and_its_time_is_broken_down() -> None:
     found = measure(replace(own, host="view"))
     kinds = found.breakdown.kinds
     assert set(kinds) == set(KINDS) and all(part.seconds > 0 for part in kinds.values())
-    # Positions that are interleaved are put in order on the way: more is started.
-    assert kinds["rest"].calls > measure(own).breakdown.kinds["rest"].calls
+    plain = measure(own).breakdown.kinds
+    assert all(kinds[kind].calls == plain[kind].calls for kind in ("products", "attention"))
     assert list(found.rows) == [18, 36, 144] and found.path == "eager"
     names = {"flash_fwd_kernel": "attention", "nvjet_tst_128x256": "products", "aten::mul": "rest"}
     assert {name: kind_of(name) for name in names} == names
