@@ -9,6 +9,8 @@ PyTorch's own operators round. Sizes are free, so a block rounds the same whatev
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -228,6 +230,14 @@ if triton is not None:
         tl.store(to, (value * gate).to(kind), mask=inside)
 
 
+def _start(
+    kernel: object, grid: tuple[int, ...], x: Tensor, *arguments: object, **options: object
+) -> None:
+    """Start programs on the card that x lies on, which need not be the current one."""
+    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+        kernel[grid](x, *arguments, **options)
+
+
 def _run_rows(
     x: Tensor,
     eps: float,
@@ -251,7 +261,9 @@ def _run_rows(
     one, two = (x, x) if other is None else (_broadcast(m, x) for m in other)
     one, two = _alike(one, two)
     block = triton.next_power_of_2(channels)
-    _rows[(batch * tokens,)](
+    _start(
+        _rows,
+        (batch * tokens,),
         x,
         added,
         gates,
@@ -333,7 +345,9 @@ def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
     cos, sin = _alike(cos, sin)
     batch, heads, tokens, dim = x.shape
     table = cos.stride() if cos.ndim == 4 else (0, *cos.stride())
-    _turned[triton.cdiv(tokens, _TOKENS), heads, batch](
+    _start(
+        _turned,
+        (triton.cdiv(tokens, _TOKENS), heads, batch),
         x,
         *x.stride()[:3],
         cos,
@@ -364,7 +378,9 @@ def norm_heads(
     out = torch.empty_like(x)
     cos, sin = (x, x) if table is None else _alike(*table)
     strides = cos.stride() if cos.ndim == 4 else (0, *cos.stride())
-    _headed[(batch * tokens,)](
+    _start(
+        _headed,
+        (batch * tokens,),
         x,
         weight,
         cos,
@@ -390,7 +406,9 @@ def gate_heads(out: Tensor, logits: Tensor) -> Tensor:
     if out.stride(-1) != 1:
         out = out.contiguous()
     gated = out.new_empty(batch, tokens, heads, dim)
-    _gated[triton.cdiv(tokens, _TOKENS), heads, batch](
+    _start(
+        _gated,
+        (triton.cdiv(tokens, _TOKENS), heads, batch),
         out,
         *out.stride()[:3],
         logits.contiguous(),
@@ -413,7 +431,8 @@ def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
     block = triton.next_power_of_2(channels)
     largest = torch.finfo(FORMAT).max
     warps = max(1, min(16, block // 512))
-    _rounded[(rows,)](x, out, scales, channels, largest, BLOCK=block, num_warps=warps)
+    rest = {"BLOCK": block, "num_warps": warps}
+    _start(_rounded, (rows,), x, out, scales, channels, largest, **rest)
     return out, scales
 
 
