@@ -27,13 +27,13 @@ from ..model_loaders.containers import REMEDY, Checkpoint
 from ..model_loaders.eight_bits import FORMAT, LAYERS, in_eight_bits
 from ..model_loaders.generator import CONNECTORS, STEP_SIZE, Generator, assemble
 from ..model_loaders.ltx2 import SINKS, Preset
-from ..model_loaders.memory import stream_bytes
 from ..networks.checked import some
 from ..networks.few_step import FEW_STEP, attach
 from ..networks.memory_branch import attach_branch, attach_encoders, is_memory
 from ..networks.timestep import TimestepEmbedder
 from ..samplers.tensor_file import TensorFileError
 from .kinds import ltx2_model
+from .room import has_room, usual_stream
 from .stream_model import ATTACHMENT
 
 logger = logging.getLogger("mutualforcing")
@@ -94,7 +94,9 @@ def hosted(
     if weights != WEIGHTS[0] and takes_eight_bits(tensors, device):
         tensors = in_eight_bits(tensors, products=fast, device=device)
     if whole is None:
-        whole = _has_room(tensors, generator, device)
+        # 32 bits are computed in 16 on a card.
+        held = sum(value.numel() * min(value.itemsize, 2) for value in tensors.values())
+        whole = has_room(held, stream_bytes_of(generator), device)
     patcher = comfy.sd.load_diffusion_model_state_dict(
         tensors, metadata=metadata, disable_dynamic=whole
     )
@@ -113,17 +115,7 @@ def hosted(
 def stream_bytes_of(generator: Generator) -> int:
     """What a stream of the model's usual size needs beside the weights."""
     usual = ltx2_model(generator.config, generator.model_id)
-    size = usual.defaults.window, usual.defaults.height, usual.defaults.width
-    return stream_bytes(
-        generator.config, *size, element_size=2, guided=False, text_tokens=usual.text_tokens
-    )
-
-
-def _has_room(tensors: Mapping[str, Tensor], generator: Generator, device: torch.device) -> bool:
-    # 32 bits are computed in 16 on a card.
-    held = sum(value.numel() * min(value.element_size(), 2) for value in tensors.values())
-    held += stream_bytes_of(generator) + comfy.model_management.minimum_inference_memory()
-    return held <= comfy.model_management.get_total_memory(device)
+    return usual_stream(generator.config, usual.defaults, usual.text_tokens)
 
 
 def takes_eight_bits(tensors: Mapping[str, Tensor], device: torch.device) -> bool:

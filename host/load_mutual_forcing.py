@@ -21,6 +21,7 @@ from ..model_loaders.bundle import TRANSFORMER, Bundle, load_bundle, packed_head
 from . import streams
 from .codecs import CodecVAE, audio_vae, video_vae
 from .kinds import OWN
+from .room import has_room, patcher_for, usual_stream
 from .stream_model import ATTACHMENT, CausalModel
 from .text_encoder import clip_of
 
@@ -125,7 +126,10 @@ def load_mutual_forcing(path: Path, precision: Precision, attention: Attention) 
         device=offload_device,
         operations=_EagerOperations,
     )
-    patcher = comfy.model_patcher.CoreModelPatcher(
+    weights = sum(p.numel() * p.itemsize for p in bundle.transformer.parameters())
+    text_tokens = bundle.text_encoder.config.length
+    stream = usual_stream(bundle.transformer.config, bundle.stream, text_tokens)
+    patcher = patcher_for(has_room(weights, stream, load_device))(
         MutualForcing(bundle, offload_device),
         load_device=load_device,
         offload_device=offload_device,
@@ -141,7 +145,7 @@ def load_mutual_forcing(path: Path, precision: Precision, attention: Attention) 
         replace(bundle.transformer.config, rope_type="split"),
         bundle.model_id,
         bundle.stream,
-        bundle.text_encoder.config.length,
+        text_tokens,
         title=bundle.title,
         fixed_length=True,
         empty=bundle.embed(""),
