@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -30,8 +31,12 @@ class AttentionKernel(Protocol):
 class KeyValueStore(Protocol):
     """Where attention finds the past: takes a block's keys and values, returns all of them."""
 
-    def extend(self, name: str, k: Tensor, v: Tensor, rope: RopeTable) -> tuple[Tensor, Tensor]:
-        """Keys (not rotated) and values (b, a, n, d) of this block -> rotated ones (b, a, m, d)."""
+    def extend(self, name: str, k: Tensor, v: Tensor, rope: RopeTable) -> tuple[Tensor, ...]:
+        """Keys (not rotated) and values (b, a, n, d) of this block -> rotated ones (b, a, m, d).
+
+        Several pairs, one after the other, where parts of the batch have different pasts: those of
+        its first half and those of its second, for instance.
+        """
         ...
 
 
@@ -142,7 +147,7 @@ def attend(
     heads: int,
     kernel: AttentionKernel,
     *,
-    key_values: tuple[Tensor, Tensor],
+    key_values: tuple[Tensor, ...],
     query_rope: RopeTable | None = None,
     mask: Tensor | KeyPattern | None = None,
     kernels: Kernels = PLAIN,
@@ -150,18 +155,30 @@ def attend(
 ) -> Tensor:
     """Attend from x (b, n, c) over ready (rotated) keys and values; (b, n, c).
 
+    There may be a pair of them for each of several equal parts of the batch, without a mask.
     What each head found is gated by x where the module has gates (docs/ltx23.md, section 1).
     """
     q = adapted(module.to_q, x, few_step)
     q = normed_heads(module.q_norm, q, heads, kernels, query_rope)
-    k, v = key_values
-    k, v = k.to(q.dtype), v.to(q.dtype)
-    out = (
-        kernel(q, k, v, mask)
-        if mask is None or isinstance(mask, Tensor)
-        else mask.attend(q, k, v, kernel)
-    )
+    k, v, *others = (x.to(q.dtype) for x in key_values)
+    if others:
+        out = _in_parts(kernel, q, k, v, *others)
+    elif mask is None or isinstance(mask, Tensor):
+        out = kernel(q, k, v, mask)
+    else:
+        out = mask.attend(q, k, v, kernel)
     gates = getattr(module, "to_gate_logits", None)
     if gates is not None:
         out = kernels.gate_heads(out, gates(x))
     return adapted(module.to_out[0], rearrange(out, "b a n d -> b n (a d)"), few_step)
+
+
+def _in_parts(kernel: AttentionKernel, q: Tensor, *key_values: Tensor) -> Tensor:
+    """Each part of a batch of queries over its own keys and values."""
+    pairs = list(zip(key_values[::2], key_values[1::2], strict=True))
+    parts = [
+        # The layout in which heads lie side by side is what the product after it needs.
+        rearrange(kernel(part, k, v, None), "b a n d -> b n a d")
+        for part, (k, v) in zip(q.chunk(len(pairs)), pairs, strict=True)
+    ]
+    return rearrange(torch.cat(parts), "b n a d -> b a n d")

@@ -57,14 +57,16 @@ class Execution:
             torch.compile on a CPU.
         lanes: audio beside video, in a CUDA stream of its own; changes nothing on a CPU.
         graph: replay passes as CUDA graphs once the window is full.
-        watch: entered with a stage's name ("open", "denoise", "refresh") around its work, to
-            measure it.
+        merged: a block's refresh and the first step of the next one as one pass.
+        watch: entered with a stage's name ("open", "denoise", "refresh", "refresh and denoise")
+            around its work, to measure it.
     """
 
     automatic: bool = False
     compiled: bool = False
     lanes: bool = False
     graph: bool = False
+    merged: bool = True
     watch: Callable[[str], AbstractContextManager[object]] = _unwatched
 
     @classmethod
@@ -227,12 +229,16 @@ class Workspace:
         self.lanes: Lanes = TwoLanes(device) if two else ONE_LANE
         self.watch = execution.watch
         self._attention = attention_order(device)
-        self._records = execution.graph
+        self.keeps_still = execution.graph
+        """Whether what a pass reads must lie in the same memory each time."""
         self._buffers: dict[str, tuple[Tensor, Tensor]] = {}
         self._tables: tuple[int, ModalityTables] | None = None
         self._of_block: dict[int, ModalityTables] = {}
-        self._joined: list[Tensor] = []
-        self._passes: dict[str, tuple[object, _Recorded | None]] = {}
+        self._joined: dict[int, list[Tensor]] = {}
+        self._warm: dict[str, tuple[object, ...]] = {}
+        self._passes: dict[tuple[str, int], tuple[tuple[object, ...], _Recorded]] = {}
+        # What passes make on the way is nobody's once they are done, so they share its memory.
+        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     def buffers(self, name: str, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
         """Room for the keys and values of one attention; the same room again while it fits."""
@@ -261,11 +267,12 @@ class Workspace:
         height: int,
         width: int,
         like: Tensor,
+        place: int = 0,
     ) -> ModalityTables:
         """RoPE tables of blocks that stand at their own seconds, one after the other.
 
-        While there are as many tokens they are laid into the same memory, which a recorded pass
-        reads.
+        While there are as many tokens they are laid into the same memory, one for each `place`,
+        which a recorded pass reads.
         """
 
         def one(block: int) -> ModalityTables:
@@ -279,18 +286,20 @@ class Workspace:
             for tables in zip(*self._of_block.values(), strict=True)
             for parts in zip(*tables, strict=True)
         ]
-        if [x.shape for x in joined] != [x.shape for x in self._joined]:
-            self._joined = joined
-        for own, given in zip(self._joined, joined, strict=True):
+        held_here = self._joined.get(place, [])
+        if [x.shape for x in joined] != [x.shape for x in held_here]:
+            self._joined[place] = held_here = joined
+        for own, given in zip(held_here, joined, strict=True):
             own.copy_(given)
-        pairs = zip(self._joined[::2], self._joined[1::2], strict=True)
+        pairs = zip(held_here[::2], held_here[1::2], strict=True)
         return ModalityTables(*(RopeTable(cos, sin) for cos, sin in pairs))
 
     def run(
         self,
         name: str,
+        place: int,
         repeats: bool,
-        reads: object,
+        reads: tuple[object, ...],
         function: Callable[..., Tensors],
         *inputs: Tensor,
     ) -> Tensors:
@@ -298,50 +307,63 @@ class Workspace:
 
         Args:
             name: of what the function does; one name has one shape while `repeats` is true.
+            place: which of the places it reads the past in.
             repeats: the same will be asked for again.
             reads: what the function reads besides its inputs, this workspace and the weights; kept,
                 and a pass that reads something else is recorded anew.
         """
         with self._attention():
-            return self._run(name, repeats, reads, function, *inputs)
+            return self._run(name, place, repeats, reads, function, *inputs)
 
     def _run(
         self,
         name: str,
+        place: int,
         repeats: bool,
-        reads: object,
+        reads: tuple[object, ...],
         function: Callable[..., Tensors],
         *inputs: Tensor,
     ) -> Tensors:
-        if not (self._records and repeats):
+        if not (self.keeps_still and repeats):
             return function(*inputs)
-        known, recorded = self._passes.get(name, (None, None))
-        if known is not reads:
-            # The first time warms up: compiles kernels and sets up libraries, which cannot be
-            # recorded.
-            self._passes[name] = reads, None
-            return function(*inputs)
-        if recorded is None:
-            recorded = _Recorded(function, inputs)
-            self._passes[name] = reads, recorded
+        known, recorded = self._passes.get((name, place), ((), None))
+        if not _same(known, reads):
+            self._passes.pop((name, place), None)
+            if not _same(self._warm.get(name, ()), reads):
+                # The first time warms up: compiles kernels and sets up libraries, which cannot be
+                # recorded.
+                self._warm[name] = reads
+                return function(*inputs)
+            recorded = _Recorded(function, inputs, self._pool)
+            self._passes[name, place] = reads, recorded
         return recorded(inputs)
+
+
+def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
+    return list(map(id, one)) == list(map(id, other))
 
 
 class _Recorded:
     """A pass as a CUDA graph: it always reads and writes the memory that it was recorded with.
 
     Inputs are copied in and outputs out. What it reads besides lies still: weights, text keys, RoPE
-    tables and the workspace's keys and values. What it makes on the way has memory of its own, on
-    either lane.
+    tables and the workspace's keys and values. What it makes on the way has memory of its own, or
+    of a pool for recordings that are replayed one after the other, on either lane.
     """
 
-    def __init__(self, function: Callable[..., Tensors], inputs: Tensors) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Tensors],
+        inputs: Tensors,
+        pool: tuple[int, int] | None,
+    ) -> None:
         self.inputs = tuple(x.clone() for x in inputs)
         self.graph = torch.cuda.CUDAGraph()
         device = self.inputs[0].device
         lane = torch.cuda.Stream(device)
         # Another thread may decode meanwhile; what it does is not part of this.
-        recording = torch.cuda.graph(self.graph, stream=lane, capture_error_mode="thread_local")
+        mode = {"stream": lane, "pool": pool, "capture_error_mode": "thread_local"}
+        recording = torch.cuda.graph(self.graph, **mode)
         with torch.cuda.device(device), recording:
             self.outputs = function(*self.inputs)
 

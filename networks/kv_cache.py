@@ -4,7 +4,7 @@ l layers, b batch, a heads, n tokens of this block, m tokens attended over, d he
 latent grid, s audio latents.
 A `RollingCache` is a value: appending a block gives a new one that shares the older blocks'
 tensors, so two futures can grow from one past. Keys are kept as they were before rotation and
-rotated when a block is opened, at positions re-based so that the kept blocks follow the prefix
+rotated where they are used, at positions re-based so that the kept blocks follow the prefix
 directly: a stream of any age stays in the range of positions that the network was trained on. A
 checkpoint that was trained otherwise asks for absolute ones in its config. Whole blocks are
 dropped, so both modalities and all four attentions lose the same second at the same
@@ -13,6 +13,7 @@ time (OmniForcing, arXiv 2603.11647, section 3.4: modality-independent rolling K
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -20,17 +21,16 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .attention import KeyValueStore
 from .execution import EAGER, Tensors, Workspace
-from .kernels import Kernels
+from .key_stores import JoinedPast, KeysValues, LaidOutPast, Slot, TwoPasts, tables_beside
 from .lanes import ONE_LANE
-from .layer import Pass, Text
+from .layer import FreshKeys, Pass, Text
 from .memory_branch import Remembered, encoded
 from .modulation import Modulation, SharedModulation
-from .rope import ModalityTables, RopeTable
+from .rope import ModalityTables
 from .transformer import patch_audio, patch_video, run_layers, write_keys
 
-KeysValues = tuple[Tensor, Tensor]
+NO_PAST = FreshKeys()
 
 
 class BlockKeys(NamedTuple):
@@ -77,9 +77,9 @@ class RollingCache:
         """Absolute index of the block that comes next."""
         return self.indices[-1] + 1 if self.indices else 0
 
-    def append(self, keys: BlockKeys, index: int | None = None) -> RollingCache:
+    def append(self, keys: BlockKeys | None, index: int | None = None) -> RollingCache:
         """A cache that also holds the next block, or a later one, if only some of the past is read
-        again; the oldest ones after the prefix make room."""
+        again; the oldest ones after the prefix make room. None: it is still to be read."""
         index = self.next_block if index is None else index
         held = dict(zip((*self.indices, index), (*self.blocks, keys), strict=True))
         kept = kept_blocks(index + 1, self.window, self.opening)
@@ -103,50 +103,39 @@ class RollingCache:
         )
 
 
-class _Slot:
-    """One attention of a layer of an open block: rotated past, then room for the block."""
+class BlockInput(NamedTuple):
+    """What a pass over a block reads besides the past.
 
-    def __init__(self, k: Tensor, v: Tensor, past: int) -> None:
-        self.k, self.v = k, v
-        self.past = k[:, :, :past], v[:, :, :past]
-        self.new_k, self.new_v = k[:, :, past:], v[:, :, past:]
+    Attributes:
+        video, audio: latents (b, c, f, h, w) and (b, s, c).
+        text: keys of its prompt.
+        track: (b, s, c) timed transcript of the audio; None where the network is told none.
+        memory: what a network with a memory branch is told of the stream.
+    """
 
-
-class _LayerStore:
-    """The key-value store that attention asks, for one layer of an open block."""
-
-    def __init__(self, kernels: Kernels, slots: dict[str, _Slot]) -> None:
-        self.kernels, self.slots = kernels, slots
-        self.record: dict[str, KeysValues] | None = None
-
-    def extend(self, name: str, k: Tensor, v: Tensor, rope: RopeTable) -> KeysValues:
-        if self.record is not None:
-            for kept, new in zip(self.record[name], (k, v), strict=True):
-                kept.copy_(new)
-        slot = self.slots.get(name)
-        if slot is None:
-            return self.kernels.rotate(k, rope), v
-        if k.requires_grad or v.requires_grad:
-            # Overwriting the slot would destroy what the backward pass needs.
-            past_k, past_v = slot.past
-            k = self.kernels.rotate(k, rope)
-            return torch.cat((past_k, k), dim=2), torch.cat((past_v, v), dim=2)
-        self.kernels.rotate_into(slot.new_k, k, *rope)
-        slot.new_v.copy_(v)
-        return slot.k, slot.v
+    video: Tensor
+    audio: Tensor
+    text: Text
+    track: Tensor | None = None
+    memory: Remembered | None = None
 
 
 class OpenBlock:
-    """The next block of a stream, ready to be denoised: the past is rotated and laid out once.
+    """The next block of a stream, ready to be denoised.
 
     Args:
         model: the network.
         cache: the past; not changed.
         height, width: latent grid of the video.
         like: tensor with the device and dtype to compute in.
-        workspace: shared by the blocks of a stream, which are opened one at a time; by default a
-            new one.
+        workspace: shared by the blocks of a stream, of which one may be open at a time, or one and
+            the one that it `follows`; by default a new one.
         index: of the block in the stream; by default it follows the last one of the cache.
+        follows: the block before it, where that is to be read in this one's first pass: the block
+            as it was opened, and its clean latents.
+
+    Attributes:
+        cache: of a block that follows another, without that one's keys until its first pass.
     """
 
     def __init__(
@@ -158,12 +147,15 @@ class OpenBlock:
         like: Tensor,
         workspace: Workspace | None = None,
         index: int | None = None,
+        follows: tuple[OpenBlock, BlockInput] | None = None,
     ) -> None:
         config = model.config
         layout = config.layout
         self.model, self.cache, self.like = model, cache, like
         self.height, self.width = height, width
         self.workspace = workspace or Workspace(EAGER, like.device)
+        self.follows = follows
+        self.place = 0 if follows is None else 1 - follows[0].place
         self.index = cache.next_block if index is None else index
         kept = len(cache.indices)
         self.is_prefix = kept == 0
@@ -184,7 +176,7 @@ class OpenBlock:
         self.capacity = min(most, 1 << kept.bit_length())
         if config.absolute_positions:
             places = (*cache.indices, self.index)
-            whole = self.workspace.tables_at(config, places, height, width, like)
+            whole = self.workspace.tables_at(config, places, height, width, like, self.place)
         else:
             whole = self.workspace.tables(config, self.capacity, height, width, like)
         self.tables = ModalityTables(
@@ -199,21 +191,63 @@ class OpenBlock:
             "audio_to_video": whole.cross_audio,
             "video_to_audio": whole.cross_video,
         }
+        self._past_tables = {
+            name: table.tokens(0, self.spans[name][1]) for name, table in tables.items()
+        }
         with self.workspace.watch("open"):
-            laid_out = {
-                name: self._lay_out(name, tables[name]) for name in ATTENTIONS if cache.blocks
-            }
-        self._stores = tuple(
-            _LayerStore(
+            self.stores: tuple[JoinedPast | LaidOutPast, ...] = (
+                self._laid_out() if self.workspace.keeps_still else self._joined(cache)
+            )
+
+    def followed(self, clean: BlockInput) -> OpenBlock:
+        """The next block, opened before this one is read: its first pass does both at once.
+
+        Under causality that is exact, and both blocks' tokens go through each product together.
+        Both must be of the same shape, so this one may not be the first.
+
+        Args:
+            clean: this block's latents, and what they are read with.
+        """
+        if self.is_prefix:
+            raise ValueError("the first block has another shape than the next; commit it first")
+        return OpenBlock(
+            self.model,
+            self.cache.append(None, self.index),
+            self.height,
+            self.width,
+            self.like,
+            self.workspace,
+            follows=(self, clean),
+        )
+
+    def _joined(self, cache: RollingCache) -> tuple[JoinedPast, ...]:
+        """Stores that put the past together where it is used."""
+        known = [block for block in cache.blocks if block is not None]
+        return tuple(
+            JoinedPast(
                 self.workspace.kernels,
                 {
-                    name: _Slot(k[layer], v[layer], self.spans[name][0])
+                    name: [(k[layer], v[layer]) for k, v in (getattr(x, name) for x in known)]
+                    for name in ATTENTIONS
+                },
+                self._past_tables,
+            )
+            for layer in range(self.model.config.num_layers)
+        )
+
+    def _laid_out(self) -> tuple[LaidOutPast, ...]:
+        """Stores that have the past rotated and laid out, in memory that stays."""
+        laid_out = {name: self._lay_out(name) for name in ATTENTIONS if self.cache.blocks}
+        return tuple(
+            LaidOutPast(
+                self.workspace.kernels,
+                {
+                    name: Slot(k[layer], v[layer], self.spans[name][0], self._past_tables[name])
                     for name, (k, v) in laid_out.items()
                 },
             )
-            for layer in range(config.num_layers)
+            for layer in range(self.model.config.num_layers)
         )
-        self.stores: tuple[KeyValueStore, ...] = self._stores
 
     def _heads(self, name: str) -> tuple[int, int]:
         config = self.model.config
@@ -221,18 +255,22 @@ class OpenBlock:
             return config.num_attention_heads, config.attention_head_dim
         return config.audio_num_attention_heads, config.audio_attention_head_dim
 
-    def _lay_out(self, name: str, table: RopeTable) -> KeysValues:
+    def _lay_out(self, name: str) -> KeysValues:
         """Rotated keys, and values, of the past in all layers: (l, b, a, m, d), then room."""
         layout, grid = self.model.config.layout, self.height * self.width
+        table = self._past_tables[name]
         if name in ("video", "video_to_audio"):
             room = layout.video_latents(self.capacity) * grid
         else:
             room = layout.audio_latents(self.capacity) + self.model.config.num_audio_sink_tokens
         first, _ = getattr(self.cache.blocks[0], name)
         layers, batch, heads, _, dim = first.shape
-        all_k, all_v = self.workspace.buffers(name, (layers, batch, heads, room, dim), self.like)
+        shape = layers, batch, heads, room, dim
+        all_k, all_v = self.workspace.buffers(f"{name}{self.place}", shape, self.like)
         start = 0
         for block in self.cache.blocks:
+            if block is None:  # this one is read later
+                break
             k, v = getattr(block, name)
             stop = start + k.shape[3]
             self.workspace.kernels.rotate_into(
@@ -271,16 +309,20 @@ class OpenBlock:
         """Velocity of noisy latents: video (b, c, f, h, w) and audio (b, s, c), same shapes out.
 
         `track` (b, s, c) is the timed transcript of the audio, `memory` what a network with a
-        memory branch is told of the stream.
+        memory branch is told of the stream. The first pass of a block that `follows` another reads
+        that one as well, and its modulation is that of both (`SigmaConstants.after_refresh`).
         """
+        given = BlockInput(video, audio, text, track, memory)
 
         def denoise(video: Tensor, audio: Tensor, run: Pass) -> Tensors:
-            return run_layers(self.model, video, audio, run)
+            return run_layers(self.model, video, audio, replace(run, stores=self.stores))
 
-        with self.workspace.watch("denoise"):
-            video_tokens, audio_tokens = self._run(
-                "denoise", denoise, video, audio, text, modulation, track, memory
-            )
+        if self.follows is None:
+            with self.workspace.watch("denoise"):
+                video_tokens, audio_tokens = self._run("denoise", denoise, (given,), modulation)
+        else:
+            with self.workspace.watch("refresh and denoise"):
+                video_tokens, audio_tokens = self._refresh_and_denoise(given, modulation)
         sinks = self.model.config.num_audio_sink_tokens if self.is_prefix else 0
         frames = video.shape[2]
         return (
@@ -291,6 +333,39 @@ class OpenBlock:
         )
 
     @torch.no_grad()
+    def _refresh_and_denoise(self, given: BlockInput, modulation: SharedModulation) -> Tensors:
+        """Both halves of a batch: the block that this one follows, and this one."""
+        before, clean = self.follows
+        batch = given.video.shape[0]
+        alike = before.spans == self.spans and not self.model.config.absolute_positions
+
+        def both(video: Tensor, audio: Tensor, run: Pass) -> Tensors:
+            kept = before.recorded(batch)
+            if not self.workspace.keeps_still:
+                self.stores = self._joined(before.cache.append(kept, before.index))
+            tables = run.tables
+            if not alike:
+                tables = ModalityTables(
+                    *(
+                        tables_beside(*pair, batch)
+                        for pair in zip(before.tables, self.tables, strict=True)
+                    )
+                )
+            pairs = zip(before.stores, self.stores, strict=True)
+            run = replace(run, tables=tables, stores=tuple(TwoPasts(*pair) for pair in pairs))
+            velocity = run_layers(self.model, video, audio, run, latter=True)
+            before.record_nothing()
+            return *velocity, *(tensor for pair in kept for tensor in pair)
+
+        name = "refresh and denoise"
+        repeats = before.is_full and self.is_full
+        out = self._run(name, both, (clean, given), modulation, repeats)
+        keys_values = zip(out[2::2], out[3::2], strict=True)
+        self.cache = before.cache.append(BlockKeys(*keys_values), before.index)
+        self.follows = None
+        return out[:2]
+
+    @torch.no_grad()
     def commit(
         self,
         video: Tensor,
@@ -299,56 +374,84 @@ class OpenBlock:
         modulation: Modulation,
         track: Tensor | None = None,
         memory: Remembered | None = None,
+        *,
+        alike: bool = False,
     ) -> RollingCache:
         """Refresh: one pass over the clean latents whose keys and values become part of the past.
 
-        `modulation` must be that of sigma 0 (OmniForcing's released loop, docs/omniforcing.md
+        `modulation` must be that of sigma 0 (OmniForcing's released loop, docs/omniforcing.md,
         section 4).
+
+        Args:
+            alike: bit for bit what the first pass of the next block would write (`followed`). A
+                product of twice as many rows may go through another kernel, which rounds
+                differently; so it is made of as many here, and half of them are for nothing.
         """
+        given, batch = (BlockInput(video, audio, text, track, memory),), video.shape[0]
+        name = "refresh"
+        if alike:
+            name, given = "refresh alike", given * 2
 
         def refresh(video: Tensor, audio: Tensor, run: Pass) -> Tensors:
-            kept = {name: self._new_keys(name, video.shape[0]) for name in ATTENTIONS}
-            for layer, store in enumerate(self._stores):
-                store.record = {name: (k[layer], v[layer]) for name, (k, v) in kept.items()}
-            write_keys(self.model, video, audio, run)
-            for store in self._stores:
-                store.record = None
-            return tuple(tensor for name in ATTENTIONS for tensor in kept[name])
+            kept, stores = self.recorded(batch), self.stores
+            if alike:
+                stores = tuple(TwoPasts(store, NO_PAST) for store in stores)
+            write_keys(self.model, video, audio, replace(run, stores=stores))
+            self.record_nothing()
+            return tuple(tensor for pair in kept for tensor in pair)
 
         with self.workspace.watch("refresh"):
-            flat = self._run("refresh", refresh, video, audio, text, modulation, track, memory)
+            flat = self._run(name, refresh, given, modulation)
         keys_values = zip(flat[::2], flat[1::2], strict=True)
         return self.cache.append(BlockKeys(*keys_values), self.index)
 
-    def _new_keys(self, name: str, batch: int) -> KeysValues:
-        heads, dim = self._heads(name)
-        start, stop = self.spans[name]
-        shape = self.model.config.num_layers, batch, heads, stop - start, dim
-        return self.like.new_empty(shape), self.like.new_empty(shape)
+    def recorded(self, batch: int) -> BlockKeys:
+        """Where the keys and values of this block go that are made from now on."""
+
+        def room(name: str) -> KeysValues:
+            heads, dim = self._heads(name)
+            start, stop = self.spans[name]
+            shape = self.model.config.num_layers, batch, heads, stop - start, dim
+            return self.like.new_empty(shape), self.like.new_empty(shape)
+
+        kept = BlockKeys(*map(room, ATTENTIONS))
+        for layer, store in enumerate(self.stores):
+            pairs = zip(ATTENTIONS, kept, strict=True)
+            store.record = {name: (k[layer], v[layer]) for name, (k, v) in pairs}
+        return kept
+
+    def record_nothing(self) -> None:
+        """Keys and values that are made from now on are not kept."""
+        for store in self.stores:
+            store.record = None
 
     def _run(
         self,
         name: str,
-        function: object,
-        video: Tensor,
-        audio: Tensor,
-        text: Text,
+        function: Callable[[Tensor, Tensor, Pass], Tensors],
+        given: tuple[BlockInput, ...],
         modulation: Modulation,
-        track: Tensor | None = None,
-        memory: Remembered | None = None,
+        repeats: bool | None = None,
     ) -> Tensors:
+        """A pass over one block, or over two of the same shape as the halves of a batch."""
         shared = isinstance(modulation, SharedModulation)
-        tracks = () if track is None else (_plain(track),)
-        remembered = () if memory is None else tuple(memory)
+        video, audio, texts, tracks, memories = zip(*given, strict=True)
+        tracks = () if tracks[0] is None else (_plain(_stacked(tracks)),)
+        remembered = ()
+        if memories[0] is not None:
+            remembered = tuple(map(_stacked, zip(*memories, strict=True)))
 
         def whole(video: Tensor, audio: Tensor, *rest: Tensor) -> Tensors:
             told, rest = rest[: len(tracks)], rest[len(tracks) :]
             past, flat = rest[: len(remembered)], rest[len(remembered) :]
+            text, *other = texts
+            for one in other:
+                text = text.beside(one)
             run = Pass(
                 modulation.at(*flat) if shared else modulation,
                 text,
                 self.tables,
-                self.stores,
+                (),
                 kernels=self.workspace.kernels,
                 # What is made layer by layer would be made on one lane and read on the other.
                 lanes=self.workspace.lanes if shared else ONE_LANE,
@@ -357,11 +460,19 @@ class OpenBlock:
             patched = patch_audio(self.model, audio, self.is_prefix, *told)
             return function(patch_video(self.model, video), patched, run)
 
-        frames = _plain(rearrange(video, "b c f h w -> b (f h w) c"))
-        tokens = frames, _plain(audio), *tracks, *remembered
+        frames = _plain(rearrange(_stacked(video), "b c f h w -> b (f h w) c"))
+        tokens = frames, _plain(_stacked(audio)), *tracks, *remembered
         if not shared:
             return whole(*tokens)
-        return self.workspace.run(name, self.is_full, text, whole, *tokens, modulation.flat)
+        repeats = self.is_full if repeats is None else repeats
+        flat = modulation.flat
+        if 1 < len(flat) < len(frames):  # one for each half of the batch
+            flat = flat.repeat_interleave(len(frames) // 2, 0)
+        return self.workspace.run(name, self.place, repeats, texts, whole, *tokens, flat)
+
+
+def _stacked(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _plain(tokens: Tensor) -> Tensor:

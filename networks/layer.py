@@ -67,12 +67,35 @@ class TextKeys(NamedTuple):
         """Of one layer."""
         return getattr(self, modality)[index]
 
+    def beside(self, other: TextKeys) -> _TextKeysBeside:
+        """The keys of a batch, and of as many clips more."""
+        return _TextKeysBeside(self, other)
+
     def _with(self, other: TextKeys, both: Pair) -> TextKeys:
         modalities = (
             tuple(tuple(map(both, *layer)) for layer in zip(mine, theirs, strict=True))
             for mine, theirs in zip(self, other, strict=True)
         )
         return TextKeys(*modalities)
+
+
+class _TextKeysBeside(NamedTuple):
+    """The text keys of two batches, put together in the layer that needs them: those of all layers
+    are large."""
+
+    one: TextKeys
+    other: TextKeys
+
+    def layer(self, index: int, modality: str, *_: object) -> tuple[Tensor, ...]:
+        """Of one layer."""
+        pairs = zip(self.one.layer(index, modality), self.other.layer(index, modality), strict=True)
+        return tuple(map(_beside, *zip(*pairs, strict=True)))
+
+
+def _beside(one: Tensor, other: Tensor) -> Tensor:
+    if one is other and (one.shape[0] == 1 or one.stride(0) == 0):
+        return one[:1].expand(2 * one.shape[0], *one.shape[1:])
+    return torch.cat((one, other))
 
 
 class TextContexts(NamedTuple):
@@ -114,6 +137,10 @@ class TextContexts(NamedTuple):
     def spread(self, batch: int) -> TextContexts:
         """One entry for every clip of a batch."""
         return self._with(self, lambda mine, _: mine.expand(batch, -1, -1))
+
+    def beside(self, other: TextContexts) -> TextContexts:
+        """The prompts of a batch, and of as many clips more."""
+        return self._with(other, lambda mine, theirs: torch.cat((mine, theirs)))
 
     def layer(
         self,
@@ -168,6 +195,9 @@ class FreshKeys:
         """Rotate k and return both."""
         return rotate(k, rope), v
 
+    def receive(self, name: str, k: Tensor, v: Tensor) -> None:
+        """Nothing to do: there is no past."""
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -202,6 +232,18 @@ class _Side(NamedTuple):
     rope: RopeTable
     cross_rope: RopeTable
     modulation: ModalityModulation
+
+    def latter(self) -> _Side:
+        """Of the second half of the batch."""
+        rope = self.cross_rope
+        if rope.cos.ndim == 4:
+            rope = RopeTable(*map(_latter, rope))
+        vectors = (vector if vector is None else _latter(vector) for vector in self.modulation)
+        return self._replace(cross_rope=rope, modulation=ModalityModulation(*vectors))
+
+
+def _latter(x: Tensor) -> Tensor:
+    return x[len(x) // 2 :]
 
 
 def _video_side(
@@ -253,7 +295,11 @@ class _Meeting(NamedTuple):
 
     x: Tensor
     query: Tensor | None = None
-    keys: tuple[Tensor, Tensor] | None = None
+    keys: tuple[Tensor, ...] | None = None
+
+    def latter(self) -> _Meeting:
+        """Of the second half of the batch, which has keys of its own."""
+        return _Meeting(_latter(self.x), _latter(self.query), self.keys[len(self.keys) // 2 :])
 
 
 def _until_meeting(
@@ -330,7 +376,7 @@ def _remembering(
 def _after_meeting(
     model: nn.Module,
     meeting: _Meeting,
-    seen: tuple[Tensor, Tensor] | None,
+    seen: tuple[Tensor, ...] | None,
     side: _Side,
     run: Pass,
 ) -> Tensor:
@@ -367,11 +413,12 @@ def run_layer(
     run: Pass,
     *,
     keys_only: bool = False,
+    latter: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
     """One layer over video tokens (b, n, c) and audio tokens (b, n', c'); either may be None.
 
-    `keys_only` stops when all keys and values are in the store: nothing after it would be looked
-    at.
+    Where all keys and values are in the store, `keys_only` stops, and `latter` goes on with the
+    second half of the batch alone: nothing else after it would be looked at.
     """
     block, lanes, modulation = (
         model.transformer_blocks[index],
@@ -393,6 +440,10 @@ def run_layer(
         return video, audio
     if both:
         lanes.exchange(audio_keys, video_keys)
+    if latter:
+        hearing, seeing = hearing.latter(), seeing.latter()
+        audio_side, video_side = audio_side.latter(), video_side.latter()
+        audio_keys, video_keys = hearing.keys, seeing.keys
     if audio is not None:
         with lanes.audio():
             audio = _after_meeting(model, hearing, video_keys, audio_side, run)

@@ -64,6 +64,12 @@ class HeadModulation(NamedTuple):
     video: tuple[Tensor, Tensor, Tensor | None] | None
     audio: tuple[Tensor, Tensor, Tensor | None] | None
 
+    def latter(self) -> HeadModulation:
+        """Of the second half of the batch."""
+        return HeadModulation(
+            *(tuple(x if x is None else x[len(x) // 2 :] for x in one) for one in self)
+        )
+
 
 class Modulation(Protocol):
     """The modulation of a whole pass."""
@@ -207,6 +213,17 @@ def shared_modulation(model: nn.Module, embedding: TimestepEmbedding) -> SharedM
     layers = tuple(apart.layer(index) for index in range(len(model.transformer_blocks)))
     flat = torch.cat([vector[:, 0] for vector in _vectors(layers, apart.head)], dim=1)
     return _views(flat, layers, apart.head)
+
+
+def beside(one: TimestepEmbedding, other: TimestepEmbedding) -> TimestepEmbedding:
+    """The noise levels of one batch and of another, as those of a batch of both."""
+    modalities = (
+        ModalityEmbedding(
+            *(a if a is None else torch.cat((a, b)) for a, b in zip(*pair, strict=True))
+        )
+        for pair in zip(one, other, strict=True)
+    )
+    return TimestepEmbedding(*modalities)
 
 
 def _vectors(layers: tuple[LayerModulation, ...], head: HeadModulation) -> Iterator[Tensor]:

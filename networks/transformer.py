@@ -232,20 +232,25 @@ def run_layers(
     run: Pass,
     *,
     recompute: bool = False,
+    latter: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Patched tokens of both modalities through layers and heads: velocities (b, n, channels).
 
     `audio` already has its sink tokens in front where the run holds block 0; the heads see them
     too, so callers cut them off. `recompute` keeps only the layers' inputs for the backward pass,
-    which then runs every layer once more; the stores must not mind.
+    which then runs every layer once more; the stores must not mind. `latter` asks for the second
+    half of the batch alone; of the first only the keys and values are made that stores get.
     """
     layer = run_layer
     if recompute and torch.is_grad_enabled():
         layer = partial(checkpoint, run_layer, use_reentrant=False)
     run.lanes.fork(audio)
-    for index in range(len(model.transformer_blocks)):
-        video, audio = layer(model, index, video, audio, run)
+    last = len(model.transformer_blocks) - 1
+    for index in range(last + 1):
+        video, audio = layer(model, index, video, audio, run, latter=latter and index == last)
     modulation = run.modulation.head
+    if latter:
+        modulation = modulation.latter()
     if audio is not None:
         with run.lanes.audio():
             audio = _head(model.audio_proj_out, modulation.audio, audio)

@@ -2,10 +2,10 @@
 
 b batch, c channels, f h w video latent grid, s audio latents.
 Few-step mode tells the network its step size d = sigma_i - sigma_(i+1); multi-step mode has d = 0
-and may use classifier-free guidance (docs/mutual_forcing.md, sections 3.2 and 4). One refresh pass
-over the clean block writes its keys and values (docs/omniforcing.md, section 4). It is made when
-the stream goes on and not before: a block is handed out as soon as it is denoised, and nobody would
-look at the last block's keys.
+and may use classifier-free guidance (docs/mutual_forcing.md, sections 3.2 and 4). A refresh of the
+clean block writes its keys and values (docs/omniforcing.md, section 4). It is made when the stream
+goes on and not before: a block is handed out as soon as it is denoised, and nobody would look at
+the last block's keys. Then it is part of the next block's first pass: four steps are four passes.
 """
 
 from __future__ import annotations
@@ -23,10 +23,16 @@ from torch import Tensor, nn
 from ..networks.checked import quoted
 from ..networks.config import TransformerConfig
 from ..networks.execution import EAGER, Execution, Workspace, to_device
-from ..networks.kv_cache import OpenBlock, RollingCache, kept_blocks
+from ..networks.kv_cache import BlockInput, BlockKeys, OpenBlock, RollingCache, kept_blocks
 from ..networks.layer import Text
 from ..networks.memory_branch import Remembered
-from ..networks.modulation import Modulation, TokenModulation, shared_modulation
+from ..networks.modulation import (
+    Modulation,
+    SharedModulation,
+    TokenModulation,
+    beside,
+    shared_modulation,
+)
 from ..networks.timestep import GUIDANCE as FEW_STEP_GUIDANCE
 from ..networks.timestep import TimestepEmbedding, timestep_embedding
 from .clock import Clock
@@ -179,6 +185,7 @@ class SigmaConstants:
         self.model, self.like, self.guidance = model, like, guidance
         self._embeddings: dict[tuple[float, float], TimestepEmbedding] = {}
         self._modulations: dict[tuple[float, float], Modulation] = {}
+        self._after_refresh: dict[tuple[float, float], SharedModulation] = {}
 
     def embedding(self, sigma: float, step_size: float = 0.0) -> TimestepEmbedding:
         """The embedding of one noise level, of one group; step size 0 is multi-step mode."""
@@ -195,12 +202,26 @@ class SigmaConstants:
         if (sigma, step_size) not in self._modulations:
             # Shared, every layer's gradient would be as large as all layers' modulation together.
             make = TokenModulation if torch.is_grad_enabled() else shared_modulation
-            embedding = self.embedding(sigma, step_size)
-            if not step_size:
-                # Nothing of few-step mode's acts, so nothing of it is computed.
-                embedding = TimestepEmbedding(*(one._replace(few_step=None) for one in embedding))
+            embedding = _acting(self.embedding(sigma, step_size), step_size)
             self._modulations[sigma, step_size] = make(self.model, embedding)
         return self._modulations[sigma, step_size]
+
+    @torch.no_grad()
+    def after_refresh(self, sigma: float, step_size: float = 0.0) -> SharedModulation:
+        """The modulation of a clean block and of the next one at a noise level, for a pass over
+        both."""
+        if (sigma, step_size) not in self._after_refresh:
+            both = beside(self.embedding(0.0), self.embedding(sigma, step_size))
+            made = shared_modulation(self.model, _acting(both, step_size))
+            self._after_refresh[sigma, step_size] = made
+        return self._after_refresh[sigma, step_size]
+
+
+def _acting(embedding: TimestepEmbedding, step_size: float) -> TimestepEmbedding:
+    """An embedding without what does not act: nothing of few-step mode's does in the other."""
+    if step_size:
+        return embedding
+    return TimestepEmbedding(*(one._replace(few_step=None) for one in embedding))
 
 
 class _Branch:
@@ -211,6 +232,7 @@ class _Branch:
     ) -> None:
         self.model, self.settings, self.like = model, settings, like
         self.workspace = Workspace(execution, like.device)
+        self.merged = execution.merged
         self._opened: OpenBlock | None = None
 
     def open(self, cache: RollingCache, index: int | None = None) -> OpenBlock:
@@ -223,7 +245,7 @@ class _Branch:
             self._opened = OpenBlock(self.model, cache, *grid, *rest)
         return self._opened
 
-    def caught_up(
+    def next(
         self,
         cache: RollingCache | None,
         state: StreamState,
@@ -231,12 +253,15 @@ class _Branch:
         track: Callable[[int, int], Tensor | None],
         reading: Callable[[int], _Reading],
         on_rebuild: Callable[[int, int], None] | None,
-    ) -> RollingCache:
-        """Keys and values of all finished blocks: one refresh for each that `cache` lacks.
+        given: bool,
+    ) -> OpenBlock:
+        """The block that comes next, opened. `cache` is a past that may lack some of the finished
+        blocks: the last one where a stream goes on, and all where they were dropped.
 
-        That is the last one where a stream goes on, and all where they were dropped, also those
-        that have left the window: the kept ones saw them when they were made. Exactly what the
-        stream itself wrote, if its prompts can be had (`reading`).
+        The last one is read in the first pass of the new one wherever it can be (`_is_merged`), and
+        each of the others in a pass of its own, also those that have left the window: the kept ones
+        saw them when they were made. Exactly what the stream itself wrote, if its prompts can be
+        had (`reading`).
 
         A network with a memory branch reads a block under the memory that it was made with. Where
         blocks are read again it is under that of now, and the pictures keep the keys and values of
@@ -246,13 +271,13 @@ class _Branch:
         cache = cache or RollingCache(self.settings.window, opening=opening)
         rebuilding = state.next_block - cache.next_block > 1
 
-        def refreshed(
-            past: RollingCache, block: int, text: Text, memory: Remembered | None
-        ) -> RollingCache:
-            latents = state.block(block)
-            video, audio = (to_device(x, self.like).to(self.like.dtype) for x in latents)
-            rest = text, clean, track(block, index), memory
-            return self.open(past, block).commit(video, audio, *rest)
+        def read_with(block: int, index: int, text: Text, memory: Remembered | None) -> BlockInput:
+            latents = (to_device(x, self.like).to(self.like.dtype) for x in state.block(block))
+            return BlockInput(*latents, text, track(block, index), memory)
+
+        def refreshed(past: RollingCache, block: int, *rest: object) -> RollingCache:
+            video, audio, text, *told = read_with(block, *rest)
+            return self.open(past, block).commit(video, audio, text, clean, *told)
 
         memories = (_placed(memory, self.like) for memory in _memories(state, cache.next_block))
         unread = range(cache.next_block, state.next_block)
@@ -261,23 +286,42 @@ class _Branch:
             if on_rebuild is not None and rebuilding:
                 on_rebuild(index, state.next_block)
             text, again, own = reading(index)
-            if not again:
-                cache = refreshed(cache, index, text, made_under)
-                continue
+            held: dict[int, BlockKeys] = {}
             if own is not None:
-                cache = refreshed(cache, index, own, made_under)
-            held = dict(zip(cache.indices, cache.blocks, strict=True))
-            kept = kept_blocks(index + 1, cache.window, opening)
-            first = max(0, len(kept) - again)
-            cache = replace(cache, indices=kept[:first], blocks=tuple(map(held.get, kept[:first])))
-            for block in kept[first:]:
-                cache = refreshed(cache, block, text, now)
-            if own is not None:
-                pairs = zip(kept, cache.blocks, strict=True)
+                cache = refreshed(cache, index, index, own, made_under)
+                held = dict(zip(cache.indices, cache.blocks, strict=True))
+            if again:
+                old = dict(zip(cache.indices, cache.blocks, strict=True))
+                kept = kept_blocks(index + 1, cache.window, opening)
+                first = max(0, len(kept) - again)
+                left = kept[:first]
+                cache = replace(cache, indices=left, blocks=tuple(old[i] for i in left))
+                for block in kept[first:-1]:
+                    cache = refreshed(cache, block, index, text, now)
+            opened = self.open(cache, index)
+            last = read_with(index, index, text, now if again else made_under)
+            alike = not held and self._is_merged(opened)
+            if alike and not given and index + 1 == state.next_block:
+                self._opened = opened.followed(last)
+                return self._opened
+            video, audio, text, *told = last
+            cache = opened.commit(video, audio, text, clean, *told, alike=alike)
+            if held:
+                pairs = zip(cache.indices, cache.blocks, strict=True)
                 cache = replace(
                     cache, blocks=tuple(new._replace(video=held[i].video) for i, new in pairs)
                 )
-        return cache
+        return self.open(cache)
+
+    def _is_merged(self, opened: OpenBlock) -> bool:
+        """Whether this block's keys are those of a pass over it and the next one: if both have the
+        same shape.
+
+        Nothing else is looked at, so that a block's keys are the same bits however one comes to
+        them: where the next one's first step is a pass by itself, because some of that block is
+        given, or where keys are made again, the refresh goes through products of the same sizes.
+        """
+        return self.merged and not opened.is_prefix
 
 
 def _memories(state: StreamState, first: int) -> Iterator[Remembered | None]:
@@ -545,8 +589,9 @@ def rollout(
             with torch.no_grad():
                 clean = constants.at(0.0)
                 state = prompts.followed(state)
-                caches = [
-                    branch.caught_up(cache, state, clean, told, reading, on_rebuild)
+                kept = held(start, given, state.next_block)
+                opened = [
+                    branch.next(cache, state, clean, told, reading, on_rebuild, kept is not None)
                     for branch, cache, told, reading in zip(
                         branches, caches, tracks, readings, strict=True
                     )
@@ -560,9 +605,6 @@ def rollout(
                     speeches = _told(state.speeches, now, config, state.next_block)
                     state = replace(state, speeches=speeches)
                 texts = (prompts.text(state.schedule, state.next_block), first.unguided)
-                opened = [
-                    branch.open(cache) for branch, cache in zip(branches, caches, strict=True)
-                ]
                 memory = state.past.told() if state.past else None
                 latents = _denoised(
                     [
@@ -577,6 +619,7 @@ def rollout(
                     on_step,
                     kept,
                 )
+                caches = [block.cache for block in opened]
                 if config.memory_interval:
                     latents, state = _settled(state, latents)
             # Keys of a branch that is not extended would fall behind; they are rebuilt if guidance
@@ -657,7 +700,13 @@ def _denoised(
             modulation = kept.modulation(constants.model, *embeddings, video, audio, text_at)
         noisy = video.to(like.dtype), audio.to(like.dtype)
         velocities = [
-            branch.velocity(*noisy, text, modulation, track, memory)
+            branch.velocity(
+                *noisy,
+                text,
+                constants.after_refresh(*level) if branch.follows else modulation,
+                track,
+                memory,
+            )
             for branch, text, track in branches
         ]
         (video_v, audio_v), *rest = [tuple(v.float() for v in pair) for pair in velocities]

@@ -632,17 +632,28 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
         ],
     ),
     (
+        "networks/key_stores.py",
+        STREAM,
+        [
+            ("self.kernels.rotate(k, rope), v\n        keys, values", "k, v\n        keys, values"),
+            (
+                "k = self.kernels.rotate(torch.cat(keys, dim=2), self",
+                "k = torch.cat(keys, dim=2); (self",
+            ),
+            ("zip(*past, (k, v), strict=True)", "zip(*past[:-1], (k, v), past[-1], strict=True)"),
+            ("self.second.extend(name, next_k, next_v", "self.second.extend(name, next_k, v"),
+        ],
+    ),
+    (
         "networks/kv_cache.py",
         STREAM,
         [
             ("first = max(1, end - window) if", "first = max(1, end - 1 - window) if"),
             ("(*range(min(end, 1)), *range(first, end))", "(*range(first, end),)"),
-            ("k, *table.tokens(start, stop)", "k, *table.tokens(0, stop - start)"),
             (
                 "n * height * width for n in layout.video_span(kept)",
                 "n * height * width for n in layout.video_span(cache.next_block)",
             ),
-            ("return self.kernels.rotate(k, rope), v", "return k, v"),
             ('"audio_to_video": whole.cross_audio', '"audio_to_video": whole.cross_video'),
             ("start if self.is_prefix else start + sinks, stop + sinks", "start, stop + sinks"),
             ("audio_tokens[:, sinks:]", "audio_tokens[:, : audio_tokens.shape[1] - sinks]"),

@@ -52,6 +52,7 @@ class Workload:
     fp8: bool = False
     profile: bool = False
     host: HostMode | None = None
+    separate: bool = False
 
     @property
     def sampler(self) -> SamplerSettings:
@@ -88,6 +89,7 @@ class Block:
         attended: the same with attention at the rate of torch's own.
         plain, difference: of the plainest correct rollout, where it is measured: its time, and how
             far its block is from ours (largest difference over largest value).
+        separate: of our rollout with a refresh by itself, where it is measured.
     """
 
     frames: int
@@ -97,6 +99,7 @@ class Block:
     attended: Span = NO_TIME
     plain: Span | None = None
     difference: float | None = None
+    separate: Span | None = None
 
 
 @dataclass
@@ -142,8 +145,9 @@ def measure(load: Workload) -> Measured:
     difference = _in_eight_bits(load, model) if own_fp8 else None
     execution = load.execution.chosen(model.transformer, device)
     load = replace(load, execution=execution)
-    # What lays out a past is compiled for the first block that has one.
-    first = replace(load, blocks=2 if execution.compiled else 1)
+    # What reads a past is compiled for the first block that has one, and what reads two blocks at
+    # once for the next.
+    first = replace(load, blocks=3 if execution.compiled else 1)
     for _ in _blocks(first, model, decoder, Stopwatch(device)):
         pass
     if device.type == "cuda":
@@ -153,11 +157,15 @@ def measure(load: Workload) -> Measured:
     between = not load.overlap
     rates.append(measure_rates(setup, load.dtype, device))
     prompt = spanned(lambda: setup.text(model.transformer, model.like), device).wall
+    apart = replace(load, execution=replace(execution, merged=False))
+    beside = _blocks(apart, model, decoder, Stopwatch(device)) if load.separate else None
     more = replace(load, blocks=load.blocks + load.profile)
     made = _blocks(more, model, decoder, watch)
     for latents, block in islice(made, load.blocks):
         if load.plain:
             _beside(load, model, past, latents, block)
+        if beside is not None:
+            block.separate = next(beside)[1].span
         past = (*past, latents)
         blocks.append(block)
         if between:

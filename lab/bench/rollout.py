@@ -36,10 +36,11 @@ from .floor import block_work
 from .hosted import inside_comfyui, run_in_comfyui
 from .measure import HostMode, Measured, Workload, measure
 from .setups import NAMES, setup
+from .stopwatch import Span
 
 MODULE = "lab.bench.rollout"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_STAGES = ("refresh", "open", "denoise", "video decode", "audio decode")
+_STAGES = ("refresh", "open", "refresh and denoise", "denoise", "video decode", "audio decode")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,6 +72,11 @@ def parser() -> argparse.ArgumentParser:
         "--plain",
         action="store_true",
         help="run the plainest correct rollout beside it, block by block",
+    )
+    add(
+        "--separate",
+        action="store_true",
+        help="run a rollout whose refreshes are passes by themselves beside it, block by block",
     )
     add(
         "--fp8",
@@ -128,9 +134,12 @@ def workload_of(arguments: argparse.Namespace) -> Workload:
         arguments.fp8,
         arguments.profile,
         arguments.host,
+        arguments.separate,
     )
     if load.plain:
         plain.check(load.setup, load.blocks)
+    if load.separate and load.blocks < 3:
+        raise ValueError("--separate needs 3 blocks or more: a refresh is merged from block 2 on")
     return load
 
 
@@ -159,6 +168,9 @@ def results(load: Workload, found: Measured) -> dict[str, object]:
         "plain over ours": sum(block.plain.wall for block in found.blocks) / seconds
         if load.plain
         else None,
+        "separate refreshes over merged ones": _separate_over_merged(found)
+        if load.separate
+        else None,
         "difference to plain": max(block.difference for block in found.blocks)
         if load.plain
         else None,
@@ -180,6 +192,7 @@ def results(load: Workload, found: Measured) -> dict[str, object]:
                 "floor seconds": block.floor.wall,
                 "stages": block.stages,
                 "plain seconds": block.plain and block.plain.wall,
+                "separate seconds": block.separate and block.separate.wall,
             }
             for block in found.blocks
         ],
@@ -191,7 +204,7 @@ def _repeating(load: Workload, found: Measured) -> list[float]:
     are any, else of the last one."""
     rates = [block.frames / block.span.wall for block in found.blocks]
     config = load.setup.config
-    return rates[max(1 + load.setup.window, config.opening_blocks) + 2 :] or rates[-1:]
+    return rates[max(1 + load.setup.window, config.opening_blocks) + 4 :] or rates[-1:]
 
 
 def _spent(load: Workload, found: Measured) -> dict[str, dict[str, float]]:
@@ -212,17 +225,30 @@ def _spent(load: Workload, found: Measured) -> dict[str, dict[str, float]]:
     }
 
 
+def _separate_over_merged(found: Measured) -> dict[str, float]:
+    """By either clock; from block 2 on, the first whose refresh is merged."""
+
+    def all_of(which: str) -> Span:
+        spans = [getattr(block, which) for block in found.blocks[2:]]
+        return Span(*map(sum, zip(*spans, strict=True)))
+
+    pairs = zip(Span._fields, all_of("separate"), all_of("span"), strict=True)
+    return {clock: separate / merged for clock, separate, merged in pairs}
+
+
 def rows_of(load: Workload, found: Measured) -> list[str]:
     """A table of a line per block."""
     stages = [stage for stage in _STAGES if any(stage in block.stages for block in found.blocks)]
-    heads = ["block", "seconds", "FPS", *stages, "floor", "ratio", *["plain"] * load.plain]
+    heads = ["block", "seconds", "FPS", *stages, "floor", "ratio"]
+    heads += [*["plain"] * load.plain, *["separate"] * load.separate]
     rows = []
     for index, block in enumerate(found.blocks):
         wall, floor = block.span.wall, block.floor.wall
         seconds = [said(block.stages.get(stage, 0.0), 3) for stage in stages]
         cells = [index, said(wall, 3), said(block.frames / wall, 2), *seconds]
         cells += [said(floor, 3), said(wall / floor, 2)]
-        rows.append([*cells, *([said(block.plain.wall, 3)] if block.plain else [])])
+        cells += [said(other.wall, 3) for other in (block.plain, block.separate) if other]
+        rows.append(cells)
     return table(heads, rows)
 
 

@@ -174,9 +174,9 @@ def test_recorded_passes_are_told_of_the_stream_and_stand_where_they_stand(
     monkeypatch.setattr(execution_module, "_Recorded", Replayed)
     monkeypatch.setattr(Execution, "unavailable", lambda self, device: None)
     Replayed.made = 0
-    recorded = rolled(model, BLOCKS, execution=Execution(graph=True), told=lines())
-    assert Replayed.made == 2
-    assert same(recorded, rolled(model, BLOCKS, told=lines()))
+    recorded = rolled(model, BLOCKS + 1, execution=Execution(graph=True), told=lines())
+    assert Replayed.made == 4  # both kinds of pass in two places
+    assert same(recorded, rolled(model, BLOCKS + 1, told=lines()))
 
 
 def test_a_given_picture_tells_the_text_the_mean_noise_level(model: BareModel) -> None:
