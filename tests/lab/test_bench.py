@@ -127,11 +127,13 @@ def plan(**changes: object) -> Workload:
 
 
 def test_the_plain_rollout_makes_the_same_blocks() -> None:
-    found = measure(plan(plain=True, decode=True))
+    found = measure(plan(plain=True, decode=True, separate=True))
     assert all(block.difference < 1e-4 and block.plain.wall > 0 for block in found.blocks)
     assert [block.frames for block in found.blocks] == [25, 24, 24]
-    stages = {"open", "denoise", "refresh", "video decode", "audio decode"}
-    assert set(found.stages) == stages
+    denoising = {"open", "denoise", "refresh", "refresh and denoise"}
+    assert set(found.stages) == denoising | {"video decode", "audio decode"}
+    assert all(block.separate.wall > 0 for block in found.blocks)
+    assert "refresh" not in found.blocks[2].stages and found.blocks[2].stages["refresh and denoise"]
     for block in found.blocks:
         assert 0 < sum(block.stages.values()) <= block.span.wall
         assert block.floor.wall > 0 and block.attended.wall > 0
