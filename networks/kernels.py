@@ -83,9 +83,10 @@ def norm_heads(
     return x if table is None else rotate(x, table)
 
 
-def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Write the rotated keys x (.., a, n, d) into `out`; angles (a, n, r)."""
-    out.copy_(rotate(x, RopeTable(cos, sin)))
+def keep(keys: Tensor, values: Tensor, k: Tensor, v: Tensor, table: RopeTable) -> None:
+    """Write the rotated keys k (.., a, n, d) into `keys` and v, as it is, into `values`."""
+    keys.copy_(rotate(k, table))
+    values.copy_(v)
 
 
 def gate_heads(out: Tensor, logits: Tensor) -> Tensor:
@@ -102,7 +103,7 @@ class Kernels(NamedTuple):
     add_modulate_twice: Callable[..., tuple[Tensor, Tensor, Tensor]]
     norm_heads: Callable[..., Tensor]
     rotate: Callable[..., Tensor]
-    rotate_into: Callable[..., None]
+    keep: Callable[..., None]
     gate_heads: Callable[..., Tensor]
 
 
@@ -113,7 +114,7 @@ PLAIN = Kernels(
     add_modulate_twice,
     norm_heads,
     rotate,
-    rotate_into,
+    keep,
     gate_heads,
 )
 

@@ -79,8 +79,8 @@ class Slot:
     def write(self, kernels: Kernels, k: Tensor, v: Tensor, stop: int) -> None:
         """Tokens that end before `stop`."""
         start = stop - k.shape[2]
-        kernels.rotate_into(self.k[:, :, start:stop], k, *self.table.tokens(start, stop))
-        self.v[:, :, start:stop].copy_(v)
+        rooms = self.k[:, :, start:stop], self.v[:, :, start:stop]
+        kernels.keep(*rooms, k, v, self.table.tokens(start, stop))
 
 
 class LaidOutPast:

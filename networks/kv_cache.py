@@ -273,10 +273,8 @@ class OpenBlock:
                 break
             k, v = getattr(block, name)
             stop = start + k.shape[3]
-            self.workspace.kernels.rotate_into(
-                all_k[..., start:stop, :], k, *table.tokens(start, stop)
-            )
-            all_v[..., start:stop, :] = v
+            rooms = all_k[..., start:stop, :], all_v[..., start:stop, :]
+            self.workspace.kernels.keep(*rooms, k, v, table.tokens(start, stop))
             start = stop
         end = self.spans[name][1]
         return all_k[..., :end, :], all_v[..., :end, :]

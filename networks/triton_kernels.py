@@ -110,8 +110,14 @@ if triton is not None:
         out_batch,
         out_head,
         out_token,
+        values,
+        values_batch,
+        values_head,
+        values_token,
+        kept,
         tokens,
         pairs,
+        VALUES: tl.constexpr,
         TOKENS: tl.constexpr,
         PAIRS: tl.constexpr,
     ):
@@ -125,10 +131,16 @@ if triton is not None:
         place = x + batch * x_batch + head * x_head + token * x_token + pair
         first = tl.load(place, mask=inside, other=0.0).to(tl.float32)
         second = tl.load(place + pairs, mask=inside, other=0.0).to(tl.float32)
-        to = out + batch * out_batch + head * out_head + token * out_token + pair
+        to = batch * out_batch + head * out_head + token * out_token + pair
         kind = out.dtype.element_ty
-        tl.store(to, (first * c - second * s).to(kind), mask=inside)
-        tl.store(to + pairs, (second * c + first * s).to(kind), mask=inside)
+        tl.store(out + to, (first * c - second * s).to(kind), mask=inside)
+        tl.store(out + to + pairs, (second * c + first * s).to(kind), mask=inside)
+        if VALUES:
+            place = values + batch * values_batch + head * values_head + token * values_token + pair
+            first = tl.load(place, mask=inside, other=0.0).to(kind)
+            second = tl.load(place + pairs, mask=inside, other=0.0).to(kind)
+            tl.store(kept + to, first, mask=inside)
+            tl.store(kept + to + pairs, second, mask=inside)
 
     @triton.jit
     def _pairs(
@@ -331,20 +343,35 @@ def add_modulate_twice(
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """As `rope.rotate`; laid out as x is."""
     out = torch.empty_like(x)
-    rotate_into(out, x, *table)
+    _turn(out, x, table)
     return out
 
 
-def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """As `kernels.rotate_into`."""
+def keep(keys: Tensor, values: Tensor, k: Tensor, v: Tensor, table: tuple[Tensor, Tensor]) -> None:
+    """As `kernels.keep`."""
+    _turn(keys, k, table, values, v)
+
+
+def _turn(
+    out: Tensor,
+    x: Tensor,
+    table: tuple[Tensor, Tensor],
+    kept: Tensor | None = None,
+    values: Tensor | None = None,
+) -> None:
+    """Rotate x into `out`, and copy `values` into `kept`."""
+    beside = values is not None
+    kept, values = (kept, values) if beside else (out, x)
     if x.ndim > 4:
-        # Of many layers at once: both lie so that layers and clips are one axis.
-        out, x = (t.view(-1, *t.shape[-3:]) for t in (out, x))
-    if x.stride(-1) != 1:
-        x = x.contiguous()
-    cos, sin = _alike(cos, sin)
+        # Of many layers at once: what is written to lies so that layers and clips are one axis.
+        x, values = (t.reshape(-1, *t.shape[-3:]) for t in (x, values))
+        out, kept = (t.view(-1, *t.shape[-3:]) for t in (out, kept))
+    x, values = (t if t.stride(-1) == 1 else t.contiguous() for t in (x, values))
+    if kept.stride() != out.stride():
+        raise ValueError(f"keys lie with strides {out.stride()}, values with {kept.stride()}")
+    cos, sin = _alike(*table)
     batch, heads, tokens, dim = x.shape
-    table = cos.stride() if cos.ndim == 4 else (0, *cos.stride())
+    strides = cos.stride() if cos.ndim == 4 else (0, *cos.stride())
     _start(
         _turned,
         (triton.cdiv(tokens, _TOKENS), heads, batch),
@@ -352,11 +379,15 @@ def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
         *x.stride()[:3],
         cos,
         sin,
-        *table[:3],
+        *strides[:3],
         out,
         *out.stride()[:3],
+        values,
+        *values.stride()[:3],
+        kept,
         tokens,
         dim // 2,
+        VALUES=beside,
         TOKENS=_TOKENS,
         PAIRS=triton.next_power_of_2(dim // 2),
         num_warps=4,
@@ -443,6 +474,6 @@ TRITON = Kernels(
     add_modulate_twice,
     norm_heads,
     rotate,
-    rotate_into,
+    keep,
     gate_heads,
 )

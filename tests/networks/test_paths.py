@@ -302,7 +302,7 @@ def test_a_whole_sequence_runs_with_the_kernels_that_it_is_given(bundle: Bundle)
     found, expected = causal_forward(*inputs, kernels=kernels), causal_forward(*inputs)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     # Two are a cache's; LTX-2.3's heads have gates, the tiny model's none.
-    assert used == set(PLAIN._fields) - {"rotate", "rotate_into", "gate_heads"}
+    assert used == set(PLAIN._fields) - {"rotate", "keep", "gate_heads"}
 
 
 def test_a_workspace_serves_streams_of_any_age(bundle: Bundle) -> None:

@@ -74,11 +74,13 @@ def cases(dtype: torch.dtype, device: str) -> Iterator[tuple[str, tuple, tuple]]
             x = new(2, 19, heads * dim).unflatten(-1, (heads, dim)).transpose(1, 2)
             table = RopeTable(*(new(*batch, heads, 30, dim // 2)[..., 5:24, :] for _ in range(2)))
             yield "rotate", (fused.rotate(x, table),), (PLAIN.rotate(x, table),)
-        keys, rooms = new(3, 1, heads, 19, dim), [new(3, 1, heads, 40, dim)] * 2
-        rooms = [room.clone() for room in rooms]
-        for kernels, room in zip((fused, PLAIN), rooms, strict=True):
-            kernels.rotate_into(room[..., 7:26, :], keys, table.cos[0], table.sin[0])
-        yield "rotate_into", (rooms[0],), (rooms[1],)
+        keys, values = new(3, 1, heads, 19, dim), new(3, 1, heads, 19, dim)
+        rooms = [[new(3, 1, heads, 40, dim)] * 2 for _ in range(2)]
+        rooms = [(k.clone(), v.clone()) for k, v in zip(*rooms, strict=True)]
+        once = RopeTable(table.cos[0], table.sin[0])
+        for kernels, (k, v) in zip((fused, PLAIN), rooms, strict=True):
+            kernels.keep(k[..., 7:26, :], v[..., 7:26, :], keys, values, once)
+        yield "keep", *rooms
         wide, weight = new(2, 19, heads * dim), new(heads * dim)
         for interleaved in (False, True):
             for turned in (None, table):
