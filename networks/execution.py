@@ -235,6 +235,7 @@ class Workspace:
         self._tables: tuple[int, ModalityTables] | None = None
         self._of_block: dict[int, ModalityTables] = {}
         self._joined: dict[int, list[Tensor]] = {}
+        self._refused = False
         self._warm: dict[str, tuple[object, ...]] = {}
         self._passes: dict[tuple[str, int], tuple[tuple[object, ...], _Recorded]] = {}
         # What passes make on the way is nobody's once they are done, so they share its memory.
@@ -324,7 +325,7 @@ class Workspace:
         function: Callable[..., Tensors],
         *inputs: Tensor,
     ) -> Tensors:
-        if not (self.keeps_still and repeats):
+        if not (self.keeps_still and repeats) or self._refused:
             return function(*inputs)
         known, recorded = self._passes.get((name, place), ((), None))
         if not _same(known, reads):
@@ -334,7 +335,12 @@ class Workspace:
                 # recorded.
                 self._warm[name] = reads
                 return function(*inputs)
-            recorded = _Recorded(function, inputs, self._pool)
+            try:
+                recorded = _Recorded(function, inputs, self._pool)
+            except RuntimeError as error:  # a host's network may wait for the card on the way
+                logger.warning("passes are not recorded: %s", reason_of(error))
+                self._refused = True
+                return function(*inputs)
             self._passes[name, place] = reads, recorded
         return recorded(inputs)
 

@@ -94,6 +94,20 @@ def test_recorded_passes_are_the_passes(
     assert same(recorded, roll(bundle, Execution(), 8, sampler))
 
 
+def test_what_cannot_be_recorded_is_carried_out(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(execution_module, "_Recorded", refuse)
+    monkeypatch.setattr(Execution, "unavailable", lambda self, device: None)
+    assert same(roll(bundle, Execution(graph=True), 7), roll(bundle, Execution(), 7))
+    assert [record.getMessage() for record in caplog.records if "recorded" in record.msg] == [
+        "passes are not recorded: operation not permitted when stream is capturing"
+    ]
+
+
 def test_weights_that_may_move_are_not_recorded(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
