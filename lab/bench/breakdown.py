@@ -75,7 +75,7 @@ def breakdown(work: Callable[[], object], device: torch.device, longest: int = 1
 def _kernels(seen: profile) -> Iterator[tuple[str, float]]:
     for event in seen.events():
         if event.device_type == DeviceType.CUDA:
-            yield event.name, event.device_time_total / 1e6
+            yield event.name, event.time_range.elapsed_us() / 1e6
 
 
 def _operators(seen: profile) -> Iterator[tuple[str, float]]:
