@@ -22,8 +22,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from ...model_loaders.bundle import Bundle, load_bundle, shipped_model_path
+from ...networks.config import TransformerConfig
+from ...samplers.atomic_file import replacing
 from ...samplers.rollout import sampler_settings
 from .. import command
 from ..metrics.claims import Estimate
@@ -40,6 +43,7 @@ from ..metrics.shortcut import (
 from ..metrics.syllables import Probe, generated, speech_prompts, told_by
 from ..report import publish, table, write_json
 from . import ship, train
+from .system import System, initialise, of_few_step
 
 log = logging.getLogger("mutualforcing")
 VARIANTS = train.CONFIGS / "ablations.json"
@@ -78,6 +82,19 @@ class Ablations:
         left = {key: value for key, value in settings.items() if key not in ("like", "stages")}
         self.settings = merged(left, self.changes.pop("all"))
         self.probe: Probe | None = None
+        self.init = self._untaught()
+
+    def _untaught(self) -> Path:
+        """A folder with the weights to start from, in which few-step mode has learned nothing."""
+        path = self.args.out / "init" / "weights.safetensors"
+        if not path.exists():
+            fresh = System(TransformerConfig.from_dict(self.settings["transformer"]))
+            initialise(fresh, 0)
+            own = {name: v for name, v in fresh.state_dict().items() if of_few_step(name)}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as part:
+                save_file(train.starting_weights(self.args.init) | own, part)
+        return path.parent
 
     def row(self, name: str, seed: int) -> dict[str, float]:
         """The numbers of one run, trained and measured unless they are there."""
@@ -96,7 +113,7 @@ class Ablations:
         run.mkdir(parents=True, exist_ok=True)
         config = run / "settings.json"
         write_json(config, merged(self.settings, self.changes[name]))
-        line = ["--stage", "mutual", "--config", config, "--init", args.init, "--out", run]
+        line = ["--stage", "mutual", "--config", config, "--init", self.init, "--out", run]
         line += ["--latents", *args.latents, "--steps", args.steps, "--seed", seed]
         if args.learning_rate:
             line += ["--learning-rate", args.learning_rate]
@@ -148,13 +165,14 @@ def parser() -> argparse.ArgumentParser:
     known = [name for name in json.loads(VARIANTS.read_text()) if name != "all"]
     p = command.parser("lab.training.ablations", __doc__)
     p.add_argument("--config", type=Path, default=train.CONFIGS / "steered.json")
-    p.add_argument("--init", type=Path, required=True, help="multi-step weights: run or model file")
+    p.add_argument("--init", type=Path, required=True, help="run or model file, for its multi-step mode")
     p.add_argument("--latents", type=Path, nargs="+", required=True)
     p.add_argument("--held-out", type=Path, nargs="+", required=True, help="sets never trained on")
     p.add_argument("--held-out-clips", type=int, default=24)
     p.add_argument("--codecs", type=Path, default=shipped_model_path(), help="model file")
     p.add_argument("--steps", type=int, default=100)
     p.add_argument("--seeds", type=int, default=3)
+    p.add_argument("--first-seed", type=int, default=0)
     p.add_argument("--learning-rate", type=float)
     p.add_argument("--variants", nargs="+", choices=known, default=known)
     p.add_argument("--prompts", type=int, default=8, help="of all kinds, and as many of speech")
@@ -169,7 +187,7 @@ def work(args: argparse.Namespace) -> None:
     ablations = Ablations(args)
     # Seed by seed: what there is after a while is a whole table of fewer seeds.
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in args.variants}
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         for name in args.variants:
             rows[name].append(ablations.row(name, seed))
     lines = []

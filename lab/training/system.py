@@ -115,10 +115,15 @@ def without_some(
     return Asked(ids, later, asked.prompts, track)
 
 
+def of_few_step(name: str) -> bool:
+    """Whether a parameter is few-step mode's own: of its adapters or the step size's embedders."""
+    return ".few_step." in name or ".step_size_embedder." in name
+
+
 def only_few_step(system: Parts) -> None:
-    """Freeze all but few-step mode's own: its adapters and the step size's embedders."""
+    """Freeze all but few-step mode's own."""
     for name, parameter in system.named_parameters():
-        parameter.requires_grad_(".few_step." in name or ".step_size_embedder." in name)
+        parameter.requires_grad_(of_few_step(name))
 
 
 @torch.no_grad()
