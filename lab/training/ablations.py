@@ -79,7 +79,7 @@ class Ablations:
         self.args = args
         self.changes = json.loads(VARIANTS.read_text())
         settings = train.read_settings(args.config, "mutual", "mutual")
-        left = {key: value for key, value in settings.items() if key not in ("like", "stages")}
+        left = {key: value for key, value in settings.items() if key != "stages"}
         self.settings = merged(left, self.changes.pop("all"))
         self.probe: Probe | None = None
         self.init = self._untaught()

@@ -54,17 +54,17 @@ ADDITIONS = (".audio_transcript_proj.", ".few_step.")
 def read_settings(config: Path, stage: str, method: str) -> dict[str, dict[str, object]]:
     """A config file for one stage and method.
 
-    Sections that it lacks are those of the file beside it that it names under "like". What its
-    section "stages" says of the stage changes "recipe"; what configs/methods.json says of the
-    method changes "mutual", and of the history the "history" in it. Of "adapters", which has those
-    of each stage, the stage's are taken.
+    Sections that it lacks are those of the file beside it that it names under "like", and so on.
+    What its section "stages" says of the stage changes "recipe"; what configs/methods.json says of
+    the method changes "mutual", and of the history the "history" in it. Of "adapters", which has
+    those of each stage, the stage's are taken.
 
     Raises:
         ValueError: no such method.
     """
     settings = json.loads(config.read_text())
-    if "like" in settings:
-        settings = json.loads((config.parent / settings["like"]).read_text()) | settings
+    while "like" in settings:
+        settings = json.loads((config.parent / settings.pop("like")).read_text()) | settings
     methods = json.loads((CONFIGS / "methods.json").read_text())
     if method not in methods:
         raise ValueError(f"found method {method!r}, expected one of {', '.join(methods)}")
