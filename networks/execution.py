@@ -126,7 +126,11 @@ class Execution:
 
     def unfit(self, model: nn.Module, device: torch.device) -> str | None:
         """Why this cannot run over a model on a device that could, or None if it can."""
-        if self.graph and any(weight.device != device for weight in model.parameters()):
+        # "cuda" is a card without a number, and tensors on it have one.
+        if self.graph and any(
+            found.type != device.type or device.index not in (None, found.index)
+            for found in {weight.device for weight in model.parameters()}
+        ):
             return (
                 "graphs are recorded over weights that stay where they are, and part of this model "
                 f"is not on {device} (what holds it brings it there when it is needed)"

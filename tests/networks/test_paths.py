@@ -351,7 +351,8 @@ def test_automatic_is_what_can_be_had(bundle: Bundle, monkeypatch: pytest.Monkey
     ):
         monkeypatch.setattr(execution_module, "_compiles", lambda _, found=compiles: found)
         held = SimpleNamespace(parameters=lambda device=weights: [SimpleNamespace(device=device)])
-        assert automatic.chosen(held, card).name == expected
+        for same_card in (card, torch.device("cuda")):
+            assert automatic.chosen(held, same_card).name == expected
         assert Execution.named(expected).name == expected
 
 
