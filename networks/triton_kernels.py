@@ -250,6 +250,11 @@ def _start(
         kernel[grid](x, *arguments, **options)
 
 
+def _warps(channels: int) -> int:
+    """For a program that reads so many numbers; a power of two."""
+    return max(1, min(16, triton.next_power_of_2(channels) // 512))
+
+
 def _run_rows(
     x: Tensor,
     eps: float,
@@ -297,7 +302,7 @@ def _run_rows(
         MODULATED=modulation is not None,
         TWICE=other is not None,
         BLOCK=block,
-        num_warps=max(1, min(8, block // 512)),
+        num_warps=_warps(channels),
     )
     return whole, out, second
 
@@ -426,7 +431,7 @@ def norm_heads(
         ROTATED=table is not None,
         HEADS=triton.next_power_of_2(heads),
         PAIRS=triton.next_power_of_2(pairs),
-        num_warps=max(1, min(8, channels // 512)),
+        num_warps=_warps(channels),
     )
     return out.unflatten(-1, (heads, 2 * pairs)).transpose(1, 2)
 
@@ -461,8 +466,7 @@ def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
     out, scales = torch.empty_like(x, dtype=FORMAT), x.new_empty(rows, 1, dtype=torch.float32)
     block = triton.next_power_of_2(channels)
     largest = torch.finfo(FORMAT).max
-    warps = max(1, min(16, block // 512))
-    rest = {"BLOCK": block, "num_warps": warps}
+    rest = {"BLOCK": block, "num_warps": _warps(channels)}
     _start(_rounded, (rows,), x, out, scales, channels, largest, **rest)
     return out, scales
 
