@@ -149,11 +149,16 @@ if triton is not None:
         head, pair = tl.arange(0, HEADS), tl.arange(0, PAIRS)
         inside = (head[:, None] < heads) & (pair[None, :] < pairs)
         if INTERLEAVED:
-            both = (head[:, None] * pairs + pair[None, :])[:, :, None] * 2
-            both += tl.arange(0, 2)[None, None, :]
-            mask = tl.broadcast_to(inside[:, :, None], (HEADS, PAIRS, 2))
-            value = tl.load(pointer + both, mask=mask, other=0.0).to(tl.float32)
-            first, second = tl.split(value)
+            place = head[:, None] * pairs + pair[None, :]
+            if pointer.dtype.element_ty == tl.bfloat16:
+                # A pair is 32 bits, and a number's 16 are the upper half of its float32.
+                words = pointer.to(tl.pointer_type(tl.int32), bitcast=True)
+                both = tl.load(words + place, mask=inside, other=0)
+                first = (both << 16).to(tl.float32, bitcast=True)
+                second = (both & -65536).to(tl.float32, bitcast=True)
+            else:
+                first = tl.load(pointer + 2 * place, mask=inside, other=0.0).to(tl.float32)
+                second = tl.load(pointer + 2 * place + 1, mask=inside, other=0.0).to(tl.float32)
         else:
             place = pointer + head[:, None] * (2 * pairs) + pair[None, :]
             first = tl.load(place, mask=inside, other=0.0).to(tl.float32)
