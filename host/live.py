@@ -66,6 +66,7 @@ class LiveRun:
         self.followed: list[tuple[float, str]] = []
         self.words: list[str] = []
         self._began, self._tell, self._lines = time.monotonic(), tell, list[str]()
+        self._grown = threading.Condition()
         self._ended: float | None = None
 
     @property
@@ -93,8 +94,15 @@ class LiveRun:
 
     def add(self, made: float, *, begun: bool = False) -> None:
         """Say how many seconds are made, and whether the clip only grows from here on."""
-        self.made, self.begun = made, begun
+        with self._grown:
+            self.made, self.begun = made, begun
+            self._grown.notify_all()
         self._tell(self.status)
+
+    def wait_for(self, made: float, longest: float = 1.0) -> None:
+        """Until so many seconds are made and written, or have taken too long for that."""
+        with self._grown:
+            self._grown.wait_for(lambda: self.made >= made, longest)
 
     def follow(self, second: float, line: str) -> None:
         """Say from which second of the clip on a typed line is followed."""

@@ -39,6 +39,8 @@ from .types import SettingsWire, StateWire, StreamPlan
 logger = logging.getLogger("mutualforcing")
 
 FEW, MANY = "few steps", "many steps"
+_OPENING = 2
+"""Blocks, the prefix among them, that are there when a clip is first heard."""
 A_MINUTE = 60
 """Blocks that there is room for at first where nobody says how many come."""
 _MODES = {FEW: "few", MANY: "multi"}
@@ -405,15 +407,22 @@ def sample(
 
     Those that an earlier run made of the same inputs are not made again. Lines that the page sends
     are followed from the next block on. Ends early where the page asks to stop, after the block
-    that is being made. What going on does not need of a long stream waits on disk, however long it
-    gets.
+    that is being made. What somebody waits to hear, the first second and that of a typed line, is
+    decoded before the next one is begun. What going on does not need of a long stream waits on
+    disk, however long it gets.
     """
+    awaited = _OPENING  # blocks that somebody waits to hear
     for made in _known_and_new(asked, progress):
         yield made
         if run.stop_asked:
             return
+        there = asked.seconds_to(made[1])
+        if awaited:
+            awaited -= 1
+            run.wait_for(there)
         for line in run.lines():
-            asked.tell(line, run, asked.seconds_to(made[1]))
+            asked.tell(line, run, there)
+            awaited = 1
 
 
 def _known_and_new(

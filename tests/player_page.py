@@ -128,6 +128,7 @@ def main() -> None:
         page.evaluate(SET, {"seconds": SECONDS, "variation": 2})
         pressed, _ = press_run(page, first)
         found = until(page, "s.numbers.firstSound", 600)
+        page.wait_for_timeout(1000)
         page.screenshot(path=str(FOLDER / "playing.png"))
         for count, line in enumerate(LINES, start=1):
             focus(page, "What happens next")
@@ -135,8 +136,9 @@ def main() -> None:
             page.keyboard.press("Enter")
             until(page, f"s.numbers.lines.length === {count}", 60)
             found = until(page, f"s.numbers.lines[{count - 1}].heard || s.status.over", 600)
-            page.screenshot(path=str(FOLDER / f"line{count}.png"))
             page.wait_for_timeout(BETWEEN)
+            # Drawing the whole page takes the cores for a while.
+            page.screenshot(path=str(FOLDER / f"line{count}.png"))
         if LINES:
             focus(page, "Stop")
             page.keyboard.press("Space")

@@ -12,7 +12,7 @@ import pytest
 from mutual_forcing.model_loaders.bundle import shipped_model_path
 from mutual_forcing.samplers.schedule import written
 from mutual_forcing.samplers.state_file import load_state
-from mutual_forcing.tests.comfyui_prompts import inputs_of, lengths, same
+from mutual_forcing.tests.comfyui_prompts import inputs_of, lengths, run_from_page, same
 from mutual_forcing.tests.comfyui_server import (
     ROOT,
     Server,
@@ -20,12 +20,14 @@ from mutual_forcing.tests.comfyui_server import (
     comfyui_path,
     comfyui_python,
 )
+from mutual_forcing.tests.ui_workflow import read_workflow
 
 pytestmark = [
     pytest.mark.page,
     pytest.mark.skipif(browser() is None, reason="needs Chromium, and playwright in ComfyUI's"),
 ]
 PICTURES = Path(os.environ.get("MF_PAGE_PICTURES", ROOT / "output" / "page"))
+BLUEPRINT = ROOT / "subgraphs" / "Text to Clip with Sound.json"
 SECONDS = int(os.environ.get("MF_PAGE_SECONDS", "10"))
 LINES = (
     "a bell rings on a white background",
@@ -104,6 +106,7 @@ def test_a_live_session_of_five_lines_is_made_again_from_its_schedule(server: Se
     again = server.get(f"/history/{status['prompt_id']}")[status["prompt_id"]]["prompt"][2]
     (sampler,) = inputs_of(again, "MF_GenerateClip")
     schedule = {"clip": sampler["clip"], "lines": written(live.schedule), "past": "keep"}
+    schedule["start"] = 0.0
     again |= {"schedule": {"class_type": "MF_PromptSchedule", "inputs": schedule}}
     sampler |= {"positive": ["schedule", 0], "seconds": live.next_block - 1}
     inputs_of(again, "MF_SaveState")[0]["name"] = "again"
@@ -111,3 +114,16 @@ def test_a_live_session_of_five_lines_is_made_again_from_its_schedule(server: Se
     made = load_state(streams / "again_00001_.safetensors")
     assert made.next_block == live.next_block
     assert all(same(made.block(n), live.block(n)) for n in range(live.next_block))
+
+
+def test_the_blueprint_is_a_node_that_makes_a_clip(server: Server, tmp_path: Path) -> None:
+    graph = read_workflow(BLUEPRINT)
+    assert BLUEPRINT.stem in [entry["name"] for entry in server.get("/global_subgraphs").values()]
+    template = read_workflow(ROOT / "example_workflows" / "1_text_to_clip.json")
+    (saving,) = [node for node in template["nodes"] if node["type"] == "SaveVideo"]
+    saving |= {"id": 99, "pos": [600, 0]}
+    graph["nodes"][0]["outputs"][0]["links"] = [saving["inputs"][0]["link"]]
+    graph["links"] = [[saving["inputs"][0]["link"], 1, 0, 99, 0, "VIDEO"]]
+    graph |= {"nodes": [graph["nodes"][0], saving], "last_node_id": 99}
+    (tmp_path / "blueprint.json").write_text(json.dumps(graph))
+    run_from_page(server, tmp_path / "blueprint.json", PICTURES / "blueprint.png")

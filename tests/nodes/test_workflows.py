@@ -122,6 +122,28 @@ def test_a_picture_shows_what_it_makes(path: Path) -> None:
     )
 
 
+def test_the_blueprint_is_the_first_template_inside() -> None:
+    (path,) = (ROOT / "subgraphs").glob("*.json")
+    blueprint = read_workflow(path)
+    (inside,) = blueprint["definitions"]["subgraphs"]
+    (node,) = blueprint["nodes"]
+    assert node["type"] == inside["id"] and path.stem == inside["name"]
+    template = read_workflow(ROOT / "example_workflows" / "1_text_to_clip.json")
+    shared = OURS | {"CLIPTextEncode"}
+    made, expected = (
+        {each["id"]: each["widgets_values"] for each in graph["nodes"] if each["type"] in shared}
+        for graph in (inside, template)
+    )
+    assert made == expected and len(inside["nodes"]) == len(made)
+    within = {each["id"]: each for each in inside["nodes"]}
+    for link in inside["links"]:
+        if link["target_id"] in within:
+            entry = within[link["target_id"]]["inputs"][link["target_slot"]]
+            assert entry["link"] == link["id"] and link["type"] in entry["type"].split(",")
+    for side in ("inputs", "outputs"):
+        assert [x["name"] for x in node[side]] == [x["name"] for x in inside[side]]
+
+
 @pytest.mark.parametrize("name", ["2_chunks_and_a_fork", "7_ltx2_chunks_and_a_fork"])
 def test_one_stream_is_forked(name: str) -> None:
     """Three chunks on one state, and the state before the last one goes to two chunks."""

@@ -33,8 +33,9 @@ function show(status) {
   runs.set(`${status.workflow} ${status.node_id}`, status);
   const here = rootGraph()?.id;
   if (status.workflow && here && status.workflow !== here) return; // another tab's
-  const node = nodeOf(status.node_id);
-  if (node?.comfyClass?.startsWith("MF_")) playerOf(node).show(status);
+  if (!nodeOf(status.node_id)?.comfyClass?.startsWith("MF_")) return;
+  // Of a subgraph the outermost node is what an artist sees.
+  playerOf(nodeOf(status.node_id.split(":")[0])).show(status);
 }
 
 function playerOf(node) {

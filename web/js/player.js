@@ -6,7 +6,11 @@ import { said } from "./words.js";
 
 const AT_LEAST = 0.5; // seconds that lie ready before it plays
 const AT_MOST = 4.0; // the same after many interruptions
-const SLACK = 1.5; // the next piece may take so many times as long to come as the last one
+// The next piece may take so many times as long to come as the last ones: to begin, and where a typed
+// line is waited for.
+const TO_BEGIN = 2;
+const TO_JUMP = 1.75;
+const LAST = 4; // pieces that say how long one takes
 const BEFORE_THE_LINE = 0.1; // seconds of what was before, when a typed line is jumped to
 const VOLUME = "mutual_forcing.volume";
 const STYLE = `
@@ -47,9 +51,10 @@ export class Player {
     this.status = status;
     if (isNew) this.begin();
     if (status.plays && !this.playing && canGrow()) this.play();
-    if (status.made > this.grown.made) {
-      this.wait = this.grown.made ? status.took - this.grown.took : 0;
-      this.grown = { made: status.made, took: status.took };
+    if (status.made > this.made) {
+      this.made = status.made;
+      this.since = performance.now();
+      this.came = [...this.came, status.took].slice(-LAST - 1);
     }
     for (const [second, line] of status.followed.slice(this.followed)) {
       this.jump = second;
@@ -133,9 +138,10 @@ export class Player {
     this.wanted = !this.status.over; // an older clip waits to be asked
     this.jump = null;
     this.followed = this.status.followed.length;
-    this.wait = 0; // seconds between the last two pieces, as they were made
-    this.grown = { made: 0, took: 0 };
-    this.numbers = { begun: performance.now(), underruns: 0, waited: 0, ahead: [], lines: [] };
+    this.made = 0;
+    this.since = performance.now(); // when more was made
+    this.came = []; // when the last pieces were made, in seconds of the run
+    this.numbers = { begun: performance.now(), underruns: [], waited: 0, ahead: [], lines: [] };
     this.unload();
     this.say("");
   }
@@ -181,10 +187,11 @@ export class Player {
     if (!signal.aborted) video.src = this.server.apiURL(clip);
   }
 
-  /** Seconds that must lie ready before it plays, for the next ones to come in time. */
-  get enough() {
-    const times = 1 + this.numbers.underruns;
-    return Math.min(AT_MOST, times * Math.max(AT_LEAST, SLACK * this.wait));
+  /** Seconds that must lie ready for the next ones to come in time. */
+  enough(slack) {
+    const usual = (this.came.at(-1) - this.came[0]) / (this.came.length - 1) || 0;
+    const over = (performance.now() - this.since) / 1000;
+    return Math.min(AT_MOST, Math.max(AT_LEAST, slack * usual - over));
   }
 
   /**
@@ -198,14 +205,16 @@ export class Player {
     const end = video.buffered.end(video.buffered.length - 1);
     const ahead = end - video.currentTime;
     if (this.started && !this.status.over) numbers.ahead.push([performance.now(), ahead]);
+    let enough = ahead >= this.enough(TO_BEGIN * (1 + numbers.underruns.length));
     if (this.jump !== null) {
       const there = Math.max(video.currentTime, this.jump - BEFORE_THE_LINE);
-      if (end - there >= this.enough || this.status.over) {
+      if (end - there >= this.enough(TO_JUMP) || this.status.over) {
         if (there > video.currentTime) video.currentTime = there;
         this.jump = null;
+        enough = true;
       }
     }
-    if ((ahead >= this.enough || this.status.over) && this.wanted && this.isTurn()) {
+    if ((enough || this.status.over) && this.wanted && this.isTurn()) {
       if (this.holding) numbers.waited += performance.now() - this.holding;
       if (this.holding || !this.started) this.start();
     }
@@ -250,7 +259,7 @@ export class Player {
     const { video, status, numbers } = this;
     const end = video.buffered.length ? video.buffered.end(video.buffered.length - 1) : 0;
     if (!this.started || video.seeking || status.over || end - video.currentTime > 0.2) return;
-    numbers.underruns += 1;
+    numbers.underruns.push(performance.now());
     this.holding = performance.now();
     video.pause();
   }
