@@ -9,7 +9,7 @@ PyTorch's own operators round. Sizes are free, so a block rounds the same whatev
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,9 +27,19 @@ _MOST_CHANNELS = 2**16
 _TOKENS = 16
 
 
-def _broadcast(x: Tensor, like: Tensor) -> Tensor:
-    """A vector or one for each token, (b or 1, n or 1, c), with strides over tokens (b, n, c)."""
-    return x.expand(like.shape) if x.stride(-1) == 1 else x.contiguous().expand(like.shape)
+class _Rows(NamedTuple):
+    """A vector or one for each token, (b or 1, n or 1, c), and its strides over all tokens."""
+
+    x: Tensor
+    batch: int = 0
+    token: int = 0
+
+    @classmethod
+    def of(cls, x: Tensor) -> _Rows:
+        """Its strides are 0 where there is one for all."""
+        if x.stride(-1) != 1:
+            x = x.contiguous()
+        return cls(x, *(0 if x.shape[axis] == 1 else x.stride(axis) for axis in (0, 1)))
 
 
 if triton is not None:
@@ -251,7 +261,10 @@ def _start(
     kernel: object, grid: tuple[int, ...], x: Tensor, *arguments: object, **options: object
 ) -> None:
     """Start programs on the card that x lies on, which need not be the current one."""
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+    if not x.is_cuda or x.device.index == torch.cuda.current_device():
+        kernel[grid](x, *arguments, **options)
+        return
+    with torch.cuda.device(x.device):
         kernel[grid](x, *arguments, **options)
 
 
@@ -277,25 +290,20 @@ def _run_rows(
     out = torch.empty_like(x)
     second = out if other is None else torch.empty_like(x)
     added = x if added is None else added.contiguous()
-    gates = x if gate is None else _broadcast(gate, x)
-    scale, shift = (x, x) if modulation is None else (_broadcast(m, x) for m in modulation)
-    scale, shift = _alike(scale, shift)
-    one, two = (x, x) if other is None else (_broadcast(m, x) for m in other)
-    one, two = _alike(one, two)
+    gates = _Rows(x) if gate is None else _Rows.of(gate)
+    scale, shift = (_Rows(x), _Rows(x)) if modulation is None else _like_rows(*modulation)
+    one, two = (_Rows(x), _Rows(x)) if other is None else _like_rows(*other)
     block = triton.next_power_of_2(channels)
     _start(
         _rows,
         (batch * tokens,),
         x,
         added,
-        gates,
-        *gates.stride()[:2],
-        scale,
-        shift,
-        *scale.stride()[:2],
-        one,
-        two,
-        *one.stride()[:2],
+        *gates,
+        scale.x,
+        *shift,
+        one.x,
+        *two,
         whole,
         out,
         second,
@@ -310,6 +318,14 @@ def _run_rows(
         num_warps=_warps(channels),
     )
     return whole, out, second
+
+
+def _like_rows(one: Tensor, other: Tensor) -> tuple[_Rows, _Rows]:
+    """Both with the same strides."""
+    rows = _Rows.of(one), _Rows.of(other)
+    if rows[0][1:] != rows[1][1:]:
+        rows = _Rows.of(one.contiguous()), _Rows.of(other.contiguous())
+    return rows
 
 
 def _alike(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
