@@ -21,6 +21,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from .config import TransformerConfig
 from .execution import EAGER, Tensors, Workspace
 from .key_stores import JoinedPast, KeysValues, LaidOutPast, Slot, TwoPasts, tables_beside
 from .lanes import ONE_LANE
@@ -50,6 +51,21 @@ def kept_blocks(end: int, window: int, opening: int) -> tuple[int, ...]:
     while the blocks of the opening are being made (`TransformerConfig.opening_blocks`)."""
     first = max(1, end - window) if end >= opening else 1
     return (*range(min(end, 1)), *range(first, end))
+
+
+def most_blocks(config: TransformerConfig, window: int) -> int:
+    """Blocks whose keys a stream of any age needs at once: those that it keeps, and the next."""
+    return max(2 + window, config.opening_blocks)
+
+
+def key_bytes(
+    config: TransformerConfig, blocks: int, height: int, width: int, element_size: int
+) -> int:
+    """Memory of the keys and values of the first `blocks` blocks of one clip, in all layers."""
+    video = config.layout.video_latents(blocks) * height * width
+    audio = config.layout.audio_latents(blocks) + config.num_audio_sink_tokens
+    own = video * config.video_dim + audio * config.audio_dim
+    return 2 * element_size * config.num_layers * (own + (video + audio) * config.audio_dim)
 
 
 @dataclass(frozen=True)
@@ -172,8 +188,7 @@ class OpenBlock:
             "video_to_audio": video,
         }
         # Room for a power of two of blocks, so that a growing window is not laid out anew for each.
-        most = max(2 + cache.window, cache.opening)
-        self.capacity = min(most, 1 << kept.bit_length())
+        self.capacity = min(most_blocks(config, cache.window), 1 << kept.bit_length())
         if config.absolute_positions:
             places = (*cache.indices, self.index)
             whole = self.workspace.tables_at(config, places, height, width, like, self.place)
