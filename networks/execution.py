@@ -95,12 +95,14 @@ class Execution:
         ways = "+".join(way for way in WAYS if getattr(self, way))
         return AUTOMATIC if self.automatic else ways or "eager"
 
-    def chosen(self, model: nn.Module, device: torch.device) -> Execution:
+    def chosen(self, model: nn.Module, device: torch.device, needed: int = 0) -> Execution:
         """What is carried out over a model on a device: itself, unless it is automatic.
 
+        `needed` are the bytes of a stream whose past is laid out for graphs, beside the weights.
+
         On a CPU plain passes are the fastest, because nothing is won by starting less. On CUDA
-        everything that can be had: kernels are fused where they can be compiled, and lanes and
-        graphs need weights that stay where they are.
+        everything that can be had: kernels are fused where they can be compiled, lanes and graphs
+        need weights that stay where they are, and graphs room for a past that does as well.
         """
         if not self.automatic:
             return self
@@ -108,7 +110,8 @@ class Execution:
         if device.type != "cuda":
             return whole
         still = replace(whole, graph=True).unfit(model, device) is None
-        return replace(whole, compiled=_compiles(device), lanes=still, graph=still)
+        graph = still and needed <= (free_bytes(device) if needed else 0)
+        return replace(whole, compiled=_compiles(device), lanes=still, graph=graph)
 
     def unavailable(self, device: torch.device) -> str | None:
         """Why this cannot run on a device, or None if it can."""
@@ -153,6 +156,12 @@ def _compiles(device: torch.device) -> bool:
         logger.warning("no kernel can be compiled for %s: %s", device, reason_of(error))
         return False
     return True
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of a card that nobody uses, PyTorch's own reserve included."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def device_named(name: str) -> torch.device:

@@ -302,20 +302,18 @@ def read(
     if frames:
         check_frames(model.clock, state, state.next_block, blocks or A_MINUTE)
     guided = sampler.guidance != 1.0
-    load = partial(
-        model.load,
-        stream_bytes(
-            model.transformer.config,
-            settings.window,
-            settings.height,
-            settings.width,
-            batch=len(settings.seeds),
-            element_size=model.like.element_size(),
-            guided=guided,
-            text_tokens=model.about.text_tokens,
-        ),
-        () if decoder is None else decoder.beside,
+    needed = partial(
+        stream_bytes,
+        model.transformer.config,
+        settings.window,
+        settings.height,
+        settings.width,
+        batch=len(settings.seeds),
+        element_size=model.like.element_size(),
+        guided=guided,
+        text_tokens=model.about.text_tokens,
     )
+    load = partial(model.load, needed(), () if decoder is None else decoder.beside)
     load()
     encode = _encoder(clip or model.about.clip, load)
     prompt = model.schedule_of(positive, negative, encode, guided=guided)
@@ -331,7 +329,7 @@ def read(
     ]
     remarks += _remarks(model, mode, few_step_guidance)
     if path.automatic:
-        path = path.chosen(model.transformer, model.like.device)
+        path = path.chosen(model.transformer, model.like.device, needed(laid_out=True))
         remarks.append(f"execution: {path.name}")
     settled = model, prompt, state, sampler, blocks, start, coming, path, asked
     return Request(*settled, decoder, tuple(remarks), encode)

@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from ..networks.allocated import allocated_bytes
 from ..networks.checked import quoted
 from ..networks.config import TransformerConfig
 from ..networks.execution import EAGER, Execution, Workspace, to_device
@@ -551,7 +552,19 @@ def rollout(
         like = like.to(torch.bfloat16)
     source = noise or noise_of(state.settings.seeds)
 
-    execution = execution.chosen(network, like.device)
+    settings = state.settings
+    needed = allocated_bytes(
+        network.config,
+        settings.window,
+        settings.height,
+        settings.width,
+        batch=len(settings.seeds),
+        element_size=like.element_size(),
+        branches=1 + is_guided,
+        text_tokens=first.text.sample.shape[-2],
+        laid_out=True,
+    )
+    execution = execution.chosen(network, like.device, needed)
     reason = execution.unfit(network, like.device)
     if reason:
         raise ValueError(f"{reason}; choose another execution path")

@@ -165,7 +165,9 @@ def parser() -> argparse.ArgumentParser:
     known = [name for name in json.loads(VARIANTS.read_text()) if name != "all"]
     p = command.parser("lab.training.ablations", __doc__)
     p.add_argument("--config", type=Path, default=train.CONFIGS / "steered.json")
-    p.add_argument("--init", type=Path, required=True, help="run or model file, for its multi-step mode")
+    p.add_argument(
+        "--init", type=Path, required=True, help="run or model file, for its multi-step mode"
+    )
     p.add_argument("--latents", type=Path, nargs="+", required=True)
     p.add_argument("--held-out", type=Path, nargs="+", required=True, help="sets never trained on")
     p.add_argument("--held-out-clips", type=int, default=24)

@@ -21,8 +21,6 @@ from mutual_forcing.model_loaders.catalog import (
     metadata_of,
     told_apart,
 )
-from mutual_forcing.model_loaders.memory import WORKING_BYTES, stream_bytes
-from mutual_forcing.samplers.rollout import rollout, sampler_settings
 from mutual_forcing.samplers.state_file import save_state
 from mutual_forcing.tests.tiny import save_tiny
 from safetensors.torch import save_file
@@ -133,21 +131,3 @@ def test_streams_of_one_name_are_told_apart_and_the_newest_comes_first(
         ("a/s.safetensors", output / "a" / "s.safetensors"),
         ("s.safetensors [input]", given / "s.safetensors"),
     ]
-
-
-def test_the_memory_that_is_asked_for_holds_the_cache(bundle: Bundle) -> None:
-    settings = bundle.begin().settings
-    state = bundle.begin()
-    rolled = rollout(
-        bundle,
-        bundle.prompt("red ball"),
-        state,
-        settings.window + 2,
-        sampler_settings("few", 1),
-    )
-    *_, (_, state) = rolled
-    asked = stream_bytes(
-        bundle.transformer.config, settings.window, settings.height, settings.width
-    )
-    # The cache and a rotated copy, with and without prompt.
-    assert 4 * state.cache.bytes() <= asked - WORKING_BYTES <= 8 * state.cache.bytes()

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 from mutual_forcing.lab.bench.setups import setup
-from mutual_forcing.model_loaders.memory import allocated_bytes, stream_bytes
+from mutual_forcing.model_loaders.memory import stream_bytes
+from mutual_forcing.networks.allocated import allocated_bytes
 from mutual_forcing.networks.config import TransformerConfig
 from mutual_forcing.networks.kv_cache import (
     ATTENTIONS,
@@ -108,7 +109,7 @@ def kept(config: TransformerConfig, block: int, grid: tuple[int, int], like: Ten
     return BlockKeys(*map(one, ATTENTIONS))
 
 
-@pytest.mark.parametrize(("window", "grid"), [(3, (16, 24)), (1, (16, 24)), (3, (22, 40))])
+@pytest.mark.parametrize(("window", "grid"), [(3, (16, 24)), (1, (22, 40))])
 def test_a_stream_of_19b_is_in_memory_once(window: int, grid: tuple[int, int]) -> None:
     """What each further layer adds is found with few of them."""
     whole = setup("19b").config
@@ -126,7 +127,7 @@ def test_a_stream_of_19b_is_in_memory_once(window: int, grid: tuple[int, int]) -
 def test_a_rollout_on_a_cpu_allocates_what_it_was_said_to() -> None:
     config = replace(
         TRANSFORMER,
-        num_layers=6,
+        num_layers=3,
         attention_head_dim=64,
         audio_attention_head_dim=32,
         cross_attention_dim=128,

@@ -354,6 +354,11 @@ def test_automatic_is_what_can_be_had(bundle: Bundle, monkeypatch: pytest.Monkey
         for same_card in (card, torch.device("cuda")):
             assert automatic.chosen(held, same_card).name == expected
         assert Execution.named(expected).name == expected
+    # A past that stays where it is takes room.
+    monkeypatch.setattr(execution_module, "free_bytes", lambda device: 10)
+    held = SimpleNamespace(parameters=lambda: [SimpleNamespace(device=card)])
+    names = [automatic.chosen(held, card, needed).name for needed in (10, 11)]
+    assert names == ["lanes+graph", "lanes"]
 
 
 def test_ways_that_cannot_be_had_say_so(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
