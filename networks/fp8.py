@@ -48,26 +48,20 @@ class Fp8Linear(nn.Module):
         weight, scale = quantised(linear.weight.detach())
         self.weight: Tensor
         self.scale: Tensor
-        self.bias: Tensor | None
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale.T.contiguous())
-        bias = linear.bias
-        self.register_buffer("bias", None if bias is None else bias.detach().to(torch.bfloat16))
+        self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, n, c) -> (b, n, o)."""
         tokens, scale = self.quantised(x.reshape(-1, x.shape[-1]))
-        # Sums of products stay in the matrix units' own registers, which have fewer bits than
-        # float32: they would be moved out every 128 channels otherwise, at half the rate.
+        # With a bias, or with sums that stay in the matrix units, cuBLAS refused the product of some
+        # of these sizes on an H200 (torch 2.11, CUDA 13.0).
         out = torch._scaled_mm(
-            tokens,
-            self.weight.T,
-            scale_a=scale,
-            scale_b=self.scale,
-            bias=self.bias,
-            out_dtype=torch.bfloat16,
-            use_fast_accum=True,
+            tokens, self.weight.T, scale_a=scale, scale_b=self.scale, out_dtype=torch.bfloat16
         )
+        if self.bias is not None:
+            out = out + self.bias
         return out.to(x.dtype).reshape(*x.shape[:-1], -1)
 
 
