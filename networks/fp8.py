@@ -55,8 +55,8 @@ class Fp8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(b, n, c) -> (b, n, o)."""
         tokens, scale = self.quantised(x.reshape(-1, x.shape[-1]))
-        # With a bias, and sums that stay in the matrix units, cuBLAS refused the product for some of
-        # these sizes on an H200 (torch 2.11, CUDA 13.0).
+        # With a bias, and sums that stay in the matrix units, cuBLAS refused the product for some
+        # of these sizes on an H200 (torch 2.11, CUDA 13.0).
         out = torch._scaled_mm(
             tokens, self.weight.T, scale_a=scale, scale_b=self.scale, out_dtype=torch.bfloat16
         )
