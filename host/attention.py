@@ -29,7 +29,8 @@ def attention_kernel(
         options: a MODEL's own, in which another node may have named a kernel.
     """
     kernel = partial(comfy_attention, options=dict(options or {}))
-    if comfy.model_management.is_device_cpu(device):
+    named = "optimized_attention_override" in (options or {})
+    if comfy.model_management.is_device_cpu(device) and not named:
         kernel = sdpa
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -26,6 +26,8 @@ TEXT = "mutual_forcing_text"
 """Extra with a prompt as written, and which embedding that is (another node may change it)."""
 START, TRANSITION = "mutual_forcing_start", "mutual_forcing_transition"
 """Extras of a prompt in a schedule: its second of the stream, and what happens to the past."""
+UNPROCESSED = "unprocessed_ltxav_embeds"
+"""Core's mark of a prompt that has not been through LTX-2's connectors."""
 Encode = Callable[[str], Conditioning]
 
 REMARKS = "mutual_forcing_remarks"

@@ -10,11 +10,15 @@ import folder_paths
 
 from ..model_loaders.bundle import shipped_model_path
 from ..model_loaders.catalog import list_bases, list_ltx2, list_models, list_streams
+from ..model_loaders.identity import what_is
 from ..samplers.tensor_file import is_regular
 
 FOLDER = "mutual_forcing"
 _LONGEST = 255  # bytes of a file's name, on all usual disks
 _MODEL_FOLDERS = (FOLDER, "diffusion_models", "checkpoints")
+# Connectors are published as a file for the text encoders' folder.
+_BASE_FOLDERS = (*_MODEL_FOLDERS, "text_encoders")
+_EVERYWHERE = (*_BASE_FOLDERS, "loras", "vae", "latent_upscale_models")
 
 
 def register_model_folder() -> None:
@@ -43,13 +47,22 @@ def files_in_model_folders(folders: Iterable[str] = _MODEL_FOLDERS) -> Iterator[
 
 def generator_files() -> dict[str, Path]:
     """Names and places of LTX-2 checkpoints in ComfyUI's model folders."""
-    own = map(Path, folder_paths.get_folder_paths(FOLDER))
-    return list_ltx2(files_in_model_folders(), own_folders=own)
+    return list_ltx2(files_in_model_folders())
 
 
 def base_files() -> dict[str, Path]:
     """Names and paths of files that hold LTX-2's connectors."""
-    return list_bases(files_in_model_folders())
+    return list_bases(files_in_model_folders(_BASE_FOLDERS))
+
+
+def refusal_of(name: str) -> str:
+    """What a file is that a list does not offer, and what to do with it; empty for no such file."""
+    found = (path for known, path in files_in_model_folders(_EVERYWHERE) if known == name)
+    path = next(found, None)
+    if path is None:
+        return ""
+    identity = what_is(path)
+    return identity.refusal() if identity.is_known else "it cannot be read, or is no such model"
 
 
 def output_file(name: str, extension: str) -> Path:

@@ -11,15 +11,16 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from ..model_loaders.bundle import StreamDefaults
+from ..model_loaders.identity import Identity, of_network
+from ..model_loaders.ltx2 import PRESETS
 from ..networks.config import TransformerConfig
 from ..networks.layout import RELEASED_LAYOUT
 from ..samplers.sigmas import TAOMATE as TAOMATE_ENTRIES
+from .conditioning import UNPROCESSED
 from .stream_model import CausalModel, Kind
 
 # Parts of a block that versions after LTX-2.3 do without, by the host's names.
 _LATER = ("ff_bias", "audio_ff_bias", "use_prompt_adaln_single")
-UNPROCESSED = "unprocessed_ltxav_embeds"
-"""Core's mark of a prompt that has not been through the connectors."""
 LTX2_TEXT_TOKENS = 1024
 # 512 x 768 as OmniForcing was trained; with a window of 3 s a block sees 5 s in all, as there.
 LTX2_DEFAULTS = StreamDefaults(window=3, height=16, width=24, default_mode="few")
@@ -81,6 +82,7 @@ LTX2 = Kind(
     widths=_caption_or_both,
     few_step_method="renoise",
     any_rate=True,
+    least=2,
 )
 LTX23 = replace(
     LTX2,
@@ -99,6 +101,8 @@ def ltx2_model(
     title: str = "",
     vae: object = None,
     audio_vae: object = None,
+    connected: bool = True,
+    remarks: tuple[str, ...] = (),
 ) -> CausalModel:
     """What is known of an LTX-2."""
     kind, defaults = LTX2, LTX2_DEFAULTS
@@ -115,7 +119,15 @@ def ltx2_model(
         title=title,
         vae=vae,
         audio_vae=audio_vae,
+        connected=connected,
+        remarks=remarks,
     )
+
+
+def stock_identity(unet_config: Mapping[str, object]) -> Identity:
+    """What a network is that ComfyUI's own loaders made; arguments as for `stock_config`."""
+    said = PRESETS["ltx2_base"].keys() & unet_config.keys()
+    return of_network({name: unet_config[name] for name in said})
 
 
 def stock_config(module: nn.Module, unet_config: Mapping[str, object]) -> TransformerConfig:

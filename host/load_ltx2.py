@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from ..model_loaders.containers import REMEDY, Checkpoint
 from ..model_loaders.eight_bits import FORMAT, LAYERS, in_eight_bits
-from ..model_loaders.generator import CONNECTORS, STEP_SIZE, Generator, assemble
-from ..model_loaders.ltx2 import SINKS, Preset
+from ..model_loaders.generator import STEP_SIZE, Generator, assemble
+from ..model_loaders.identity import CONNECTORS, SINKS, Preset
+from ..model_loaders.keymap import CAUSAL_MARK
 from ..networks.checked import some
 from ..networks.few_step import FEW_STEP, attach
 from ..networks.memory_branch import attach_branch, attach_encoders, is_memory
@@ -67,7 +68,13 @@ def load_generator(
     patcher = hosted(generator, weights, str(path))
     _check_connectors(path, patcher.model.diffusion_model, generator)
     known = ltx2_model(
-        generator.config, generator.model_id, title=path.stem, vae=vae, audio_vae=audio_vae
+        generator.config,
+        generator.model_id,
+        title=path.stem,
+        vae=vae,
+        audio_vae=audio_vae,
+        connected=generator.connected,
+        remarks=generator.remarks,
     )
     patcher.set_attachments(ATTACHMENT, known)
     return patcher
@@ -95,7 +102,8 @@ def hosted(
         tensors = in_eight_bits(tensors, products=fast, device=device)
     if whole is None:
         # 32 bits are computed in 16 on a card.
-        held = sum(value.numel() * min(value.itemsize, 2) for value in tensors.values())
+        everything = (*tensors.values(), *generator.additions.values())
+        held = sum(value.numel() * min(value.itemsize, 2) for value in everything)
         whole = has_room(held, stream_bytes_of(generator), device)
     patcher = comfy.sd.load_diffusion_model_state_dict(
         tensors, metadata=metadata, disable_dynamic=whole
@@ -157,6 +165,8 @@ def _normalised(tensors: dict[str, Tensor], prefix: str, metadata: Mapping[str, 
 
 def _check_connectors(path: Path, module: nn.Module, generator: Generator) -> None:
     """ComfyUI only logs what is missing or too much; the transformer was checked before."""
+    if not generator.connected:
+        return
     wanted, found = (
         {name for name in names if name.startswith(CONNECTORS)}
         for names in (dict(module.named_parameters()), generator.tensors)
@@ -187,7 +197,7 @@ def _finish(module: nn.Module, generator: Generator, dtype: torch.dtype) -> None
         rank, device = generator.config.few_step_rank, torch.device("cpu")
         attach(module, rank, comfy.ops.manual_cast, dtype, device)
         held = {name: value for name, value in generator.additions.items() if FEW_STEP in name}
-        module.load_state_dict(held, strict=False)
+        _fill(module, held)
     memory = {name: value for name, value in generator.additions.items() if is_memory(name)}
     if memory:
         rest = generator.config, comfy.ops.manual_cast, dtype, torch.device("cpu")
@@ -195,7 +205,7 @@ def _finish(module: nn.Module, generator: Generator, dtype: torch.dtype) -> None
         for index, block in enumerate(module.transformer_blocks):
             if generator.config.remembers(index):
                 attach_branch(block, *rest)
-        module.load_state_dict(memory, strict=False)
+        _fill(module, memory)
         for name, parameter in module.named_parameters():
             if is_memory(name):
                 parameter.requires_grad_(False)
@@ -212,15 +222,32 @@ def _finish(module: nn.Module, generator: Generator, dtype: torch.dtype) -> None
         embedder.load_state_dict(held)
         module.get_submodule(place).step_size_embedder = embedder
     module.requires_grad_(False)
+    # ComfyUI's saving nodes write no header of ours: how it is run goes along as a tensor.
+    module.register_buffer(CAUSAL_MARK, generator.mark)
+
+
+def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors into the layers that they are named by, one layer after the other.
+
+    ComfyUI's layers of 8 bits lose their weight when the whole network is loaded a second time.
+    """
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        layer, _, own = name.rpartition(".")
+        layers.setdefault(layer, {})[own] = value
+    for layer, held in layers.items():
+        module.get_submodule(layer).load_state_dict(held)
 
 
 def load_vaes(path: Path) -> tuple[comfy.sd.VAE | None, comfy.sd.VAE | None]:
-    """The VAEs for pictures and for sound out of LTX-2's own file, as ComfyUI loads them."""
+    """The VAEs for pictures and for sound out of LTX-2's own file, as ComfyUI loads them; None
+    for one that is not in it.
+    """
     checkpoint = Checkpoint(path)
-    return _vae(checkpoint, _VIDEO_VAE, "pictures"), _vae(checkpoint, _AUDIO_VAE, "sound")
+    return _vae(checkpoint, _VIDEO_VAE), _vae(checkpoint, _AUDIO_VAE)
 
 
-def _vae(checkpoint: Checkpoint, names: Mapping[str, str], what: str) -> comfy.sd.VAE | None:
+def _vae(checkpoint: Checkpoint, names: Mapping[str, str]) -> comfy.sd.VAE | None:
     tensors = {
         own + key.removeprefix(prefix): checkpoint.tensor(key, keep=True)
         for key in checkpoint.shapes
@@ -228,7 +255,6 @@ def _vae(checkpoint: Checkpoint, names: Mapping[str, str], what: str) -> comfy.s
         if key.startswith(prefix)
     }
     if not tensors:
-        logger.warning("%s has no VAE for %s in it: load one by itself", checkpoint.path, what)
         return None
     vae = comfy.sd.VAE(sd=tensors, metadata=checkpoint.metadata)
     vae.throw_exception_if_invalid()

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from .attention import attention_kernel
-from .kinds import ltx2_model, stock_config
+from .kinds import ltx2_model, stock_config, stock_identity
 from .stream_model import ATTACHMENT, CausalModel, StreamModel
 
 
@@ -29,7 +29,9 @@ def stream_model(wire: object) -> StreamModel:
     if about is None:
         config = stock_config(module, base.model_config.unet_config)
         described = json.dumps(config.to_dict(), sort_keys=True).encode()
-        about = ltx2_model(config, hashlib.blake2b(described, digest_size=8).hexdigest())
+        remarks = stock_identity(base.model_config.unet_config).remarks("the model", "file")
+        model_id = hashlib.blake2b(described, digest_size=8).hexdigest()
+        about = ltx2_model(config, model_id, remarks=tuple(remarks))
     device = wire.load_device
     # As core computes with it; another node may have asked for another precision.
     dtype = wire.get_model_object("manual_cast_dtype") or base.get_dtype()

@@ -34,6 +34,7 @@ from ..samplers.state import BlockLatents
 from .conditioning import (
     REFUSAL,
     TRANSCRIPT,
+    UNPROCESSED,
     Conditioning,
     Encode,
     lines_of,
@@ -61,6 +62,7 @@ class Kind:
             step size.
         few_step_entries: which noise levels of LTX-2's list it visits.
         any_rate: whether it makes streams of other frame rates than its own.
+        least: rows and columns of latents that its decoder needs.
     """
 
     audio_bins: int
@@ -70,6 +72,7 @@ class Kind:
     few_step_method: Method = "euler"
     few_step_entries: tuple[int, ...] = OMNIFORCING
     any_rate: bool = False
+    least: int = 1
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class CausalModel:
             negative prompt is connected; None: then there must be one.
         vae, audio_vae, clip: its own VAEs and CLIP, for nodes that no other is connected to; None
             where the file had none.
+        connected: whether it has what prepares a prompt, as far as it needs any.
+        remarks: what an artist should know of its files, in sentences.
     """
 
     kind: Kind
@@ -100,6 +105,8 @@ class CausalModel:
     vae: object | None = field(default=None, repr=False)
     audio_vae: object | None = field(default=None, repr=False)
     clip: object | None = field(default=None, repr=False)
+    connected: bool = True
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,6 +163,13 @@ class StreamModel:
     def clock(self) -> Clock:
         """Blocks, latents and frames; samples as its audio latents count them (16 kHz)."""
         return Clock.of(self.about.config)
+
+    @property
+    def few_steps(self) -> tuple[int, ...]:
+        """How many steps few-step mode was trained with."""
+        usual = len(self.about.kind.few_step_entries) - 1
+        # A network that is told its step size halves it as well.
+        return (usual, 2 * usual) if self.about.config.step_size_embedding else (usual,)
 
     @property
     def audio_bins(self) -> int:
@@ -244,6 +258,15 @@ class StreamModel:
             return []
         return [self.picture(latent) for latent in latents.video[:1].split(1, dim=2)]
 
+    def remarks_on(self, positive: Conditioning) -> Iterator[str]:
+        """What its text encoder does not say about the prompts of a wire."""
+        longest = max((embedding.shape[1] for embedding, _ in positive), default=0)
+        if longest > self.about.text_tokens:
+            yield (
+                f"a prompt has {longest} tokens, and this model learned with "
+                f"{self.about.text_tokens}: shorten it"
+            )
+
     def check_prompt(self, positive: Conditioning) -> dict[str, object]:
         """The extras of a prompt that this model can use.
 
@@ -276,6 +299,12 @@ class StreamModel:
     def _checked(self, conditioning: Conditioning, name: str) -> tuple[Tensor, dict[str, object]]:
         embedding, extras = only_entry(conditioning, name)
         about = self.about
+        if extras.get(UNPROCESSED) and not about.connected:
+            raise ValueError(
+                f"the {name} has not been through LTX-2's connectors, and the model was loaded "
+                "without them: choose LTX-2's own file, or its connectors, as base in Load "
+                "OmniForcing Model"
+            )
         widths = about.kind.widths(about.config)
         if embedding.ndim != 3 or embedding.shape[-1] not in widths:
             raise ValueError(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..model_loaders.catalog import changed_at, metadata_of
+from ..model_loaders.identity import changed_at, metadata_of
 from ..samplers.state import StreamState
 from ..samplers.state_file import saved_summary
 from .codecs import CodecVAE

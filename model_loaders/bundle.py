@@ -35,16 +35,16 @@ from ..samplers.speech import Transcript
 from ..samplers.state import LARGEST_GRID, MOST_WINDOW, StreamSettings, StreamState
 from ..samplers.tensor_file import TensorFileError, read_tensors, write_tensors
 from .blank import BlankWeights
+from .identity import MODEL_FORMAT as FORMAT
+from .identity import PACKED_HEADER, identify
 from .keymap import check_shapes, split_layout
 
-FORMAT = "mutual-forcing"
 TRANSFORMER, TEXT, VIDEO, AUDIO = (
     "model.diffusion_model.",
     "text_encoder.",
     "video_codec.",
     "audio_codec.",
 )
-PACKED_HEADER = "mutual_forcing_header"
 STORED = (torch.float32, torch.bfloat16, torch.float16)
 REMEDY = (
     "choose the model that ships with this pack (models/mutual_forcing_small.safetensors) or copy "
@@ -232,6 +232,9 @@ def load_bundle(
     """
     path = Path(path)
     tensors, metadata = read_tensors(path, "the model file", REMEDY)
+    found = identify(tensors.keys(), metadata, path)
+    if found.is_known and not found.fits("model"):
+        raise TensorFileError(f"{path} is no Mutual Forcing model: {found.refusal()}")
     metadata = _unpacked_header(tensors) | metadata
     header = _header(path, metadata)
     try:

@@ -33,6 +33,7 @@ from ..samplers.tensor_file import (
     look_at,
     open_tensors,
 )
+from .identity import Identity, identify
 
 Container = Literal["folder", "index", "safetensors", "pickle"]
 
@@ -74,6 +75,7 @@ class Checkpoint:
     Attributes:
         path: what was asked for.
         container: what kind of thing lies there.
+        identity: what it is.
         part: which entry of a .pt the weights are; None where there are no entries.
         metadata: of the safetensors files together; empty for a .pt.
         shapes: of every tensor, by the name in the file.
@@ -123,6 +125,7 @@ class Checkpoint:
                 self._place[key], self.shapes[key], self.dtypes[key] = file, shape, dtype
         _check_index(self.path, promised, self._place)
         self.size = sum(self._bytes(key) for key in self._place)
+        self.identity: Identity = identify(self.shapes, self.metadata, self.path)
 
     def tensor(self, key: str, *, keep: bool) -> Tensor:
         """One tensor on the CPU, in the file's dtype: a view of the mapped file, read-only.

@@ -2,8 +2,9 @@
 
 OmniForcing's release holds the transformer alone, as TaoMate's does; the two connectors that
 prepare the prompt, and anything that a checkpoint leaves out, are LTX-2's own and come from the
-base file (docs/omniforcing.md, section 2; docs/ltx23.md, section 2). Tensors keep the rows, the
-dtype and the packing that they have in the file: see `host/transformer_view.py` for why.
+base file (docs/omniforcing.md, section 2; docs/ltx23.md, section 2). A file with the connectors
+alone is base enough, and none is needed where a host's text encoder has them. Tensors keep the
+rows, the dtype and the packing that they have in the file: see `host/transformer_view.py` for why.
 """
 
 from __future__ import annotations
@@ -26,19 +27,26 @@ from ..networks.transformer import CausalAVTransformer
 from ..samplers.tensor_file import TensorFileError
 from .blank import BlankWeights
 from .containers import REMEDY, Checkpoint
-from .keymap import check_shapes, map_keys
-from .ltx2 import PRESETS, SINKS, Preset, describe, is_later, transformer_header
+from .identity import BASE, CONNECTORS, LATER_BASE, SINKS, Preset, Role
+from .keymap import KeyMap, check_shapes, map_keys
+from .ltx2 import PRESETS, Mark, check_file, describe, marked, transformer_header
 
 logger = logging.getLogger("mutualforcing")
 
-BASE, LATER_BASE = "ltx-2-19b-dev.safetensors", "ltx-2.3-22b-dev.safetensors"
-CONNECTORS = ("video_embeddings_connector", "audio_embeddings_connector")
 STEP_SIZE = ".step_size_embedder."
 # What marks a quantised layer, in the host's names; its scales, whatever the format calls them, lie
 # beside it.
 QUANTISED = ".comfy_quant"
-# By this key an older quantised file says that it is one.
-_OLD_MARK = "scaled_fp8"
+# By this key an older quantised file says that it is one, and by these in its header a newer one.
+_OLD_MARK, _NAMED = "scaled_fp8", "_quantization_metadata"
+_FP8 = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}
+# Scales as files call them that name no format, and as the host does.
+_SCALES = {
+    ".weight_scale": ".weight_scale",
+    ".scale_weight": ".weight_scale",
+    ".input_scale": ".input_scale",
+    ".scale_input": ".input_scale",
+}
 _HOST_SIZES = (
     "num_layers",
     "num_attention_heads",
@@ -74,6 +82,8 @@ class Generator:
             that the connectors came from, which go by them; the causal network goes by `config`.
         model_id: fingerprint of its vectors, the same in every precision.
         from_base: names of the tensors that came from the base file.
+        connected: whether the connectors are among the tensors.
+        remarks: what an artist should know of the files, in sentences.
     """
 
     tensors: Tensors = field(repr=False)
@@ -82,6 +92,13 @@ class Generator:
     header: dict[str, object]
     model_id: str
     from_base: tuple[str, ...]
+    connected: bool = True
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def mark(self) -> Tensor:
+        """What is to lie beside the weights when a host saves them."""
+        return Mark(config=self.config.to_dict(), header=self.header).packed()
 
 
 def assemble(
@@ -96,7 +113,8 @@ def assemble(
 
     Args:
         path: any container that `Checkpoint` opens.
-        base: LTX-2's own file, for connectors and for what the checkpoint lacks.
+        base: LTX-2's own file, for connectors and for what the checkpoint lacks; or its connectors
+            alone. None: the checkpoint has them, or every prompt will have been through them.
         preset: whose positions to go by; None as for `load_transformer`.
         ema: take the averaged weights of a .pt.
         normalise: makes quantised tensors what the host expects.
@@ -108,33 +126,65 @@ def assemble(
     checkpoint = Checkpoint(path, ema=ema)
     base_file = None if base is None else Checkpoint(base)
     base_header = {} if base_file is None else transformer_header(base_file)
-    if base_file is not None and is_later(base_file.shapes) != is_later(checkpoint.shapes):
-        kinds = ("LTX-2 19B", BASE), ("LTX-2.3", LATER_BASE)
-        (made_of, needed), (found, _) = kinds[:: -1 if is_later(checkpoint.shapes) else 1]
-        raise TensorFileError(
-            f"the checkpoint {path} is made of {made_of}, and the base {base.name} is {found}'s; "
-            f"choose {needed} as base"
-        )
+    check_file(checkpoint)
+    if base_file is not None:
+        _check_base(checkpoint, base_file)
     described = describe(checkpoint, preset=preset, header=base_header)
-    config = described.config
-    tensors = _network(checkpoint, normalise)
+    config, mark = described.config, marked(checkpoint)
+    tensors = _network(checkpoint, described.keys, normalise)
     with BlankWeights():
         expected = CausalAVTransformer(config, device="meta").state_dict()
     missing = {name for name in expected if not is_addition(name)} - tensors.keys()
     layers = {_layer(name) for name in missing}
-    spare = {} if base_file is None else _network(base_file, normalise, layers)
+    spare = {} if base_file is None else _network(base_file, _keys(base_file), normalise, layers)
     from_base = _fill(tensors, spare, missing)
     _check(checkpoint, base, tensors, expected)
     if from_base:
         logger.info("%s: %d tensors come from %s", path.name, len(from_base), base)
     additions = {name: tensors.pop(name) for name in list(tensors) if is_addition(name)}
     # What the connectors are like is told by the file that they came from.
-    told = [transformer_header(checkpoint), base_header]
+    told = [transformer_header(checkpoint) if mark is None else mark.header, base_header]
     if any(name.startswith(CONNECTORS) for name in from_base):
         told.reverse()
     header = header_of(config) | (told[0] or told[1])
+    connected = any(name.startswith(CONNECTORS) for name in tensors)
+    if not connected:
+        header["connector_num_layers"] = 0
     model_id = _fingerprint(config, tensors, expected)
-    return Generator(tensors, additions, config, header, model_id, tuple(from_base))
+    # Whoever names the positions of a causal model says that it is one.
+    remarks = [] if preset in ("omniforcing", "taomate") else _remarks(checkpoint, "file")
+    remarks += [] if base_file is None else _remarks(base_file, "base")
+    made = tensors, additions, config, header, model_id, tuple(from_base)
+    return Generator(*made, connected, tuple(remarks))
+
+
+def _remarks(checkpoint: Checkpoint, role: Role) -> list[str]:
+    return checkpoint.identity.remarks(checkpoint.path.name, role)
+
+
+def _check_base(checkpoint: Checkpoint, base: Checkpoint) -> None:
+    """Refuse a base that is something else, or another version's."""
+    found = base.identity
+    if found.is_known and not found.has_connectors and not found.fits("file"):
+        needed = LATER_BASE if checkpoint.identity.is_later else BASE
+        raise TensorFileError(
+            f"the base {base.path} holds no connectors of LTX-2: {found.refusal()}; as base choose "
+            f"{needed}"
+        )
+    if found.is_later != checkpoint.identity.is_later:
+        kinds = ("LTX-2 19B", BASE), ("LTX-2.3", LATER_BASE)
+        (made_of, needed), (other, _) = kinds[:: -1 if checkpoint.identity.is_later else 1]
+        raise TensorFileError(
+            f"the checkpoint {checkpoint.path} is made of {made_of}, and the base {base.path.name} "
+            f"is {other}'s; choose {needed} as base"
+        )
+
+
+def _keys(base: Checkpoint) -> KeyMap:
+    """What the keys of a base mean, which need not have a transformer."""
+    if base.identity.key == "connectors":
+        return KeyMap("", {}, {}, [])
+    return map_keys(base.shapes, f"the checkpoint {base.path}", REMEDY)
 
 
 def header_of(config: TransformerConfig) -> dict[str, object]:
@@ -150,15 +200,17 @@ def is_addition(name: str) -> bool:
 
 
 def _network(
-    checkpoint: Checkpoint, normalise: Normaliser, layers: Container[str] | None = None
+    checkpoint: Checkpoint,
+    keys: KeyMap,
+    normalise: Normaliser,
+    layers: Container[str] | None = None,
 ) -> Tensors:
     """Tensors of transformer and connectors under bare names; of the transformer only these layers,
     if any are given. Nothing else of the file is touched, not even its first page."""
-    what = f"the checkpoint {checkpoint.path}"
-    keys = map_keys(checkpoint.shapes, what, REMEDY)
     if keys.unknown:
         raise TensorFileError(
-            f"{what} has weights that this model has no place for: {some(keys.unknown)}; {REMEDY}"
+            f"the checkpoint {checkpoint.path} has weights that this model has no place for: "
+            f"{some(keys.unknown)}; {REMEDY}"
         )
     names = {
         name: key
@@ -170,8 +222,29 @@ def _network(
         if part is not None:
             names[key[key.index(part) :]] = key
     tensors = {keys.prefix + name: checkpoint.tensor(key, keep=True) for name, key in names.items()}
+    if _NAMED not in checkpoint.metadata and keys.prefix + _OLD_MARK not in tensors:
+        tensors = _named(tensors)
     tensors = normalise(tensors, keys.prefix, checkpoint.metadata)
     return {key.removeprefix(keys.prefix): value for key, value in tensors.items()}
+
+
+def _named(tensors: Tensors) -> Tensors:
+    """The same, where weights of 8 bits have a scale each and nothing names the format."""
+    weights = {
+        _layer(name): _FP8[value.dtype]
+        for name, value in tensors.items()
+        if name.endswith(".weight") and value.dtype in _FP8
+    }
+    named, formats = {}, {}
+    for name, value in tensors.items():
+        own = next((end for end in _SCALES if name.endswith(end)), None)
+        layer = name.removesuffix(own or "")
+        scaled = own is not None and layer in weights and value.numel() == 1
+        named[layer + _SCALES[own] if scaled else name] = value
+        if scaled:
+            formats[f"{layer}{QUANTISED}"] = json.dumps({"format": weights[layer]})
+    marks = {n: torch.tensor(list(x.encode()), dtype=torch.uint8) for n, x in formats.items()}
+    return marks | named
 
 
 def _fill(tensors: Tensors, spare: Tensors, missing: set[str]) -> list[str]:
@@ -207,8 +280,9 @@ def _check(
 ) -> None:
     what = f"the checkpoint {checkpoint.path}"
     lacking = [part for part in CONNECTORS if not any(name.startswith(part) for name in tensors)]
-    if lacking:
-        own = LATER_BASE if is_later(checkpoint.shapes) else f"{BASE} or its fp8 version"
+    # Without a base all prompts may come from a text encoder that has them.
+    if lacking and not (base is None and len(lacking) == len(CONNECTORS)):
+        own = LATER_BASE if checkpoint.identity.is_later else f"{BASE} or its fp8 version"
         remedy = (
             f"choose LTX-2's own file ({own}) as base"
             if base is None
@@ -227,6 +301,12 @@ def _check(
         name: plain[name] if _layer(name) in packed and name in plain else tuple(value.shape)
         for name, value in expected.items()
     }
+    scales = [name for name in plain.keys() - wanted.keys() if name.endswith(tuple(_SCALES))]
+    if scales:
+        raise TensorFileError(
+            f"{what} is quantised in a way that it does not name ({some(sorted(scales))}); take it "
+            "in 16 bit, or as ComfyUI quantises"
+        )
     check_shapes(what, wanted, plain, f"{REMEDY}, or choose a base file that has what it lacks")
 
 

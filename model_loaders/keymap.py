@@ -18,6 +18,9 @@ from ..networks.config import TransformerConfig
 from ..networks.rope import interleaved_to_split
 from ..samplers.tensor_file import TensorFileError
 
+CAUSAL_MARK = "mutual_forcing_causal"
+"""A tensor of bytes that says how a causal network is run, in files that a host's saving node
+wrote."""
 # Where LTX-2's files, ComfyUI's and OmniForcing's keep the transformer; the longer ones come first.
 PREFIXES = ("model.diffusion_model.", "model.velocity_model.", "diffusion_model.", "model.", "")
 # What else those files hold: other loaders' business.
@@ -28,6 +31,7 @@ OTHER_PARTS = (
     "audio_vae",
     "vocoder",
     "text_embedding_projection",
+    CAUSAL_MARK,
 )
 _WRAPPER = "_fsdp_wrapped_module."
 _BLOCKS = "transformer_blocks."

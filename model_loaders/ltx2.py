@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import BaseModel
@@ -28,11 +27,11 @@ from ..networks.transformer import CausalAVTransformer
 from ..samplers.tensor_file import TensorFileError
 from .blank import BlankWeights
 from .containers import REMEDY, Checkpoint, Container
-from .keymap import KeyMap, check_shapes, is_rotated, map_keys, to_split
+from .identity import MEMORY, SINKS, Preset, is_later
+from .keymap import CAUSAL_MARK, KeyMap, check_shapes, is_rotated, map_keys, to_split
 
 logger = logging.getLogger("mutualforcing")
 
-Preset = Literal["omniforcing", "taomate", "ltx2_base"]
 PRESETS: dict[Preset, dict[str, object]] = {
     "omniforcing": {
         "rope_type": "interleaved",
@@ -52,10 +51,7 @@ PRESETS: dict[Preset, dict[str, object]] = {
         "av_ca_timestep_scale_multiplier": 1000.0,
     },
 }
-# LightX2V's causal LTX-2.3, by the name that its code gives it.
-_OTHER_CAUSALITY = re.compile(r"ltx[-_.]?2[-_.]3[-_.]ar", re.IGNORECASE)
-SINKS, SINK_COUNT = "audio_sink_tokens", "num_audio_sink_tokens"
-MEMORY = "learned_memory_video_encoder.weight"
+SINK_COUNT = "num_audio_sink_tokens"
 _LAYOUT_KEYS = ("video_first_block", "audio_first_block", "video_next_block", "audio_next_block")
 _TELL = f"{REMEDY}, or say what is right in the overrides"
 _LAYER = re.compile(r"transformer_blocks\.([0-9]{1,3})\.")
@@ -139,16 +135,12 @@ def describe(
     overrides = overrides or {}
     _check_arguments(preset, overrides)
     what = f"the checkpoint {checkpoint.path}"
-    if any(_OTHER_CAUSALITY.search(part) for part in checkpoint.path.parts[-2:]):
-        raise TensorFileError(
-            f"{what} is by its name LightX2V's ltx2_3_ar, whose modalities see only the second of "
-            "each other that they are in, and which this network cannot run; choose TaoMate's "
-            "model.pt for a causal LTX-2.3"
-        )
+    check_file(checkpoint)
     keys = map_keys(checkpoint.shapes, what, REMEDY)
-    own = transformer_header(checkpoint)
+    mark = marked(checkpoint)
+    own = transformer_header(checkpoint) if mark is None else mark.config
     shapes = {name: checkpoint.shapes[key] for name, key in keys.names.items()}
-    chosen = preset or _preset_of(shapes, bool(own or keys.left_out))
+    chosen = preset or (checkpoint.identity.preset if mark is None else "ltx2_base")
     config = _config(shapes, own or header or {}, chosen, overrides, what)
     return Description(keys, chosen, config)
 
@@ -171,9 +163,8 @@ def load_transformer(
     Args:
         path: folder, index, safetensors file or .pt.
         preset: "omniforcing" and "taomate" hold whatever the header says, as in the references,
-            which never read it; "ltx2_base" gives way to the header. None: "taomate" for a file
-            with a memory branch, "ltx2_base" for one with LTX-2's header, other parts of LTX-2 or
-            what LTX-2.3 added, else "omniforcing".
+            which never read it; "ltx2_base" gives way to the header. None: what the file
+            says of itself, or else `Identity.preset`.
         overrides: fields of `TransformerConfig`, and `layout` as a `BlockLayout`; they win over
             everything.
         ema: take the averaged weights of a .pt.
@@ -222,15 +213,51 @@ def load_transformer(
     return LoadedTransformer(transformer, report)
 
 
-def is_later(names: Iterable[str]) -> bool:
-    """Whether tensors of a transformer or of connectors are LTX-2.3's: their heads have gates."""
-    return any(".to_gate_logits." in name for name in names)
+def check_file(checkpoint: Checkpoint) -> None:
+    """Refuse a file that is known to be something else than a transformer of LTX-2.
+
+    Raises:
+        TensorFileError: says what it is and what to do with it.
+    """
+    found = checkpoint.identity
+    if found.is_known and not found.fits("file"):
+        raise TensorFileError(
+            f"the checkpoint {checkpoint.path} cannot be run as a stream: {found.refusal()}"
+        )
 
 
-def _preset_of(shapes: Mapping[str, tuple[int, ...]], is_base: bool) -> Preset:
-    if MEMORY in shapes:
-        return "taomate"
-    return "ltx2_base" if is_base or is_later(shapes) else "omniforcing"
+class Mark(BaseModel):
+    """What `CAUSAL_MARK` holds.
+
+    Attributes:
+        config: how the network is run, as `TransformerConfig.to_dict` has it.
+        header: LTX-2's own description of it, which its connectors go by.
+    """
+
+    config: dict[str, object]
+    header: dict[str, object] = {}
+
+    def packed(self) -> Tensor:
+        """As a tensor of bytes, to lie beside the weights."""
+        return torch.tensor(list(self.model_dump_json().encode()), dtype=torch.uint8)
+
+
+def marked(checkpoint: Checkpoint) -> Mark | None:
+    """How a network is run that a host's saving node wrote; None where no mark lies beside it.
+
+    Raises:
+        TensorFileError: a mark that cannot be read.
+    """
+    key = next((key for key in checkpoint.shapes if key.endswith(CAUSAL_MARK)), None)
+    if key is None:
+        return None
+    try:
+        return Mark.model_validate_json(checkpoint.tensor(key, keep=True).numpy().tobytes())
+    except ValueError as error:
+        raise TensorFileError(
+            f"the checkpoint {checkpoint.path} has a mark {CAUSAL_MARK!r} that cannot be read "
+            f"({reason_of(error)}); save it again"
+        ) from error
 
 
 def transformer_header(checkpoint: Checkpoint) -> dict[str, object]:

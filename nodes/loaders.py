@@ -15,8 +15,9 @@ from ..host.load_mutual_forcing import (
     Precision,
     load_mutual_forcing,
 )
-from ..model_loaders.catalog import changed_at
-from ..model_loaders.ltx2 import Preset
+from ..host.model_wire import known_of
+from ..host.page import say
+from ..model_loaders.identity import BASE, LATER_BASE, Preset, changed_at
 
 NO_MODEL, NO_FILE, NO_BASE = "no model found", "no LTX-2 checkpoint found", "none"
 _POSITIONS: dict[str, Preset | None] = {
@@ -28,9 +29,11 @@ _POSITIONS: dict[str, Preset | None] = {
 
 _PUBLISHED = {
     "file": "download the whole folder https://huggingface.co/Exploration/omniforcing-ltx2-5s-causal"
-    " into ComfyUI's models/diffusion_models",
+    " into ComfyUI's models/diffusion_models, or model.pt from "
+    "https://huggingface.co/TaoLiveAIGC/TaoMate into models/mutual_forcing/taomate",
     "base": "download ltx-2-19b-dev-fp8.safetensors from https://huggingface.co/Lightricks/LTX-2 "
-    "into ComfyUI's models/checkpoints",
+    "(for TaoMate ltx-2.3-22b-dev.safetensors from https://huggingface.co/Lightricks/LTX-2.3) into "
+    "ComfyUI's models/checkpoints",
 }
 """Where the files that the templates name come from; nothing here ever asks a network."""
 
@@ -99,10 +102,11 @@ class LoadModel(io.ComfyNode):
                 "no Mutual Forcing model was found: install this pack again, or put a model into "
                 "ComfyUI's models/mutual_forcing folder and press R"
             )
+        if found := folders.refusal_of(file):
+            return f"'{file}' is no Mutual Forcing model: {found}"
         return (
-            f"the model '{file}' is not there, or is not a whole Mutual Forcing model: choose "
-            "another one from the list, or put it into ComfyUI's models/mutual_forcing folder and "
-            "press R"
+            f"the model '{file}' is not there: choose another one from the list, or put it into "
+            "ComfyUI's models/mutual_forcing folder and press R"
         )
 
     @classmethod
@@ -146,14 +150,15 @@ class LoadLTX2(io.ComfyNode):
                     "file",
                     options=list(folders.generator_files()) or [NO_FILE],
                     tooltip="A file, or a folder of files (as OmniForcing is published), in "
-                    "ComfyUI's models/diffusion_models, checkpoints or mutual_forcing folder; a "
-                    ".pt (as TaoMate is) in mutual_forcing.",
+                    "ComfyUI's models/diffusion_models, checkpoints or mutual_forcing folder; it "
+                    "may be a .pt, as TaoMate is.",
                 ),
                 io.Combo.Input(
                     "base",
                     options=[*folders.base_files(), NO_BASE],
                     tooltip="LTX-2's own file: it has what prepares the prompt, and both VAEs. "
-                    "For OmniForcing that of LTX-2 19B, for TaoMate that of LTX-2.3.",
+                    f"For OmniForcing {BASE}, for TaoMate {LATER_BASE}. Its connectors alone will "
+                    "do, too; none: where the text encoder has them.",
                 ),
                 io.Combo.Input(
                     "weights",
@@ -204,11 +209,14 @@ class LoadLTX2(io.ComfyNode):
             ("file", file, folders.generator_files()),
             ("base", base, {NO_BASE, *folders.base_files()}),
         ):
-            if name not in known:
-                return (
-                    f"the {widget} '{name}' is not there, or is not LTX-2: choose another one, or "
-                    f"{_PUBLISHED[widget]}, and press R"
-                )
+            if name in known:
+                continue
+            if found := folders.refusal_of(name):
+                return f"the {widget} '{name}' does not fit here: {found}"
+            return (
+                f"the {widget} '{name}' is not there: choose another one, or {_PUBLISHED[widget]}, "
+                "and press R"
+            )
         return True
 
     @classmethod
@@ -239,4 +247,14 @@ class LoadLTX2(io.ComfyNode):
             vae=vae,
             audio_vae=audio_vae,
         )
+        words = list(known_of(model).remarks)
+        if not known_of(model).connected:
+            words.append(
+                "no base: prompts must come from a text encoder that has LTX-2's connectors in it"
+            )
+        for what, found in (("pictures", vae), ("sound", audio_vae)):
+            if found is None:
+                words.append(f"no VAE for {what} in {base if base_path else file}: connect another")
+        if words:
+            say("\n".join(words))
         return io.NodeOutput(model, vae, audio_vae)

@@ -16,6 +16,7 @@ from ..host.live import LiveRun
 from ..host.model_wire import stream_model
 from ..host.page import Progress, free_memory, is_open
 from ..host.stream_model import StreamModel
+from ..host.unread import unread
 from ..model_loaders.memory import frame_bytes, stream_bytes
 from ..networks.checked import quoted
 from ..networks.execution import AUTOMATIC, CHOICES, Execution
@@ -327,7 +328,9 @@ def read(
         for name, samples in latents.items()
         if samples is not None and not samples.any()
     ]
-    remarks += _remarks(model, mode, few_step_guidance)
+    remarks += (*model.remarks_on(positive), *_remarks(model, mode, few_step_guidance))
+    prompts = {"positive": positive, "negative": negative}
+    remarks += unread(wire, prompts, guided=guided)
     if path.automatic:
         path = path.chosen(model.transformer, model.like.device, needed(laid_out=True))
         remarks.append(f"execution: {path.name}")
@@ -390,9 +393,14 @@ def _mode_of(model: StreamModel, mode: dict[str, object]) -> Mode:
 def _remarks(
     model: StreamModel, mode: dict[str, object], few_step_guidance: float
 ) -> Iterator[str]:
+    yield from model.about.remarks
     best, asked = model.about.defaults.default_mode, _mode_of(model, mode)
     if asked != best:
         yield f"this model is at its best in mode '{FEW if best == 'few' else MANY}'"
+    usual, steps = model.few_steps, mode.get("steps")
+    if asked == "few" and steps is not None and steps not in usual:
+        learned = " or ".join(map(str, usual))
+        yield f"few steps: {steps} are asked for, and this model learned {learned}"
     knob = model.about.config.few_step_rank
     if asked == "few" and not knob and few_step_guidance != GUIDANCE:
         yield "few-step guidance does nothing here: this model has its own built in"

@@ -12,7 +12,7 @@ from ..host.encoding import Clip, end_of_video, stream_of_clip
 from ..host.model_wire import stream_model
 from ..host.page import say
 from ..host.streams import notes_of
-from ..model_loaders.catalog import changed_at
+from ..model_loaders.identity import changed_at
 from ..samplers.state import StreamState, clock_of, rewound, take_of
 from ..samplers.state_file import load_state, save_state, summary_of
 from . import limits, request

@@ -51,7 +51,8 @@ class StreamPlan:
         """The state before the first block of a stream of this model.
 
         Raises:
-            ValueError: the start image has another size than the stream.
+            ValueError: a size that cannot be decoded, or a start image of another size or longer
+                than the first block.
         """
         usual = model.about.defaults
         rows = self.height // SPACE_STRIDE or usual.height
@@ -62,6 +63,18 @@ class StreamPlan:
                 f"the start image is {start_columns * SPACE_STRIDE} x {start_rows * SPACE_STRIDE} "
                 f"and the stream {columns * SPACE_STRIDE} x {rows * SPACE_STRIDE}: give both the "
                 "same size"
+            )
+        kind, block = model.about.kind, model.clock.layout.video_first
+        if min(rows, columns) < kind.least:
+            raise ValueError(
+                f"the picture is {columns * SPACE_STRIDE} x {rows * SPACE_STRIDE}, and this "
+                f"model's decoder needs at least {kind.least * SPACE_STRIDE} pixels each way"
+            )
+        if self.start is not None and self.start.latents.shape[2] > block:
+            raise ValueError(
+                f"the start has {self.start.latents.shape[2]} latents, and the first second of "
+                f"this model's streams {block}: encode one picture, or connect a clip to 'given', "
+                "or to Stream from Clip"
             )
         window = self.window or usual.window
         seeds = tuple((self.seed + take) % SEEDS_END for take in range(self.takes))

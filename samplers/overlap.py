@@ -22,8 +22,9 @@ from torch import Tensor
 from .chunk import ChunkOrigin
 from .clock import Clock
 
-OVERLAP = 3
-"""Video latents on either side, by default: one second of LTX-2."""
+OVERLAP = 6
+"""Video latents on either side, by default: two seconds of LTX-2. With random weights at its real
+depth the worst frame is then 0.03 of a standard deviation off; with half as many it is 0.37."""
 REACH = 22
 """Video latents before a moment that LTX-2's decoder may see; real weights see less far."""
 AT_ONCE = 90

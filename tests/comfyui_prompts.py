@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from copy import deepcopy
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +23,8 @@ from mutual_forcing.tests.comfyui_server import (
     comfyui_python,
 )
 from mutual_forcing.tests.ui_workflow import api_prompt, read_workflow
+
+LIVE = "/mutual_forcing/live"
 
 
 def prompt_of(name: str, schemas: dict) -> dict:
@@ -104,6 +107,17 @@ def run_from_page(server: Server, workflow: Path, picture: Path) -> str:
     assert "missing: none" in done.stdout and "status: success" in done.stdout
     assert picture.stat().st_size > 10_000
     return done.stdout
+
+
+def run_named(server: Server, prompt_id: str) -> dict:
+    """The status of the run of a prompt, once there is one."""
+    end = time.monotonic() + 300
+    while time.monotonic() < end:
+        for run in server.get(LIVE):
+            if run["prompt_id"] == prompt_id:
+                return run
+        time.sleep(0.05)
+    raise TimeoutError(prompt_id)
 
 
 def titled(prompt: dict, schemas: dict) -> dict:

@@ -36,8 +36,8 @@ from mutual_forcing.model_loaders.catalog import (
     list_ltx2,
     list_models,
     list_streams,
-    metadata_of,
 )
+from mutual_forcing.model_loaders.identity import what_is
 from mutual_forcing.model_loaders.ltx2 import load_transformer
 from mutual_forcing.networks.transformer import CausalAVTransformer, text_keys
 from mutual_forcing.samplers.model import BareModel
@@ -416,13 +416,13 @@ class Case:
         found = [(file.name, file) for file in sorted(place.iterdir())]
         found.append(("n" * 300, place / f"{'n' * 300}.safetensors"))
         listed = list_models(place / "none", found)
-        list_ltx2(found, own_folders=[place])
+        list_ltx2(found)
         list_bases(found)
         list_streams({"": place, "input": place})
         if listed.get("ours.safetensors") != place / "ours.safetensors":
             raise AssertionError(f"the model in the folder is not listed: {sorted(listed)}")
         for name, path in listed.items():
-            metadata_of(path)
+            what_is(path)
             if not name:
                 raise AssertionError("a file without a name is listed")
         return "was listed"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import sys
 import threading
 import time
@@ -24,11 +25,22 @@ import comfy.cli_args  # noqa: E402
 
 comfy.cli_args.args.cpu = True
 
+import comfy.ldm.lightricks.vae.causal_video_autoencoder as video_vae  # noqa: E402
 import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
 import torch  # noqa: E402
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor  # noqa: E402
+from comfy_extras import (  # noqa: E402
+    nodes_easycache,
+    nodes_lt,
+    nodes_model_advanced,
+    nodes_nag,
+    nodes_rope,
+    nodes_torch_compile,
+)
 from safetensors.torch import load_file, save_file  # noqa: E402
+
+import nodes  # noqa: E402
 
 _spec = importlib.util.spec_from_file_location("launch", ROOT / "launch.py")
 launch = importlib.util.module_from_spec(_spec)
@@ -42,16 +54,19 @@ from mutual_forcing.host.load_ltx2 import (  # noqa: E402
     takes_eight_bits,
 )
 from mutual_forcing.host.model_wire import stream_model  # noqa: E402
+from mutual_forcing.host.unread import unread  # noqa: E402
 from mutual_forcing.lab.training.adapters import (  # noqa: E402
     AdapterSettings,
     adapt,
     write_checkpoint,
 )
 from mutual_forcing.model_loaders.containers import Checkpoint  # noqa: E402
-from mutual_forcing.model_loaders.generator import CONNECTORS, assemble  # noqa: E402
+from mutual_forcing.model_loaders.generator import assemble  # noqa: E402
+from mutual_forcing.model_loaders.identity import CONNECTORS  # noqa: E402
 from mutual_forcing.model_loaders.ltx2 import load_transformer  # noqa: E402
 from mutual_forcing.networks.transformer import text_keys  # noqa: E402
 from mutual_forcing.samplers.model import BareModel  # noqa: E402
+from mutual_forcing.samplers.overlap import OVERLAP  # noqa: E402
 from mutual_forcing.samplers.rollout import (  # noqa: E402
     Prompt,
     new_stream,
@@ -66,11 +81,13 @@ CAUSAL = MODELS / "diffusion_models" / "omniforcing-ltx2-5s-causal"
 STOCK = MODELS / "diffusion_models" / "stock.safetensors"
 SCALED = MODELS / "diffusion_models" / "scaled-fp8.safetensors"
 LARGE = MODELS / "diffusion_models" / "large.safetensors"
+ALONE = MODELS / "text_encoders" / "ltx-2-19b-embeddings_connector_dev_bf16.safetensors"
 LATER_BASE = MODELS / "checkpoints" / "ltx-2.3-22b-dev.safetensors"
 TAOMATE = MODELS / "mutual_forcing" / "taomate" / "model.pt"
 LORA = MODELS / "loras" / "lora.safetensors"
 HEADS = {"num_attention_heads": 4, "audio_num_attention_heads": 4}
 CONTEXT = torch.randn(1, 20, 32, generator=torch.Generator().manual_seed(0))
+LATER_CONTEXT = torch.randn(1, 20, 96 + 48, generator=torch.Generator().manual_seed(0))
 CONDITIONING = [[CONTEXT, {"unprocessed_ltxav_embeds": True}]]
 SETTINGS = StreamSettings(2, 3, window=2, seeds=(5,))
 
@@ -88,14 +105,16 @@ def stream(model: object, prompt: Prompt, blocks: int = 4) -> torch.Tensor:
     return torch.cat([x.flatten() for block in made for x in block])
 
 
-def from_model(patcher: object, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def from_model(
+    patcher: object, dtype: torch.dtype = torch.float32, conditioning: list = CONDITIONING
+) -> torch.Tensor:
     """The stream of a MODEL, as Sample Chunk makes it."""
     patcher = patcher.clone()
     patcher.set_model_compute_dtype(dtype)
     model = stream_model(patcher)
     assert model.like.dtype == dtype
     model.load()
-    return stream(model, model.prompt_of(CONDITIONING, None, guided=False))
+    return stream(model, model.prompt_of(conditioning, None, guided=False))
 
 
 def plain(patcher: object, path: Path = CAUSAL) -> torch.Tensor:
@@ -107,23 +126,42 @@ def plain(patcher: object, path: Path = CAUSAL) -> torch.Tensor:
     return stream(bare, Prompt(text_keys(network, *context.chunk(2, dim=-1))))
 
 
-def taomate() -> tuple[torch.Tensor, torch.Tensor]:
-    """A stream of LTX-2.3 with a memory, past its opening: of the MODEL, and of our own network.
-
-    Core's forward is no witness here: it takes what audio attends to after video has changed.
-    """
-    context = torch.randn(1, 20, 96 + 48, generator=torch.Generator().manual_seed(0))
-    patcher = load_generator(TAOMATE, LATER_BASE)
-    patcher.set_model_compute_dtype(torch.float32)
+def of_taomate(patcher: object, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """A stream of LTX-2.3 with a memory, past its opening."""
+    patcher = patcher.clone()
+    patcher.set_model_compute_dtype(dtype)
     hosted = stream_model(patcher)
     hosted.load()
     assert hosted.about.defaults.window == 2 and hosted.sampler("few", None, None).steps == 3
-    conditioning = [[context, {"unprocessed_ltxav_embeds": True}]]
-    found = stream(hosted, hosted.prompt_of(conditioning, None, guided=False), 7)
+    conditioning = [[LATER_CONTEXT, {"unprocessed_ltxav_embeds": True}]]
+    return stream(hosted, hosted.prompt_of(conditioning, None, guided=False), 7)
+
+
+def plain_taomate(patcher: object) -> torch.Tensor:
+    """The same of our own network.
+
+    Core's forward is no witness here: it takes what audio attends to after video has changed.
+    """
     network = load_transformer(TAOMATE, overrides=HEADS).transformer
-    connected = patcher.model.diffusion_model.preprocess_text_embeds(context, unprocessed=True)
+    module = patcher.model.diffusion_model
+    connected = module.preprocess_text_embeds(LATER_CONTEXT, unprocessed=True)
     prompt = Prompt(text_keys(network, *connected.split((96, 48), dim=-1)))
-    return found, stream(BareModel(network, "own"), prompt, 7)
+    return stream(BareModel(network, "own"), prompt, 7)
+
+
+def without_connectors() -> Path:
+    """The generator by itself, with a header: 32 heads, as without one, are too many here."""
+    path = MODELS / "bare.safetensors"
+    tensors = {k: v for k, v in load_file(STOCK).items() if "_connector." not in k}
+    save_file(tensors, path, Checkpoint(STOCK).metadata)
+    return path
+
+
+def saved(patcher: object, name: str) -> Path:
+    """What Save Model makes of a MODEL."""
+    path = MODELS / name
+    comfy.sd.save_checkpoint(str(path), patcher)
+    return path
 
 
 def quantised(name: str) -> tuple[Path, Path]:
@@ -241,6 +279,80 @@ def with_lora(patcher: object, strength: float) -> object:
     )[0]
 
 
+def seam() -> float:
+    """How far the worst frame of a chunk is off the whole stream decoded, at LTX-2's real depth."""
+    stage, up = ["res_x", {"num_layers": 5}], ["compress_all", {"residual": True, "multiplier": 2}]
+    config = Checkpoint(BASE).metadata["config"]
+    blocks = [stage, up, stage, up, stage, up, stage]
+    config = json.loads(config)["vae"] | {"decoder_blocks": blocks, "decoder_base_channels": 8}
+    generator = torch.Generator().manual_seed(0)
+    vae = video_vae.VideoVAE(config=config)
+    for name, value in (*vae.named_parameters(), *vae.named_buffers()):
+        noise = torch.randn(value.shape, generator=generator)
+        if "of-means" in name:
+            value.data = torch.full_like(value, float("std" in name))
+        elif value.ndim < 2:
+            value.data = 0.05 * noise
+        else:
+            value.data = noise / math.sqrt(value[0].numel())
+    first, last, begin, end = 11 - OVERLAP, 14 + OVERLAP, 11, 14
+    latents = torch.randn(1, 128, 25, 2, 2, generator=generator)
+    whole, piece = vae.decode(latents), vae.decode(latents[:, :, first:last])
+    spans = slice(1 + 8 * (begin - 1), 1 + 8 * (end - 1))
+    inside = slice(spans.start - 8 * first, spans.stop - 8 * first)
+    off = (piece[:, :, inside] - whole[:, :, spans]).square().mean((0, 1, 3, 4)).sqrt()
+    return (off.max() / whole.std()).item()
+
+
+def check_wires(patcher: object, base_vae: object) -> None:
+    """Core's nodes before ours: what they write is named, and what ours reads is not."""
+    told = {
+        "EasyCache": nodes_easycache.EasyCacheNode.execute(patcher, 0.2, 0.15, 0.95, False),
+        "LazyCache": nodes_easycache.LazyCacheNode.execute(patcher, 0.2, 0.15, 0.95, False),
+        "NAGuidance": nodes_nag.NAGuidance.execute(patcher, 5.0, 0.5, 1.5),
+        "ScaleROPE": nodes_rope.ScaleROPE.execute(patcher, 1.1, 0, 1.0, 0, 1.0, 0),
+        "TorchCompileModel": nodes_torch_compile.TorchCompileModel.execute(patcher, "inductor"),
+        "ModelSamplingLTXV": nodes_lt.ModelSamplingLTXV.execute(patcher, 2.05, 0.95),
+        "LTXVSpatioTemporalGuidance": nodes_lt.LTXVSpatioTemporalGuidance.execute(
+            patcher, 5.0, "0", 0.0, 1.0
+        ),
+    }
+    for name, output in told.items():
+        (line,) = unread(output.result[0], {"positive": CONDITIONING}, guided=False)
+        assert line.startswith("does nothing here, on the wire to 'model': ") and name in line, line
+    rescaled = nodes_model_advanced.ModelComputeDtype().patch(patcher, "fp32")[0]
+    assert not list(unread(rescaled, {}, guided=False))
+
+    def prompts(changed: list) -> list[str]:
+        return list(unread(patcher, {"positive": changed}, guided=False))
+
+    sound = {"waveform": torch.randn(1, 1, 16000), "sample_rate": 16000}
+    rest = sound, load_vaes(BASE)[1], 3.0, 0.0, 1.0
+    image, latent = torch.zeros(1, 64, 96, 3), torch.zeros(1, 128, 7, 2, 3)
+    guide = (base_vae, {"samples": latent}, image, 0, 1.0)
+    guided = nodes_lt.LTXVAddGuide.execute(CONDITIONING, CONDITIONING, *guide).result
+    heard = nodes_lt.LTXVReferenceAudio.execute(patcher, CONDITIONING, CONDITIONING, *rest).result
+    said_of = {
+        "LTXVAddGuide": guided[0],
+        "LTXVReferenceAudio": heard[1],
+        "ConditioningSetTimestepRange": nodes.ConditioningSetTimestepRange().set_range(
+            CONDITIONING, 0.0, 0.5
+        )[0],
+        "Set Area": nodes.ConditioningSetArea().append(CONDITIONING, 64, 64, 0, 0, 1.0)[0],
+        "Set Mask": nodes.ConditioningSetMask().append(
+            CONDITIONING, torch.ones(64, 96), "default", 1.0
+        )[0],
+        "a strength": nodes.ConditioningSetAreaStrength().append(CONDITIONING, 0.5)[0],
+    }
+    for name, changed in said_of.items():
+        (line,) = prompts(changed)
+        assert "on the wire to 'positive'" in line and name in line, line
+    neutral = nodes.ConditioningSetTimestepRange().set_range(CONDITIONING, 0.0, 1.0)[0]
+    rated = nodes_lt.LTXVConditioning.execute(neutral, neutral, 24.0).result[0]
+    cropped = nodes_lt.LTXVCropGuides.execute(guided[0], guided[1], guided[2]).result[0]
+    assert not prompts(rated) and not prompts(cropped)
+
+
 with torch.inference_mode():
     if Path("/proc/self/status").exists():
         assert said("load_peak_over_file", load_peak()) < 1.1
@@ -313,8 +425,43 @@ with torch.inference_mode():
     weights = {"a.weight": torch.zeros(2, 2)}
     assert not takes_eight_bits(weights, torch.device("mps"))
     assert takes_eight_bits(weights, torch.device("cpu"))
-    assert said("taomate_vs_own_network", difference(*taomate())) < 1e-4
+    assert not list(unread(model, {"positive": CONDITIONING}, guided=False))
+    assert not list(unread(with_lora(model, 1.0), {"positive": CONDITIONING}, guided=False))
+    assert torch.equal(from_model(load_generator(CAUSAL, ALONE)), found)
+    bare = load_generator(without_connectors(), None)
+    connected = model.model.diffusion_model.preprocess_text_embeds(CONTEXT, unprocessed=True)
+    assert torch.equal(from_model(bare, conditioning=[[connected, {}]]), found)
+    try:
+        from_model(bare)
+    except ValueError as error:
+        assert "has not been through LTX-2's connectors" in str(error)
+    else:
+        raise AssertionError("a prompt without connectors was taken")
+    for base in (None, BASE):
+        again = load_generator(saved(model, "again.safetensors"), base)
+        assert said("saved_and_loaded_again", difference(from_model(again), found)) == 0
+        assert not stream_model(again).about.remarks
+    loaded = comfy.sd.load_checkpoint_guess_config(str(BASE), output_vae=False, output_clip=False)
+    assert "expect noise" in stream_model(loaded[0]).about.remarks[0]
+    assert not stream_model(comfy.sd.load_diffusion_model(str(STOCK))).about.remarks
+
+    remembering = load_generator(TAOMATE, LATER_BASE)
+    whole = of_taomate(remembering)
+    assert said("taomate_vs_own_network", difference(whole, plain_taomate(remembering))) < 1e-4
+    held = sum(x.nbytes for x in remembering.model.state_dict().values())
+    assert remembering.model_size() == held  # with the memory branch
+    with_it = of_taomate(with_lora(remembering, 1.0))
+    assert said("lora_changes_taomate_by", difference(with_it, whole)) > 1e-3
+    assert torch.equal(of_taomate(remembering), whole)
+    in_bf16 = of_taomate(remembering, torch.bfloat16)
+    eight = of_taomate(load_generator(TAOMATE, LATER_BASE, "fp8"), torch.bfloat16)
+    rounding = said("taomate_bf16_vs_fp32", difference(in_bf16, whole))
+    assert rounding < said("taomate_fp8_vs_bf16", difference(eight, in_bf16)) < 1
+    again = load_generator(saved(remembering, "remembering.safetensors"), None)
+    assert said("taomate_saved_and_loaded_again", difference(of_taomate(again), whole)) == 0
     assert load_vaes(LATER_BASE)[1].audio_sample_rate_output == 48000
     vae, audio_vae = load_vaes(BASE)
+    check_wires(model, vae)
+    assert 0 < said("seam_at_the_default_overlap", seam()) < 0.05
     assert vae.latent_channels == 128 and audio_vae.audio_sample_rate_output == 24000
 sys.stdout.write("ok\n")

@@ -4,9 +4,9 @@ python shrunken_ltx2.py COMFYUI MODELS
 
 Writes into a ComfyUI models folder, under the names that our workflows have: the base file
 (transformer, connectors, both VAEs, vocoder, projection of the text), a causal generator in shards
-with an index, in one file that core's loaders take and in 8 bits, a Gemma file with a tokenizer, a
-latent upsampler, and a LoRA; of LTX-2.3 the base file and TaoMate's model.pt. Each module is
-core's own, built from the header that is written with it.
+with an index, in one file that core's loaders take and in 8 bits, the connectors alone, a Gemma
+file with a tokenizer, a latent upsampler, and a LoRA; of LTX-2.3 the base file and TaoMate's
+model.pt. Each module is core's own, built from the header that is written with it.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ Tensors = dict[str, torch.Tensor]
 OPS = comfy.ops.disable_weight_init
 BASE, CAUSAL = "ltx-2-19b-dev-fp8.safetensors", "diffusion_models/omniforcing-ltx2-5s-causal"
 GEMMA = "gemma_3_12B_it_fp4_mixed.safetensors"
+CONNECTORS = "ltx-2-19b-embeddings_connector_dev_bf16.safetensors"
 CAPTION = 32
 TRANSFORMER = {
     "num_layers": 2,
@@ -323,6 +324,8 @@ def main() -> None:
     index = MODELS / CAUSAL / "causal.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": shards}))
     connectors = {name: value for name, value in base.items() if "_connector." in name}
+    alone = prefixed("model.diffusion_model.", connectors)
+    save(alone, "text_encoders", CONNECTORS, {"transformer": TRANSFORMER})
     stock = TRANSFORMER | {
         "rope_type": "interleaved",
         "frequencies_precision": "float32",

@@ -12,15 +12,13 @@ import torch
 from mutual_forcing.model_loaders.bundle import Bundle
 from mutual_forcing.model_loaders.catalog import (
     MODEL_VARIABLE,
-    is_model,
-    is_stream,
     list_bases,
     list_ltx2,
     list_models,
     list_streams,
-    metadata_of,
     told_apart,
 )
+from mutual_forcing.model_loaders.identity import what_is
 from mutual_forcing.samplers.state_file import save_state
 from mutual_forcing.tests.tiny import save_tiny
 from safetensors.torch import save_file
@@ -43,16 +41,16 @@ def files(tmp_path: Path, bundle: Bundle) -> Path:
 
 def test_models_and_streams_are_told_apart(files: Path) -> None:
     paths = sorted(files.iterdir())
-    assert [path.stem for path in paths if is_model(path)] == ["ours"]
-    assert [path.stem for path in paths if is_stream(path)] == ["stream"]
-    assert metadata_of(files / "missing.safetensors") == {}
+    assert [path.stem for path in paths if what_is(path).fits("model")] == ["ours"]
+    assert [path.stem for path in paths if what_is(path).fits("stream")] == ["stream"]
+    assert not what_is(files / "missing.safetensors").is_known
 
 
 def test_a_file_that_changes_is_looked_at_again(files: Path) -> None:
     path = files / "text.safetensors"
-    assert not is_model(path)
+    assert not what_is(path).is_known
     path.write_bytes((files / "ours.safetensors").read_bytes())
-    assert is_model(path)
+    assert what_is(path).fits("model")
 
 
 def test_the_shipped_model_comes_first_and_wins(
@@ -103,7 +101,7 @@ def test_a_folder_may_hold_anything(files: Path, monkeypatch: pytest.MonkeyPatch
         assert list_models(files / ("n" * 300), found) == {
             "ours.safetensors": files / "ours.safetensors"
         }
-        assert list_ltx2(found, own_folders=[files]) == list_bases(found) == {}
+        assert list_ltx2(found) == list_bases(found) == {}
         assert list_streams({"": files}) == {"stream.safetensors": files / "stream.safetensors"}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mutual_forcing.model_loaders.catalog import list_bases, list_ltx2, traits_of
+from mutual_forcing.model_loaders.catalog import list_bases, list_ltx2
 from mutual_forcing.model_loaders.generator import assemble
 from mutual_forcing.samplers.tensor_file import TensorFileError
 from mutual_forcing.tests.ltx2_files import (
@@ -159,7 +159,7 @@ def test_what_is_in_neither_file_is_named(tmp_path: Path, base: Path) -> None:
     header = {"transformer": HEADS}
     alone = tmp_path / "alone.safetensors"
     save_file(prefixed("model.", partial), alone, {"config": json.dumps(header)})
-    with pytest.raises(TensorFileError, match="choose LTX-2's own file"):
+    with pytest.raises(TensorFileError, match="or choose a base file that has what it lacks"):
         assemble(alone)
     poor = tmp_path / "poor.safetensors"
     save_file(
@@ -188,15 +188,15 @@ def test_the_lists_offer_what_can_be_loaded(tmp_path: Path, base: Path) -> None:
     own = tmp_path / "mutual_forcing"
     own.mkdir()
     for folder in (own, tmp_path):
-        torch.save({"x": torch.ones(1)}, folder / "stage3.pt")
+        torch.save({"x": torch.ones(1)}, folder / "another.pt")
+    torch.save({"generator": prefixed("model.")}, own / "stage3.pt")
     files = [
         (path.relative_to(tmp_path).as_posix(), path) for path in sorted(tmp_path.rglob("*.*"))
     ]
-    assert list_ltx2(files, own_folders=[own]) == {
+    assert list_ltx2(files) == {
         "base/ltx-2.safetensors": base,
         "model.safetensors.index.json": tmp_path / "model.safetensors.index.json",
         "mutual_forcing/stage3.pt": own / "stage3.pt",
         "shards": tmp_path / "shards",
     }
     assert list_bases(files) == {"base/ltx-2.safetensors": base}
-    assert not traits_of(tmp_path / "gone").ltx2

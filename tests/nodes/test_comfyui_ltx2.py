@@ -28,6 +28,7 @@ from mutual_forcing.tests.comfyui_prompts import (
     prompt_of,
     refusal,
     run_from_page,
+    run_named,
     same,
     titled,
 )
@@ -39,6 +40,8 @@ from PIL import Image
 pytestmark = pytest.mark.skipif(comfyui_path() is None, reason="no ComfyUI found")
 WORKFLOWS = sorted(path.name for path in (ROOT / "example_workflows").glob("*_ltx2_*.json"))
 OLD = sorted((ROOT / "tests" / "data" / "workflows_v1").glob("*_ltx2_*.api.json"))
+BASE = "ltx-2-19b-dev-fp8.safetensors"
+CONNECTORS = "ltx-2-19b-embeddings_connector_dev_bf16.safetensors"
 WIDTH, HEIGHT = 96, 64
 
 
@@ -46,7 +49,7 @@ def in_comfyui(script: str, *arguments: Path) -> str:
     """Run a script of the tests in ComfyUI's own Python; what it printed."""
     comfyui = comfyui_path()
     command = [comfyui_python(comfyui), ROOT / "tests" / script, comfyui, *arguments]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=1500)
     assert done.stdout.strip().endswith("ok"), done.stdout + done.stderr
     return done.stdout
 
@@ -83,13 +86,15 @@ def schemas(server: Server) -> dict:
 
 
 def shrunken(name: str, schemas: dict) -> dict:
-    """A workflow of ours, as it is but for the size of its pictures."""
+    """A workflow of ours, as it is but for the size of its pictures and a minute's length."""
     return small(prompt_of(name, schemas))
 
 
 def small(prompt: dict) -> dict:
-    """A prompt with small pictures."""
+    """A prompt with small pictures, of a few seconds."""
     for node in prompt.values():
+        if node["inputs"].get("seconds", 0) > 7:
+            node["inputs"]["seconds"] = 7
         if "width" in node["inputs"]:
             node["inputs"] |= {"width": WIDTH, "height": HEIGHT}
     return prompt
@@ -353,13 +358,52 @@ def test_a_start_image_is_what_the_stream_begins_with(server: Server, schemas: d
 # What an artist reads when something is wrong.
 
 
+def test_a_node_says_what_its_wires_carry_in_vain_and_that_a_model_is_not_causal(
+    server: Server, schemas: dict
+) -> None:
+    prompt = with_save(text_to_clip(schemas))
+    (chunk,) = inputs_of(prompt, "MF_SampleChunk")
+    chunk |= {"model": ["81", 0], "seconds": 1, "mode": "few steps", "mode.steps": 3}
+    chunk["negative"] = chunk["positive"]
+    prompt = with_node(prompt, "80", "CheckpointLoaderSimple", ckpt_name=BASE)
+    patch = {"scale": 5.0, "blocks": "0", "start_percent": 0.0, "end_percent": 1.0}
+    prompt = with_node(prompt, "81", "LTXVSpatioTemporalGuidance", model=["80", 0], **patch)
+    queued = server.queue(prompt)
+    server.finished(queued)
+    said = "\n".join(run_named(server, queued)["words"])
+    assert "expect noise: the model is a transformer of LTX-2 of which nothing says" in said
+    assert "does nothing here, on the wire to 'model': LTXVSpatioTemporalGuidance" in said
+    assert "'negative' does nothing here" in said
+    assert "few steps: 3 are asked for, and this model learned 4" in said
+
+
 def test_mistakes_are_named_with_a_next_step(server: Server, schemas: dict) -> None:
     prompt = with_save(text_to_clip(schemas))
     loader, chunk = node_of(prompt, "MF_LoadLTX2"), node_of(prompt, "MF_SampleChunk")
 
     wrong = deepcopy(prompt)
     wrong[loader]["inputs"]["file"] = "gone"
-    assert "is not there, or is not LTX-2" in refusal(server, wrong)
+    assert "is not there: choose another one, or download" in refusal(server, wrong)
+    for widget, name, what in (
+        ("file", "lora.safetensors", "it is a LoRA; choose it in Load LoRA"),
+        ("base", "lora.safetensors", "it is a LoRA"),
+        ("file", CONNECTORS, "LTX-2's connectors alone; choose it as base"),
+    ):
+        wrong = deepcopy(prompt)
+        wrong[loader]["inputs"][widget] = name
+        assert f"the {widget} '{name}' does not fit here: it is" in (said := refusal(server, wrong))
+        assert what in said
+    assert CONNECTORS in schemas["MF_LoadLTX2"]["input"]["required"]["base"][1]["options"]
+
+    images = {"image": ["83", 0], "amount": 49}
+    wrong = with_node(prompt, "83", "EmptyImage", width=WIDTH, height=HEIGHT, batch_size=1, color=9)
+    wrong = with_node(wrong, "84", "RepeatImageBatch", **images)
+    wrong = with_node(wrong, "85", "VAEEncode", pixels=["84", 0], vae=[loader, 1])
+    inputs_of(wrong, "MF_StreamSettings")[0]["start"] = ["85", 0]
+    assert "the start has 7 latents, and the first second of this" in refusal(server, wrong)
+    wrong = deepcopy(prompt)
+    inputs_of(wrong, "MF_StreamSettings")[0]["width"] = 32
+    assert "needs at least 64 pixels each way" in refusal(server, wrong)
 
     small = {"file": "mutual_forcing_small.safetensors", "dtype": "float32", "attention": "PyTorch"}
     wrong = with_node(prompt, "80", "MF_LoadModel", **small)

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import threading
-import time
 import urllib.error
 import urllib.request
 
@@ -15,14 +14,14 @@ import pytest
 import torch
 from mutual_forcing.host.live import CHARACTERS
 from mutual_forcing.samplers import version
-from mutual_forcing.tests.comfyui_prompts import inputs_of, prompt_of, refusal
+from mutual_forcing.tests.comfyui_prompts import LIVE, inputs_of, prompt_of, refusal, run_named
 from mutual_forcing.tests.comfyui_server import Server, comfyui_path
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 pytestmark = pytest.mark.skipif(comfyui_path() is None, reason="no ComfyUI found")
-LIVE, PICTURE = "/mutual_forcing/live", "mutual_forcing_picture"
+PICTURE = "mutual_forcing_picture"
 
 
 def asked(url: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
@@ -41,17 +40,6 @@ def frames_in(content: bytes) -> int:
     """How many pictures a whole or growing mp4 plays."""
     with av.open(io.BytesIO(content)) as file:
         return sum(1 for _ in file.decode(video=0))
-
-
-def run_named(server: Server, prompt_id: str) -> dict:
-    """The status of the run of a prompt, once there is one."""
-    end = time.monotonic() + 300
-    while time.monotonic() < end:
-        for run in server.get(LIVE):
-            if run["prompt_id"] == prompt_id:
-                return run
-        time.sleep(0.05)
-    raise TimeoutError(prompt_id)
 
 
 def test_a_clip_is_heard_while_it_grows_and_stop_hands_on_what_there_is(

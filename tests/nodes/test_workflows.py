@@ -32,7 +32,7 @@ each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path
 
 
 def test_the_folder_is_flat_and_has_the_workflows() -> None:
-    assert len(WORKFLOWS) >= 7
+    assert len(WORKFLOWS) >= 8
     assert not [path for path in (ROOT / "example_workflows").iterdir() if path.is_dir()]
 
 
