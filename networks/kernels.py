@@ -29,11 +29,6 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
     return torch.addcmul(shift, _norm(x, eps), scale)
 
 
-def scaled(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """x (b, n, c) * scale + shift: the residual's x is a shift of what is gated."""
-    return torch.addcmul(shift, x, scale)
-
-
 def add_norm(x: Tensor, gate: Tensor, out: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The residual x + gate * out, and the same normalised."""
     x = torch.addcmul(x, gate, out)
@@ -103,7 +98,6 @@ class Kernels(NamedTuple):
     """One way to carry out this file's functions."""
 
     modulate: Callable[..., Tensor]
-    scaled: Callable[..., Tensor]
     add_norm: Callable[..., tuple[Tensor, Tensor]]
     add_modulate: Callable[..., tuple[Tensor, Tensor]]
     add_modulate_twice: Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -115,7 +109,6 @@ class Kernels(NamedTuple):
 
 PLAIN = Kernels(
     modulate,
-    scaled,
     add_norm,
     add_modulate,
     add_modulate_twice,

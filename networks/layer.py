@@ -152,7 +152,7 @@ class TextContexts(NamedTuple):
         kernels: Kernels,
     ) -> tuple[Tensor, Tensor]:
         """Keys and values (b, a, m, d) of one layer's attention over the text."""
-        context = kernels.scaled(getattr(self, modality), mod.prompt_scale, mod.prompt_shift)
+        context = torch.addcmul(mod.prompt_shift, getattr(self, modality), mod.prompt_scale)
         return keys_values(module, context, heads, kernels=kernels)
 
     def _with(self, other: TextContexts, both: Pair) -> TextContexts:
@@ -402,7 +402,7 @@ def _after_meeting(
         )
     net = side.feed_forward.net
     inner = F.gelu(adapted(net[0].proj, hidden, mod.few_step), approximate="tanh")
-    return kernels.scaled(adapted(net[2], inner, mod.few_step), mod.ff_gate, x)
+    return torch.addcmul(x, mod.ff_gate, adapted(net[2], inner, mod.few_step))
 
 
 def run_layer(

@@ -106,30 +106,6 @@ if triton is not None:
             tl.store(out + place, normed, mask=inside)
 
     @triton.jit(do_not_specialize=["tokens"])
-    def _scaled(
-        x,
-        scale,
-        scale_batch,
-        scale_token,
-        shift,
-        shift_batch,
-        shift_token,
-        out,
-        tokens,
-        channels,
-        BLOCK: tl.constexpr,
-    ):
-        row = tl.program_id(0)
-        batch, token = row // tokens, row % tokens
-        columns = tl.arange(0, BLOCK)
-        inside = columns < channels
-        place = row.to(tl.int64) * channels + columns
-        value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-        one = _row(scale, batch, token, scale_batch, scale_token, columns, inside)
-        two = _row(shift, batch, token, shift_batch, shift_token, columns, inside)
-        tl.store(out + place, (two + value * one).to(out.dtype.element_ty), mask=inside)
-
-    @triton.jit(do_not_specialize=["tokens"])
     def _turned(
         x,
         x_batch,
@@ -364,28 +340,6 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
     return _run_rows(x, eps, modulation=(scale, shift))[1]
 
 
-def scaled(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """As `kernels.scaled`."""
-    if scale.shape[0] > x.shape[0]:
-        x = x.expand(scale.shape[0], -1, -1)
-    x = x.contiguous()
-    batch, tokens, channels = x.shape
-    out = torch.empty_like(x)
-    _start(
-        _scaled,
-        (batch * tokens,),
-        x,
-        *_Rows.of(scale),
-        *_Rows.of(shift),
-        out,
-        tokens,
-        channels,
-        BLOCK=triton.next_power_of_2(channels),
-        num_warps=_warps(channels),
-    )
-    return out
-
-
 def add_norm(x: Tensor, gate: Tensor, out: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """As `kernels.add_norm`."""
     return _run_rows(x, eps, out, gate)[:2]
@@ -540,7 +494,6 @@ def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
 
 TRITON = Kernels(
     modulate,
-    scaled,
     add_norm,
     add_modulate,
     add_modulate_twice,

@@ -63,8 +63,6 @@ def cases(dtype: torch.dtype, device: str) -> Iterator[tuple[str, tuple, tuple]]
         gate, *modulations = rows
         for name, inputs in (
             ("modulate", (x, *modulations[:2], eps)),
-            ("scaled", (out, gate, x)),
-            ("scaled", (x, *modulations[:2])),
             ("add_norm", (x, gate, out, eps)),
             ("add_modulate", (x, gate, out, *modulations[:2], eps)),
             ("add_modulate_twice", (x, out, *modulations, eps)),
