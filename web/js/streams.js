@@ -14,7 +14,8 @@ export async function refresh(api) {
 
 /** Let a Load Stream node show what its file is. */
 export function showIn(node) {
-  const list = node.widgets.find((widget) => widget.name === "file");
+  const list = node.widgets?.find((widget) => widget.name === "file");
+  if (!list) return;
   list.options.getOptionLabel = (name) => streams[name]?.label ?? String(name ?? "");
   const element = document.createElement("div");
   element.style.cssText =
