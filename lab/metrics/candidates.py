@@ -57,10 +57,11 @@ class Candidate:
 
     @property
     def evaluations(self) -> int:
-        """Passes through the network per block: steps and refresh, twice where guidance is on."""
+        """Passes through the network per block: one for each step, two where guidance is on. The
+        refresh is part of the next block's first."""
         if self.sampler is None:
             return 0
-        return (self.sampler.steps + 1) * (1 if self.sampler.guidance == 1 else 2)
+        return self.sampler.steps * (1 if self.sampler.guidance == 1 else 2)
 
 
 def candidate_of(label: str) -> Candidate:
