@@ -24,12 +24,13 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
 from ..model_loaders.containers import REMEDY, Checkpoint
-from ..model_loaders.eight_bits import FORMAT, LAYERS, in_eight_bits
+from ..model_loaders.eight_bits import LAYERS, in_eight_bits
 from ..model_loaders.generator import STEP_SIZE, Generator, assemble
 from ..model_loaders.identity import CONNECTORS, SINKS, Preset
 from ..model_loaders.keymap import CAUSAL_MARK
 from ..networks.checked import some
 from ..networks.few_step import FEW_STEP, attach
+from ..networks.fp8 import FORMAT
 from ..networks.memory_branch import attach_branch, attach_encoders, is_memory
 from ..networks.timestep import TimestepEmbedder
 from ..samplers.tensor_file import TensorFileError

@@ -15,17 +15,16 @@ import json
 import torch
 from torch import Tensor
 
-FORMAT = torch.float8_e4m3fn
+from ..networks.fp8 import quantised
+
 LAYERS, _WEIGHT = "transformer_blocks.", ".weight"
 _MULTIPLIED_OUT = "full_precision_matrix_mult"
 
 
 def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A matrix (o, c) in float8, and the float32 scale () to multiply it with."""
-    weight = weight.float()
-    largest = torch.finfo(FORMAT).max
-    scale = weight.abs().amax().clamp(min=1e-12) / largest
-    return (weight / scale).clamp(-largest, largest).to(FORMAT), scale
+    data, scale = quantised(weight.reshape(1, -1))
+    return data.view(weight.shape), scale.squeeze()
 
 
 def in_eight_bits(

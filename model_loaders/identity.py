@@ -459,8 +459,6 @@ def names_in_pickle(path: Path) -> set[str]:
                 raise ValueError(f"a list of {entry.file_size} bytes, or packed")
             code = archive.read(entry)
         return {word for _, word, _ in pickletools.genops(code) if isinstance(word, str)}
-    except ValueError:
-        raise
     # A hostile archive, or one of a kind that Python's reader does not know, fails in many ways.
     except (zipfile.BadZipFile, StopIteration, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"no PyTorch archive ({type(error).__name__})") from error

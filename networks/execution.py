@@ -327,35 +327,24 @@ class Workspace:
                 and a pass that reads something else is recorded anew.
         """
         with self._attention():
-            return self._run(name, place, repeats, reads, function, *inputs)
-
-    def _run(
-        self,
-        name: str,
-        place: int,
-        repeats: bool,
-        reads: tuple[object, ...],
-        function: Callable[..., Tensors],
-        *inputs: Tensor,
-    ) -> Tensors:
-        if not (self.keeps_still and repeats) or self._refused:
-            return function(*inputs)
-        known, recorded = self._passes.get((name, place), ((), None))
-        if not _same(known, reads):
-            self._passes.pop((name, place), None)
-            if not _same(self._warm.get(name, ()), reads):
-                # The first time warms up: compiles kernels and sets up libraries, which cannot be
-                # recorded.
-                self._warm[name] = reads
+            if not (self.keeps_still and repeats) or self._refused:
                 return function(*inputs)
-            try:
-                recorded = _Recorded(function, inputs, self._pool)
-            except RuntimeError as error:  # a host's network may wait for the card on the way
-                logger.warning("passes are not recorded: %s", reason_of(error))
-                self._refused = True
-                return function(*inputs)
-            self._passes[name, place] = reads, recorded
-        return recorded(inputs)
+            known, recorded = self._passes.get((name, place), ((), None))
+            if not _same(known, reads):
+                self._passes.pop((name, place), None)
+                if not _same(self._warm.get(name, ()), reads):
+                    # The first time warms up: compiles kernels and sets up libraries, which cannot
+                    # be recorded.
+                    self._warm[name] = reads
+                    return function(*inputs)
+                try:
+                    recorded = _Recorded(function, inputs, self._pool)
+                except RuntimeError as error:  # a host's network may wait for the card on the way
+                    logger.warning("passes are not recorded: %s", reason_of(error))
+                    self._refused = True
+                    return function(*inputs)
+                self._passes[name, place] = reads, recorded
+            return recorded(inputs)
 
 
 def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:

@@ -609,7 +609,6 @@ def rollout(
                         branches, caches, tracks, readings, strict=True
                     )
                 ]
-                kept = held(start, given, state.next_block)
                 if config.transcript_channels:
                     now = prompts.of(state.schedule[-1]).transcripts
                     if kept is not None and kept.audio is not None:

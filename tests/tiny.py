@@ -32,6 +32,20 @@ TRANSFORMER = TransformerConfig(
     num_audio_sink_tokens=2,
     step_size_embedding=True,
 )
+LATER = {
+    "num_audio_sink_tokens": 0,
+    "cross_attention_adaln": True,
+    "apply_gated_attention": True,
+    "caption_proj_before_connector": True,
+    "memory_interval": 2,
+    "memory_video_dim": 8,
+    "memory_audio_dim": 8,
+    "memory_heads": 2,
+    "memory_film_hidden": 4,
+    "absolute_positions": True,
+    "opening_blocks": 3,
+}
+"""What LTX-2.3 and TaoMate changed, for a config this small."""
 TEXT = TextEncoderConfig(WORDS, dim=12, layers=1, heads=2, length=6)
 VIDEO = VideoCodecConfig(latent_channels=CHANNELS, fine_width=8, middle_width=8, coarse_width=8)
 AUDIO = AudioCodecConfig(

@@ -39,19 +39,7 @@ def by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v
 
 
-LATER = {
-    "num_audio_sink_tokens": 0,
-    "cross_attention_adaln": True,
-    "apply_gated_attention": True,
-    "caption_proj_before_connector": True,
-    "memory_interval": 2,
-    "memory_video_dim": 8,
-    "memory_audio_dim": 4,
-    "memory_heads": 2,
-    "memory_film_hidden": 6,
-    "absolute_positions": True,
-    "opening_blocks": 4,
-}
+LATER = tiny.LATER | {"memory_audio_dim": 4, "memory_film_hidden": 6, "opening_blocks": 4}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import json
 
 import pytest
 import torch
-from mutual_forcing.model_loaders.eight_bits import FORMAT, in_eight_bits
+from mutual_forcing.model_loaders.eight_bits import in_eight_bits
+from mutual_forcing.networks.fp8 import FORMAT
 
 LAYER = "transformer_blocks.3.attn1.to_q"
 

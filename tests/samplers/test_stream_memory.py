@@ -29,26 +29,10 @@ from mutual_forcing.samplers.state import StreamSettings, StreamState, rewound, 
 from mutual_forcing.samplers.state_file import load_state, save_state
 from mutual_forcing.samplers.stream_memory import StreamMemory
 from mutual_forcing.tests.networks.test_paths import Replayed
-from mutual_forcing.tests.tiny import TRANSFORMER
+from mutual_forcing.tests.tiny import LATER, TRANSFORMER
 
 GOLDEN = Golden(Path(__file__).parents[1] / "data" / "ltx23_golden.safetensors")
-CONFIG = TransformerConfig.from_dict(
-    TRANSFORMER.to_dict()
-    | {
-        "step_size_embedding": False,
-        "num_audio_sink_tokens": 0,
-        "cross_attention_adaln": True,
-        "apply_gated_attention": True,
-        "caption_proj_before_connector": True,
-        "memory_interval": 2,
-        "memory_video_dim": 8,
-        "memory_audio_dim": 8,
-        "memory_heads": 2,
-        "memory_film_hidden": 4,
-        "absolute_positions": True,
-        "opening_blocks": 3,
-    }
-)
+CONFIG = TransformerConfig.from_dict(TRANSFORMER.to_dict() | LATER | {"step_size_embedding": False})
 SETTINGS = StreamSettings(4, 5, window=1, seeds=(3, 8))
 SAMPLER = sampler_settings("few", 3, method="renoise", entries=TAOMATE)
 BLOCKS, TURN = 7, 4
