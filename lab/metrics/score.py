@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from ...measures.seams import Steps, seam_steps, seams
 from ...samplers.clock import Clock
 from .attributes import measure
 from .clips import PromptedClip
-from .seams import Steps, seam_steps, seams
 from .sync import HitSync, MouthSync, hit_sync, mouth_sync
 
 # These belong to a thing; where another kind of thing is seen they are wrong whatever the colour.

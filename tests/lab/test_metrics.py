@@ -14,10 +14,10 @@ from mutual_forcing.lab.metrics.clips import PromptedClip, held_out, true_clip
 from mutual_forcing.lab.metrics.frechet import frechet_distance, moments
 from mutual_forcing.lab.metrics.samples import onsets, pitch
 from mutual_forcing.lab.metrics.score import Target, judge, summary, targets
-from mutual_forcing.lab.metrics.seams import seam_steps, seams
 from mutual_forcing.lab.metrics.sync import hit_sync, match, mouth_sync, seen_hits
 from mutual_forcing.lab.world import draw, scene
 from mutual_forcing.lab.world.render import render
+from mutual_forcing.measures.seams import seam_steps, seams
 from mutual_forcing.model_loaders.bundle import (
     StreamDefaults,
     load_bundle,

@@ -22,7 +22,7 @@ from mutual_forcing.lab.world.scene import VOCABULARY
 from mutual_forcing.tests.pack.archive import ROOT
 from mutual_forcing.tests.pack.commands import docstrings, in_docstrings, in_help, in_markdown
 
-ROOMS = ("nodes", "host", "model_loaders", "samplers", "networks", "lab", "tests")
+ROOMS = ("nodes", "host", "model_loaders", "samplers", "networks", "measures", "lab", "tests")
 SOURCES = sorted(chain(ROOT.glob("*.py"), *((ROOT / room).rglob("*.py") for room in ROOMS)))
 TEXTS = sorted(chain(ROOT.glob("*.md"), *((ROOT / room).rglob("*.md") for room in ("docs", "web"))))
 

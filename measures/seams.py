@@ -66,26 +66,43 @@ def seam_steps(
         frame_borders, sample_borders: the first frame and the first sample of each block; those
             too near to the ends to have neighbours are left out.
     """
-    frames = np.arange(3, len(video) - 2)
+    moved = np.abs(np.diff(video.astype(np.int16), axis=0)).mean((1, 2, 3))
+    picture = picture_steps(np.concatenate([[0.0], moved]), frame_borders)
+    return {"picture": picture, **sound_steps(audio, sample_rate, sample_borders)}
+
+
+def picture_steps(moved: Curve, borders: Sequence[int]) -> Steps:
+    """Steps of the picture.
+
+    Args:
+        moved: (f) how far each frame is from the one before it; the first is from nothing.
+        borders: the first frame of each block.
+    """
+    frames = np.arange(3, len(moved) - 2)
+    at = _inside(borders, 3, len(moved) - 2)
+    return Steps(_picture(moved, at), _picture(moved, np.setdiff1d(frames, at)))
+
+
+def sound_steps(
+    audio: NDArray[np.floating], sample_rate: int, borders: Sequence[int]
+) -> dict[str, Steps]:
+    """Steps of the sound (n): click, level (dB) and spectrum (dB).
+
+    Args:
+        borders: the first sample of each block.
+    """
     reach = round(0.032 * sample_rate)
     # Elsewhere is sampled every 7.3 ms, so as to meet every phase of pitches, frames and latents.
     samples = np.arange(reach, len(audio) - reach, max(1, round(0.0073 * sample_rate)))
-    at_frames = _inside(frame_borders, 3, len(video) - 2)
-    at_samples = _inside(sample_borders, reach, len(audio) - reach)
-    other_frames = np.setdiff1d(frames, at_frames)
-    far = [np.abs(samples - border) > reach for border in at_samples]
-    other_samples = samples[np.logical_and.reduce(far)] if far else samples
-
-    moved = np.abs(np.diff(video.astype(np.int16), axis=0)).mean((1, 2, 3))  # moved[i]: i to i + 1
+    at = _inside(borders, reach, len(audio) - reach)
+    far = [np.abs(samples - border) > reach for border in at]
+    others = samples[np.logical_and.reduce(far)] if far else samples
     wave = audio.astype(np.float64)
     measures = {"click": _click, "level": _level, "spectrum": _spectrum}
-    steps = {
-        "picture": Steps(_picture(moved, at_frames), _picture(moved, other_frames)),
+    return {
+        name: Steps(measure(wave, sample_rate, at), measure(wave, sample_rate, others))
+        for name, measure in measures.items()
     }
-    for name, measure in measures.items():
-        args = (wave, sample_rate)
-        steps[name] = Steps(measure(*args, at_samples), measure(*args, other_samples))
-    return steps
 
 
 def seams(clips: Iterable[Mapping[str, Steps]]) -> dict[str, Seam]:
@@ -95,18 +112,22 @@ def seams(clips: Iterable[Mapping[str, Steps]]) -> dict[str, Seam]:
     for name in clips[0] if clips else ():
         border = np.concatenate([clip[name].border for clip in clips])
         elsewhere = np.concatenate([clip[name].elsewhere for clip in clips])
-        ranks = [
-            np.mean(step > clip[name].elsewhere) + 0.5 * np.mean(step == clip[name].elsewhere)
-            for clip in clips
-            if len(clip[name].elsewhere)
-            for step in clip[name].border
-        ]
-        if not ranks:
+        ranked = np.concatenate([ranks(clip[name]) for clip in clips])
+        if not len(ranked):
             continue
         usual = float(np.median(elsewhere))
         ratio = float(np.median(border)) / usual if usual > 0 else float("nan")
-        result[name] = Seam(ratio, float(np.mean(ranks)), len(ranks))
+        result[name] = Seam(ratio, float(ranked.mean()), len(ranked))
     return result
+
+
+def ranks(steps: Steps) -> Curve:
+    """Of each border, the share of steps elsewhere that it exceeds; none without any elsewhere."""
+    usual = np.sort(steps.elsewhere)
+    if not len(usual):
+        return np.zeros(0)
+    lower, upper = (np.searchsorted(usual, steps.border, side) for side in ("left", "right"))
+    return (lower + upper) / (2 * len(usual))
 
 
 def _inside(borders: Sequence[int], least: int, end: int) -> Places:
@@ -115,8 +136,8 @@ def _inside(borders: Sequence[int], least: int, end: int) -> Places:
 
 def _picture(moved: Curve, at: Places) -> Curve:
     """Change of the picture into frame `at`, against the two changes before and after it."""
-    around = (moved[at - 3] + moved[at - 2] + moved[at] + moved[at + 1]) / 4
-    return moved[at - 1] / (around + 0.05)
+    around = (moved[at - 2] + moved[at - 1] + moved[at + 1] + moved[at + 2]) / 4
+    return moved[at] / (around + 0.05)
 
 
 def _click(wave: Curve, rate: int, at: Places) -> Curve:
