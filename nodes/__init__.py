@@ -8,6 +8,7 @@ from ..host import folders, routes
 from .clip import GenerateClip
 from .decode import DecodeChunk
 from .loaders import LoadLTX2, LoadModel
+from .plot import PlotClip
 from .prompts import PromptSchedule
 from .replaced import REPLACED
 from .state import LoadState, RewindStream, SaveState, StreamFromClip
@@ -25,6 +26,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadState,
     RewindStream,
     StreamFromClip,
+    PlotClip,
 ]
 
 

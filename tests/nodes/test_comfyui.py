@@ -36,6 +36,7 @@ from mutual_forcing.tests.comfyui_prompts import (
 from mutual_forcing.tests.comfyui_server import PACK, ROOT, Server, comfyui_path, comfyui_python
 from mutual_forcing.tests.tiny import save_tiny
 from mutual_forcing.tests.ui_workflow import api_prompt, read_workflow
+from PIL import Image
 
 pytestmark = pytest.mark.skipif(comfyui_path() is None, reason="no ComfyUI found")
 # Those of LTX-2 have a file of their own.
@@ -340,6 +341,44 @@ def test_a_clip_goes_on_in_takes_to_a_given_sound_and_is_one_video_again(
     second, first = (np.abs(takes[:24, :, at : at + 64] - whole[49:]).mean() for at in (64, 0))
     assert 2 * second < first
     assert np.abs(span - whole[25:49]).mean() < 2 * second
+
+
+def test_a_clip_is_plotted_alike_from_its_file_and_from_frames_and_sound(
+    server: Server, schemas: dict
+) -> None:
+    prompt = prompt_of("1_text_to_clip.json", schemas)
+    (key,) = [key for key, node in prompt.items() if node["class_type"] == "MF_GenerateClip"]
+    prompt[key]["inputs"]["seconds"] = 3
+    del prompt[next(key for key, node in prompt.items() if node["class_type"] == "SaveVideo")]
+    apart = {"images": [key, 1], "audio": [key, 2]}
+    part = {"video": [key, 0], "start_time": 1.0, "duration": 1.0, "strict_duration": False}
+    together = {"images": [key, 1], "audio": [key, 2], "fps": 24.0, "bit_depth": 8}
+    prompt["80"] = {"class_type": "Video Slice", "inputs": part}
+    prompt["81"] = {"class_type": "CreateVideo", "inputs": together}
+    wires = apart, {"video": ["81", 0]}, {"video": [key, 0]}, {"video": ["80", 0]}
+    for number, inputs in enumerate(wires):
+        plot = {"class_type": "MF_PlotClip", "inputs": {"fps": 24.0, "period": 1.0} | inputs}
+        save = {"images": [f"p{number}", 0], "filename_prefix": f"plot{number}"}
+        prompt[f"p{number}"] = plot
+        prompt[f"s{number}"] = {"class_type": "SaveImage", "inputs": save}
+    frames, video, file, second = (
+        np.array(Image.open(path)).astype(int)
+        for path in sorted(server.saved(server.run(deepcopy(prompt))))
+    )
+    assert (frames != 255).mean() > 0.1 and np.array_equal(frames, video)
+    # The first of the frames on top, but for what H.264 leaves of it; a slice begins with another.
+    first = (one[20:130, 70:180].ravel() for one in (file, frames, second))
+    alike = np.corrcoef(np.stack(list(first)))[0]
+    assert alike[1] > 0.5 > 2 * abs(alike[2])
+    for inputs, said in (
+        ({}, "neither is connected"),
+        (apart | {"video": [key, 0]}, "both are connected"),
+        ({"video": [key, 0], "audio": [key, 2]}, "a video has its own sound"),
+    ):
+        wrong = {k: v for k, v in prompt.items() if k[0] not in "ps8"}
+        wrong["p"] = plot | {"inputs": {"fps": 24.0, "period": 1.0} | inputs}
+        wrong["s"] = {"class_type": "PreviewImage", "inputs": {"images": ["p", 0]}}
+        assert said in refusal(server, wrong)
 
 
 def test_limits_hold_over_a_wire_and_what_cannot_fit_is_refused_at_once(

@@ -76,7 +76,7 @@ def test_ids_are_prefixed_and_not_more_than_fourteen() -> None:
 
 
 def test_only_the_seam_imports_comfyui_internals() -> None:
-    for room in ("nodes", "model_loaders", "samplers", "networks", "lab"):
+    for room in ("nodes", "model_loaders", "samplers", "networks", "measures", "lab"):
         for path in (ROOT / room).rglob("*.py"):
             assert not INTERNALS & set(imported(path)), path
     seam = {name for path in (ROOT / "host").glob("*.py") for name in imported(path)}
@@ -89,14 +89,16 @@ def test_nodes_do_no_tensor_maths() -> None:
 
 
 def test_rooms_import_one_way() -> None:
-    """nodes -> host -> model_loaders, samplers -> networks; nothing above imports lab, and lab
-    nothing of ComfyUI's but where it measures what ComfyUI makes of a model."""
+    """nodes -> host -> model_loaders, samplers -> networks, and host -> measures; nothing above
+    imports lab, and lab nothing of ComfyUI's but where it measures what ComfyUI makes of a model.
+    """
     above = {
         "host": ("nodes", "lab"),
         "nodes": ("lab",),
         "model_loaders": ("nodes", "host", "lab"),
         "samplers": ("nodes", "host", "lab"),
         "networks": ("nodes", "host", "lab", "model_loaders", "samplers"),
+        "measures": ("nodes", "host", "lab", "model_loaders", "samplers", "networks"),
         "lab": ("nodes", "host"),
     }
     for room, others in above.items():
