@@ -252,7 +252,7 @@ def causal_forward(
     audio: Tensor,
     video_sigma: Tensor,
     audio_sigma: Tensor,
-    text: Text,
+    told: Text | Told,
     *,
     step_size: Tensor | None = None,
     causal: bool = True,
@@ -264,25 +264,29 @@ def causal_forward(
         video: (b, c, f, h, w); audio: (b, s, c); lengths must fill whole blocks.
         video_sigma: (b, f) noise level per video latent; audio_sigma: (b, s). Or both (b, 1): one
             for all.
+        told: keys of the prompt, or all that the blocks are told.
         step_size: (b, 1) d, or None for 0.
         kernels: how the arithmetic between the products is carried out.
     """
     config = model.config
+    told = told if isinstance(told, Told) else Told(told)
     frames, height, width = video.shape[2:]
     blocks = config.layout.blocks(frames, audio.shape[1])
     plan = _placed_plan(video.device, video.dtype, config, blocks, height, width, 0, causal)
-    tables, masks = plan.tables, plan.masks
+    text, masks = _prompted(told, plan, 0)
     sinks = config.num_audio_sink_tokens
     video_groups = audio_groups = None
     if video_sigma.shape[1] > 1 or audio_sigma.shape[1] > 1:
         video_groups = torch.arange(frames, device=video.device).repeat_interleave(height * width)
         audio_places = torch.arange(audio.shape[1] + sinks, device=audio.device)
         audio_groups = (audio_places - sinks).clamp(min=0)
-    embedding = timestep_embedding(model, video_sigma, audio_sigma, step_size, video.dtype)
+    embedding = timestep_embedding(
+        model, video_sigma, audio_sigma, step_size, video.dtype, told.guidance
+    )
     run = Pass(
         TokenModulation(model, embedding, video_groups, audio_groups),
         text,
-        tables,
+        plan.tables,
         (FreshKeys(),) * config.num_layers,
         masks,
         kernels,
@@ -290,7 +294,7 @@ def causal_forward(
     video_out, audio_out = run_layers(
         model,
         patch_video(model, video_tokens(video)),
-        patch_audio(model, audio, with_sinks=True),
+        patch_audio(model, audio, with_sinks=True, track=told.track),
         run,
         recompute=getattr(model, "recompute", False),
     )
@@ -298,21 +302,23 @@ def causal_forward(
     return video_out, audio_out[:, sinks:]
 
 
-def _text_masks(plan: SequencePlan, told: Told, copies: int) -> tuple[Tensor, Tensor]:
-    """Which of the joined text keys the tokens of both modalities see, (b, 1, n, m) bool."""
+def _prompted(told: Told, plan: SequencePlan, copies: int) -> tuple[Text, Masks]:
+    """The text keys of a pass, and its masks with those of the text, (b, 1, n, m) bool, if any."""
+    if told.later is None:
+        return told.text, plan.masks
     keys, later = told.later
     before, after = (text.sample.shape[-2] for text in (told.text, keys))
     ends = torch.tensor([False] * before + [True] * after, device=later.device)
 
     def mask(clean: Tensor, group: Tensor, tokens: int) -> Tensor:
-        blocks = torch.cat(
-            (later[:, clean + 1], later.repeat(1, copies)[:, group[tokens:] - 1]), dim=1
-        )
+        # Of a plain sequence every block reads its own; of a history, that of the next one.
+        clean = later[:, clean + (copies > 0)]
+        blocks = torch.cat((clean, later.repeat(1, copies)[:, group[tokens:] - 1]), dim=1)
         return (blocks[:, :, None] == ends)[:, None]
 
     video = mask(plan.video_block, plan.video_group, plan.video_clean)
     audio = mask(plan.audio_block, plan.audio_group, plan.audio_clean)
-    return video, audio
+    return told.text.joined(keys), plan.masks._replace(video_text=video, audio_text=audio)
 
 
 def history_forward(
@@ -350,18 +356,13 @@ def history_forward(
     height, width = clean[0].shape[3:] if clean[0] is not None else (1, 1)
     like = clean[0] if clean[0] is not None else clean[1]
     plan = _placed_plan(like.device, like.dtype, config, blocks, height, width, copies)
-    tables, masks = plan.tables, plan.masks
+    text, masks = _prompted(told, plan, copies)
 
     def with_clean(values: Tensor) -> Tensor:
         noisy = rearrange(values, "b r k -> b (r k)")
         return torch.cat((torch.zeros_like(noisy[:, :1]), noisy), dim=1)
 
     with_video, with_audio = clean[0] is not None, clean[1] is not None
-    text = told.text
-    if told.later is not None:
-        text = text.joined(told.later[0])
-        video_text, audio_text = _text_masks(plan, told, copies)
-        masks = masks._replace(video_text=video_text, audio_text=audio_text)
     embedding = timestep_embedding(
         model,
         with_clean(both[0]) if with_video else None,
@@ -374,7 +375,7 @@ def history_forward(
     run = Pass(
         TokenModulation(model, embedding, *groups),
         text,
-        tables,
+        plan.tables,
         (FreshKeys(),) * config.num_layers,
         masks,
     )

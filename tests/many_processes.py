@@ -17,20 +17,23 @@ STAGES = (
     ("joint", "mutual"),
     ("bidirectional", "mutual"),
     ("mutual", "mutual"),
-    ("mutual", "dmd_self_forcing"),
+    ("bidirectional_dmd", "mutual"),
+    ("causal_ode", "mutual"),
+    ("self_forcing", "mutual"),
 )
 
 
 def train_all(folder: Path) -> None:
     """Three steps of every stage; where there are two modes, with a stop after the first."""
     from mutual_forcing.lab.training import train
+    from mutual_forcing.lab.training.stages import TAUGHT
 
     world = os.environ.get("WORLD_SIZE", "1")
     for stage, method in STAGES:
         options = ["--stage", stage, "--method", method, "--config", f"{folder}/config.json"]
         options += ["--latents", f"{folder}/latents", "--steps", "3", "--log-every", "1"]
         options += ["--out", f"{folder}/{world}/{stage} {method}"]
-        if method == "dmd_self_forcing":
+        if stage in TAUGHT:
             options += ["--teacher", f"{folder}/{world}/bidirectional mutual"]
         args = train.parser().parse_args(options)
         if stage == "mutual":

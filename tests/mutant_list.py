@@ -39,6 +39,7 @@ FAKE = f"{LOSSES}::test_the_fake_score_learns_the_flow_of_samples"
 MIX = f"{LOSSES}::test_shares_of_histories_change_with_progress"
 HISTORY = f"{LOSSES}::test_a_history_by_hand"
 RIVAL = f"{LOSSES}::test_the_rivals_rollout_by_hand {LOSSES}::test_the_rivals_loss_by_hand"
+FIRST, SECOND = f"{LOSSES}::test_stage_one_by_hand", f"{LOSSES}::test_stage_two_by_hand"
 DROPPED = f"{LOSSES}::test_a_dropped_caption_is_the_empty_prompt"
 WHOLE = f"{LOSSES}::test_the_bidirectional_teacher_has_one_level_and_sees_all"
 NOISING = f"{LOSSES}::test_noising_and_its_inverse_block_by_block"
@@ -375,8 +376,8 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
         RIVAL,
         [
             (
-                "renoise(a, b.float(), sigma, following, e)",
-                "renoise(a, b.float(), following, sigma, e)",
+                "renoise(a, b, sigma, following, e)",
+                "renoise(a, b, following, sigma, e)",
             ),
             ("sigmas[last] - sigmas[last + 1])", "0.0)"),
             (
@@ -384,11 +385,30 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
                 "value.to(like)",
                 "it stands under no_grad, as the refresh itself does; detach says so to the reader",
             ),
-            ("b.float(), sigmas[last])", "b.float(), sigmas[last + 1])"),
+            ("predicted_clean(a, b, sigmas[last])", "predicted_clean(a, b, sigmas[last + 1])"),
             (
                 "draw_level(1, recipe, draws).expand(-1, block_count(sample, layout))",
                 "draw_level(block_count(sample, layout), recipe, draws)",
             ),
+        ],
+    ),
+    (
+        "lab/training/self_forcing.py",
+        FIRST,
+        [
+            ("sigmas[step] - sigmas[step + 1])", "0.0)"),
+            ("recipe.weighted(loss)", "sum(loss)"),
+        ],
+    ),
+    (
+        "lab/training/causal_ode.py",
+        SECOND,
+        [
+            ("euler(a, b, now, then)", "euler(a, b, then, now)"),
+            ("(index == step)", "(index == step + 1)"),
+            ("chosen(slopes), layout)", "chosen(states), layout)"),
+            ("told, start - following)", "told)"),
+            ("velocity(system.transformer, end,", "velocity(system.transformer, noise,"),
         ],
     ),
     (

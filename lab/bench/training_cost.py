@@ -1,14 +1,15 @@
-"""What training costs: Mutual Forcing against DMD + Self-Forcing with its teacher.
+"""What training costs: Mutual Forcing against its rivals, OmniForcing's stages and the teacher.
 
     python launch.py lab.bench.training_cost --out docs/measured/training_cost
     python launch.py lab.bench.training_cost --batch 8 --blocks 2 --rounds 4 --threads 2
 
-b clips of a batch, k blocks of a clip. Both methods as they are in the config and in
-configs/methods.json, on one network and batches of one size. Every round is a process of its own,
+b clips of a batch, k blocks of a clip. All as they are in the config and in configs/methods.json,
+on one network and batches of one size. Every round is a process of its own,
 so that the peak of memory is its own, and the methods take turns, so that whatever else the machine
 does meets all alike. A process takes one step that is not counted, the dearest, and then as many as
 lie from one DMD update of the network to the next; rounds differ in what is drawn and are spread
-over the schedule. The rival's teacher must be trained before; what that costs is a line of its own.
+over the schedule. The rivals' teacher must be trained before; what that costs is a line of its own.
+FLOPs of products and attention are counted in the same steps taken once more.
 Weights and latents are random: what a step costs does not depend on them.
 """
 
@@ -18,10 +19,12 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from ...networks.config import TransformerConfig
 from .. import command
@@ -30,7 +33,7 @@ from ..report import publish, said, table
 from ..training.data import Batch
 from ..training.draws import Draws
 from ..training.parallel import Processes
-from ..training.stages import Stage, Trained, build_stage
+from ..training.stages import Stage, Trained, build_stage, wants_teacher
 from ..training.system import System, initialise, placed
 from ..training.train import CONFIGS, read_settings
 from ..world.scene import VOCABULARY
@@ -42,6 +45,9 @@ METHODS = {
     OURS: ("mutual", "mutual"),
     RIVAL: ("mutual", "dmd_self_forcing"),
     TEACHER: ("bidirectional", "mutual"),
+    "OmniForcing, stage I": ("bidirectional_dmd", "mutual"),
+    "OmniForcing, stage II": ("causal_ode", "mutual"),
+    "OmniForcing, stage III": ("self_forcing", "mutual"),
 }
 MODULE = "lab.bench.training_cost"
 Settings = dict[str, dict[str, object]]
@@ -80,8 +86,8 @@ def build(settings: Settings, stage: str, device: torch.device) -> Stage:
         return placed(made, settings["recipe"], device)
 
     trained = Trained.from_recipe(settings["recipe"], Processes(device=device))
-    wants_teacher = stage == "mutual" and settings["mutual"].get("teacher") == "bidirectional"
-    return build_stage(stage, system(), settings, trained, system() if wants_teacher else None)
+    other = wants_teacher(stage, settings["mutual"])
+    return build_stage(stage, system(), settings, trained, system() if other else None)
 
 
 def measure(
@@ -95,12 +101,17 @@ def measure(
     batch = random_batch(config, settings["stream"], clips, blocks).to(device)
     cycle = settings["mutual"]["matching_every"]
     progress = (number + 0.5) / rounds
-    spans = []
-    for step in range(1 + cycle):
-        draws = Draws(number, step, range(clips), device)
-        spans.append(spanned(lambda d=draws, s=step: made.step(batch, d, s, progress, 1.0), device))
+
+    def taken(step: int) -> None:
+        made.step(batch, Draws(number, step, range(clips), device), step, progress, 1.0)
+
+    spans = [spanned(partial(taken, step), device) for step in range(1 + cycle)]
     peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak_mb()
+    with FlopCounterMode(display=False) as counter:
+        for step in range(1, 1 + cycle):
+            taken(step)
     return {
+        "GFLOP": counter.get_total_flops() / cycle / 1e9,
         "seconds": [span.wall for span in spans[1:]],
         "processor seconds": [span.cpu for span in spans[1:]],
         "peak MB": peak,
@@ -117,6 +128,7 @@ def row(rounds: Sequence[Round], updates: int) -> dict[str, object]:
         "lowest and highest round": [min(steps), max(steps)],
         "processor seconds per step": mean(mean(found["processor seconds"]) for found in rounds),
         "seconds per update of the network": per_step * len(rounds[0]["seconds"]) / updates,
+        "GFLOP per step": mean(found["GFLOP"] for found in rounds),
         "peak MB": max(found["peak MB"] for found in rounds),
         "peak MB of the method": max(found["peak MB of the method"] for found in rounds),
     }
@@ -134,6 +146,7 @@ def compared(rows: dict[str, dict[str, object]]) -> dict[str, float]:
         "processor seconds per step": ratio("processor seconds per step"),
         "seconds per step, its teacher trained for as many steps": (rival + teacher) / own,
         "seconds per update of the network": ratio("seconds per update of the network"),
+        "GFLOP per step": ratio("GFLOP per step"),
         "peak MB": ratio("peak MB"),
         "peak MB of the method": ratio("peak MB of the method"),
     }
@@ -166,8 +179,9 @@ def run(arguments: argparse.Namespace) -> None:
             found[name].append(json.loads(printed))
     rows = {}
     for name, measured in found.items():
-        # In a cycle the rival's network is updated once, the others at every step.
-        rows[name] = row(measured, 1 if name == RIVAL else len(measured[0]["seconds"]))
+        # In a cycle the network that learns by DMD is updated once, the others at every step.
+        by_dmd = name == RIVAL or METHODS[name][0] in ("bidirectional_dmd", "self_forcing")
+        rows[name] = row(measured, 1 if by_dmd else len(measured[0]["seconds"]))
     ratios = compared(rows)
     summary = {
         "clips": arguments.batch,

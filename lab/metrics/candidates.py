@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import get_args
 
 import numpy as np
@@ -96,17 +96,29 @@ class Protocol:
         seeds: sampling seeds; each gives one score.
         seconds: length of a piece.
         pieces: pieces of each stream, one after the other.
+        combinations: words of which a prompt is to have all of one; none: any prompts.
     """
 
     prompts: int
     seeds: int
     seconds: int
     pieces: int = 1
+    combinations: tuple[tuple[str, ...], ...] = ()
+
+    def asked(self) -> list[HeldOut]:
+        """The prompts."""
+        return held_out(self.prompts, combinations=self.combinations)
+
+    def described(self) -> Table:
+        """What is kept beside what was measured."""
+        facts = asdict(self)
+        combinations = [" ".join(one) for one in facts.pop("combinations")]
+        return facts | ({"combinations": combinations} if combinations else {})
 
 
 def true_reference(codecs: Bundle, protocol: Protocol) -> Reference:
     """Moments of REFERENCE_DRAWS true clips of every prompt, one piece long."""
-    prompts = held_out(protocol.prompts)
+    prompts = protocol.asked()
     drawn = (redrawn(prompts, draw) for draw in range(REFERENCE_DRAWS))
     clips = ([true_clip(prompt, protocol.seconds) for prompt in draw] for draw in drawn)
     return reference_of(stacked([features(codecs, draw) for draw in clips]))
@@ -129,7 +141,7 @@ def measure(
     Raises:
         NonFiniteBlockError: the model breaks down.
     """
-    prompts = held_out(protocol.prompts)
+    prompts = protocol.asked()
     scored, kept = [], []
     for seed in range(protocol.seeds):
         judged: list[list[Judged]] = [[] for _ in range(protocol.pieces)]

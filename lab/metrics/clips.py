@@ -22,7 +22,7 @@ from ...samplers.rollout import SamplerSettings, Step
 from ...samplers.schedule import USUAL, Line, Transition
 from ...samplers.state import BlockLatents
 from ..world.render import render
-from ..world.scene import KINDS, Scene, caption, parse, sample_scene
+from ..world.scene import KINDS, Scene, caption, parse, sample_scene, words
 
 HELD_OUT = 20_261_121
 
@@ -52,16 +52,36 @@ class PromptedClip:
     audio: NDArray[np.float32]
 
 
-def held_out(count: int, kinds: Sequence[str] = KINDS, free: bool = False) -> list[HeldOut]:
+def held_out(
+    count: int,
+    kinds: Sequence[str] = KINDS,
+    free: bool = False,
+    combinations: Sequence[Sequence[str]] = (),
+) -> list[HeldOut]:
     """`count` prompts, the kinds in turn; captions name every attribute unless `free` (reworded,
     some attributes left out).
+
+    Args:
+        combinations: only captions with all words of one of these, if there are any.
+
+    Raises:
+        ValueError: no caption has them.
     """
-    prompts = []
-    for i in range(count):
+    prompts: list[HeldOut] = []
+    for i in range(count if not combinations else 1000 * count):
+        if len(prompts) == count:
+            break
         rng = np.random.default_rng([HELD_OUT, i])
         scene = sample_scene(rng, kinds[i % len(kinds)])
         text = caption(scene, rng if free else None)
-        prompts.append(HeldOut(scene, text, parse(text)))
+        said = set(words(text))
+        if not combinations or any(said.issuperset(one) for one in combinations):
+            prompts.append(HeldOut(scene, text, parse(text)))
+    if len(prompts) < count:
+        raise ValueError(
+            f"found {len(prompts)} captions with one of {list(map(' '.join, combinations))}, "
+            f"expected {count}; name words that go together"
+        )
     return prompts
 
 

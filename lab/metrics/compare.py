@@ -67,8 +67,10 @@ def explained(protocol: Protocol, found: Mapping[str, Sequence[Estimates]], seco
     ones = [one for rows in found.values() for row in rows for one in row.values()]
     chance = ["sampling seeds of one training"] * any(not one.trainings for one in ones)
     chance += ["trainings of a method"] * any(one.trainings for one in ones)
+    words = " or ".join(" ".join(one) for one in protocol.combinations)
     return (
-        f"{protocol.prompts} prompts, {protocol.seeds} sampling seeds, {seconds} s. Mean ± 95 % "
+        f"{protocol.prompts} prompts{words and f' with {words}'}, {protocol.seeds} sampling seeds, "
+        f"{seconds} s. Mean ± 95 % "
         f"limits (Student's t) over the {' or the '.join(chance)}. ↓: less is better. A Fréchet "
         f"distance of {protocol.prompts} clips is too large by about what other true clips of the "
         "same prompts have, the row truth."
@@ -172,7 +174,7 @@ def report(
     claims = [claim for one in asked for claim in one.answers(found, found.get(TRUTH, {}))]
     unasked = [one.name for one in asked if not (one.candidates and one.others)]
     results: Table = {
-        "protocol": asdict(protocol),
+        "protocol": protocol.described(),
         "codecs": comparison.codecs.model_id,
         "rows": {
             one.label: {
@@ -202,7 +204,7 @@ def report(
 
 def work(args: argparse.Namespace) -> int:
     """Make the rows that are missing, compare, print and write. Returns the exit status."""
-    protocol = Protocol(args.prompts, args.seeds, args.seconds)
+    protocol = Protocol(args.prompts, args.seeds, args.seconds, 1, tuple(args.combinations))
     comparison = comparison_of(args, protocol, WITHOUT_MODEL)
     names = comparison.names
     model = names[0] if args.claims is None else args.claims

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -118,7 +117,7 @@ def report(
     protocol = comparison.protocol
     lines, met = rows_of(spans, found)
     results: Table = {
-        "protocol": asdict(protocol),
+        "protocol": protocol.described(),
         "codecs": comparison.codecs.model_id,
         "rows": {
             label: {
@@ -145,7 +144,8 @@ def report(
 def work(args: argparse.Namespace) -> int:
     """Make the rows that are missing, measure, print, draw and write. Returns the exit status."""
     spans = windows_of(args.seconds)
-    protocol = Protocol(args.prompts, args.seeds, PIECE, args.seconds // PIECE)
+    size = args.prompts, args.seeds, PIECE, args.seconds // PIECE
+    protocol = Protocol(*size, tuple(args.combinations))
     comparison = comparison_of(args, protocol, (TRUTH,))
     rows = run(comparison, args, MODULE)
     if args.only:

@@ -73,6 +73,14 @@ def add_row_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--prompts", type=int, default=64)
     p.add_argument("--seeds", type=int, default=3, help="sampling seeds, each with every prompt")
     p.add_argument(
+        "--combinations",
+        nargs="+",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        metavar="WORD,WORD",
+        help="only prompts that have all words of one of these",
+    )
+    p.add_argument(
         "--codecs",
         type=Path,
         default=shipped_model_path(),
@@ -202,7 +210,7 @@ def run(comparison: Comparison, args: argparse.Namespace, module: str) -> dict[s
 
 def _settings(job: Job, protocol: Protocol, codecs: Bundle) -> Table:
     settings: Table = {
-        "protocol": asdict(protocol),
+        "protocol": protocol.described(),
         "codecs": codecs.model_id,
         "reference draws": REFERENCE_DRAWS,
     }
@@ -226,6 +234,7 @@ def _kept(comparison: Comparison, job: Job) -> Table | None:
 def _reference(comparison: Comparison) -> Reference:
     protocol = comparison.protocol
     size = f"{protocol.prompts}x{REFERENCE_DRAWS}x{protocol.seconds}s"
+    size += "".join(f"-{'.'.join(one)}" for one in protocol.combinations)
     path = comparison.folder / f"reference-{size}-{comparison.codecs.model_id}.safetensors"
     if not path.exists():
         log.info("true clips to measure distances from ...")

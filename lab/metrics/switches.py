@@ -179,8 +179,10 @@ def work(args: argparse.Namespace) -> None:
             sheet(args.sheet.with_stem(name or args.sheet.stem), streams, clips)
 
 
-def tell(streams: Sequence[Sequence[Switch]], clips: Sequence[PromptedClip]) -> None:
-    """Print what is right how long after each switch."""
+def shares_right(
+    streams: Sequence[Sequence[Switch]], clips: Sequence[PromptedClip]
+) -> dict[tuple[str, int], float]:
+    """Share of attributes right, by group ("switched", "kept", ...) and second after the switch."""
     right: dict[tuple[str, int], list[bool]] = defaultdict(list)
     for switches, clip in zip(streams, clips, strict=True):
         for number, switch in enumerate(switches, start=2):
@@ -193,15 +195,17 @@ def tell(streams: Sequence[Sequence[Switch]], clips: Sequence[PromptedClip]) -> 
                         groups.append(f"prompt {number}: {which}")
                     for group in groups:
                         right[group, second].append(answer)
+    return {group: float(np.mean(found)) for group, found in right.items()}
+
+
+def tell(streams: Sequence[Sequence[Switch]], clips: Sequence[PromptedClip]) -> None:
+    """Print what is right how long after each switch."""
+    right = shares_right(streams, clips)
     log.info("share right in each second after the switch (tempo: in all but the first)")
     for name in sorted({name for name, _ in right}):
-        shares = [np.mean(right[name, second]) for second in range(AFTER)]
+        shares = [right.get((name, second), float("nan")) for second in range(AFTER)]
         log.info("%-18s %s", name, " ".join(f"{share:.2f}" for share in shares))
-    log.info(
-        "switched %.3f kept %.3f within 2 s",
-        np.mean(right["switched", 2]),
-        np.mean(right["kept", 2]),
-    )
+    log.info("switched %.3f kept %.3f within 2 s", right["switched", 2], right["kept", 2])
 
 
 @torch.no_grad()

@@ -22,11 +22,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from ...model_loaders.bundle import Bundle, load_bundle, shipped_model_path
 from ...networks.config import TransformerConfig
-from ...samplers.atomic_file import replacing
 from ...samplers.rollout import sampler_settings
 from .. import command
 from ..metrics.claims import Estimate
@@ -43,7 +41,6 @@ from ..metrics.shortcut import (
 from ..metrics.syllables import Probe, generated, speech_prompts, told_by
 from ..report import publish, table, write_json
 from . import ship, train
-from .system import System, initialise, of_few_step
 
 log = logging.getLogger("mutualforcing")
 VARIANTS = train.CONFIGS / "ablations.json"
@@ -82,19 +79,8 @@ class Ablations:
         left = {key: value for key, value in settings.items() if key != "stages"}
         self.settings = merged(left, self.changes.pop("all"))
         self.probe: Probe | None = None
-        self.init = self._untaught()
-
-    def _untaught(self) -> Path:
-        """A folder with the weights to start from, in which few-step mode has learned nothing."""
-        path = self.args.out / "init" / "weights.safetensors"
-        if not path.exists():
-            fresh = System(TransformerConfig.from_dict(self.settings["transformer"]))
-            initialise(fresh, 0)
-            own = {name: v for name, v in fresh.state_dict().items() if of_few_step(name)}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as part:
-                save_file(train.starting_weights(self.args.init) | own, part)
-        return path.parent
+        config = TransformerConfig.from_dict(self.settings["transformer"])
+        self.init = train.untaught(args.init, config, args.out / "init")
 
     def row(self, name: str, seed: int) -> dict[str, float]:
         """The numbers of one run, trained and measured unless they are there."""

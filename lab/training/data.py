@@ -7,7 +7,7 @@ latents.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,10 +103,15 @@ class LatentSet:
             transcript.
         word_weights: how much more often a clip is drawn whose full caption has a word; 1 for all
             others.
+        held_out: combinations of words; a clip whose full caption has all of one is never drawn.
     """
 
     def __init__(
-        self, folders: list[Path], config: TransformerConfig, word_weights: dict[str, float]
+        self,
+        folders: list[Path],
+        config: TransformerConfig,
+        word_weights: Mapping[str, float],
+        held_out: Sequence[Sequence[str]] = (),
     ) -> None:
         self.config, self.layout = config, config.layout
         self.names = [folder.name for folder in folders]
@@ -118,6 +123,10 @@ class LatentSet:
             weights = torch.ones(len(found.video))
             for word, weight in word_weights.items():
                 weights[(found.captions[:, 0] == ids[word]).any(dim=1)] = weight
+            for combination in held_out:
+                for captions in filter(lambda one: one is not None, (found.captions, found.later)):
+                    has = [(captions[:, 0] == ids[word]).any(dim=1) for word in combination]
+                    weights[torch.stack(has).all(dim=0)] = 0.0
             self.weights.append(weights)
 
     def batch(

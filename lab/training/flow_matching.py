@@ -96,12 +96,13 @@ def whole_clip_matching(
     sigma_mean: float,
     sigma_spread: float,
     caption_dropout: float,
+    track_dropout: float = 0.0,
 ) -> Pair:
     """Losses with the masks off: one noise level for the clip, every block sees all."""
     model = system.transformer
     layout = model.config.layout
     clean = Pair(batch.video, batch.audio)
-    told = system.told(without_some(system, batch.asked, caption_dropout, draws))
+    told = system.told(without_some(system, batch.asked, caption_dropout, draws, track_dropout))
     blocks = block_count(clean, layout)
     sigma = sample_sigma(1, sigma_mean, sigma_spread, draws).expand(-1, blocks)
     noise = clean.noise(draws)

@@ -90,6 +90,14 @@ class HistoryMix:
         return draws.choice(self.further + 1) if self.further and start_step == 0 else 0
 
 
+def rolled_places(blocks: int, further: int) -> list[int]:
+    """Places in a clip of what is rolled out: further blocks come after the prefix, and fall out.
+
+    They are told what block 1 is. A prefix alone has nothing after it.
+    """
+    return [0, *[1] * (further if blocks > 1 else 0), *range(1, blocks)]
+
+
 @torch.no_grad()
 def few_step_history(
     model: nn.Module,
@@ -122,10 +130,7 @@ def few_step_history(
     like = next(model.parameters()).new_empty(0)
     constants = SigmaConstants(model, like, told.guidance)
     blocks = by_block(clean, model.config.layout)
-    # Places in the clip; those beyond its length are told what block 1 is.
-    places = [*range(len(blocks) - 1)]
-    if not start_step:
-        places = [0, *[1] * further, *range(1, len(blocks))]
+    places = [*range(len(blocks) - 1)] if start_step else rolled_places(len(blocks), further)
     cache = RollingCache(window)
     made = []
     for index, place in enumerate(places):

@@ -62,6 +62,7 @@ class MutualRecipe:
         unguided: share of its clips on which ShortCut teaches guidance 1, where the adapters rest
             and the step size alone learns.
         matching_range: noise levels at which the two scores are compared.
+        modalities: weights of video's and audio's losses in the rival's stages, its lambdas.
     """
 
     teacher: Literal["self", "bidirectional"] = "self"
@@ -85,10 +86,15 @@ class MutualRecipe:
     sigma_spread: float = 1.2
     caption_dropout: float = 0.1
     track_dropout: float = 0.0
+    modalities: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
         if self.teacher == "self":  # the rival has no histories
             self.history.check_levels(self.steps)
+
+    def weighted(self, losses: Pair) -> Tensor:
+        """The sum of both modalities' losses, each by its weight."""
+        return sum(weight * loss for weight, loss in zip(self.modalities, losses, strict=True))
 
     def grids(self, progress: float) -> tuple[int, ...]:
         """The grids that are trained at this point of the budget, 0 to 1."""

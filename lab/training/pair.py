@@ -104,16 +104,16 @@ def velocity(
 
     Args:
         history: what each block sees of the blocks before it; None takes all masks off, and every
-            block sees every other as it is in `x` (a bidirectional teacher, with one sigma for the
-            whole clip; it is told the first prompt and no transcript).
+            block sees every other as it is in `x` (a bidirectional network, with one sigma and one
+            step size for the whole clip).
         sigma: (b, k), or those of each stream; step_size: (b, k).
     """
     dtype = next(model.parameters()).dtype
     low = x.map(lambda value: value.to(dtype))
     if history is None:
-        level = sigma[:, :1]
-        out = Pair(*causal_forward(model, *low, level, level, told.text, causal=False))
-        return out.map(Tensor.float)
+        level, d = sigma[:, :1], None if step_size is None else step_size[:, :1]
+        out = causal_forward(model, *low, level, level, told, step_size=d, causal=False)
+        return Pair(*out).map(Tensor.float)
 
     def copy(levels: Tensor) -> Tensor:
         return levels[:, None]

@@ -38,7 +38,7 @@ from .data import Batch
 from .draws import Draws
 from .optimiser import MasterWeights
 from .parallel import Processes
-from .stages import Stage, Trained, build_stage
+from .stages import FlowStage, Stage, Trained, build_stage, wants_teacher
 from .system import EmbeddedSystem, Parts, System, placed, twin
 from .train import CONFIGS, read_settings
 
@@ -143,8 +143,8 @@ def build(settings: Settings, stage: str, layers: int, text_tokens: int) -> Stag
             system = System(config)
     system = placed(system, recipe, META)
     system.transformer.kernel = gpu_attention
-    rival = stage == "mutual" and settings["mutual"].get("teacher") == "bidirectional"
-    return build_stage(stage, twin(system), settings, trained, twin(system) if rival else None)
+    other = wants_teacher(stage, settings["mutual"])
+    return build_stage(stage, twin(system), settings, trained, twin(system) if other else None)
 
 
 def empty_batch(settings: Settings, clips: int, blocks: int, text_tokens: int) -> Batch:
@@ -180,7 +180,8 @@ def flops_per_step(settings: Settings, stage: str, text_tokens: int) -> float:
 
 def _flops(settings: Settings, stage: str, layers: int, text_tokens: int) -> float:
     made = build(settings, stage, layers, text_tokens)
-    steps = CYCLES * (settings["mutual"]["matching_every"] if stage == "mutual" else 1)
+    cycle = 1 if isinstance(made, FlowStage) else settings["mutual"]["matching_every"]
+    steps = CYCLES * cycle
     lengths = settings["recipe"]["lengths"]
     total = 0.0
     for length in lengths:

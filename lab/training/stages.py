@@ -1,4 +1,4 @@
-"""What one training step does, per stage: multi-step alone, both modes, the rival, its teacher.
+"""What one training step does, per stage: multi-step alone, both modes, OmniForcing's three.
 
 Every stage owns what it trains and the optimiser of it, takes one step at a time, and can be
 stopped and gone on with. `build_stage` chooses it.
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ...samplers.rollout import Method, Mode
-from .data import Batch
+from .causal_ode import ode_loss
+from .data import Asked, Batch
 from .distillation import Pair
 from .draws import Draws
 from .flow_matching import flow_matching, whole_clip_matching
@@ -31,11 +32,13 @@ from .mutual_forcing import (
 from .optimiser import MasterWeights
 from .pair import block_count
 from .parallel import Processes
-from .self_forcing import exit_rollout, rollout_matching
+from .self_forcing import Rollout, exit_rollout, rollout_matching, whole_rollout
 from .system import Parts, only_few_step, twin, without_some
 
 Logged = dict[str, Tensor]
-STAGES = ("unimodal", "joint", "mutual", "bidirectional")
+TAUGHT = ("bidirectional_dmd", "causal_ode", "self_forcing")
+"""OmniForcing's three stages; each has another network for a teacher."""
+STAGES = ("unimodal", "joint", "mutual", "bidirectional", *TAUGHT)
 
 
 class Stage(Protocol):
@@ -111,9 +114,9 @@ class FlowStage:
     ) -> None:
         self.system, self.stage = system, stage
         self.weights = trained.weights(system)
-        names = ["sigma_mean", "sigma_spread", "caption_dropout"]
+        names = ["sigma_mean", "sigma_spread", "caption_dropout", "track_dropout"]
         if stage != "bidirectional":
-            names += ["history_noise", "track_dropout", "given"]
+            names += ["history_noise", "given"]
         self.settings = {name: recipe[name] for name in names if name in recipe}
         self.mode: Mode | None = "multi" if stage == "joint" else None
 
@@ -221,10 +224,46 @@ class MutualStage:
             self.weights.write_average(self.teacher)
 
 
-class SelfForcingStage:
-    """The rival (lab.training.self_forcing): fake updates, and every few steps the network's."""
+def prompted(system: Parts, batch: Batch, recipe: MutualRecipe, draws: Draws) -> tuple[Pair, Asked]:
+    """All that a stage without real data uses of it: the shape of its clips, and what is asked."""
+    asked = without_some(system, batch.asked, recipe.caption_dropout, draws, recipe.track_dropout)
+    return Pair(batch.video, batch.audio), asked
+
+
+class RegressionStage:
+    """OmniForcing's stage II (lab.training.causal_ode): the teacher's velocities, under masks."""
 
     mode: Mode | None = "few"
+    method: Method = "renoise"
+
+    def __init__(
+        self, system: Parts, teacher: Parts, trained: Trained, recipe: MutualRecipe
+    ) -> None:
+        self.system, self.recipe = system, recipe
+        self.teacher = trained.fixed(teacher)
+        self.weights = trained.weights(system)
+
+    def step(self, batch: Batch, draws: Draws, number: int, progress: float, rate: float) -> Logged:
+        """One update."""
+        asked = prompted(self.system, batch, self.recipe, draws)
+        loss = self.system(ode_loss, self.system, self.teacher, *asked, self.recipe, draws)
+        loss.backward()
+        return {"regression": loss.detach(), "gradient": self.weights.step(rate)}
+
+    def state_dict(self) -> dict[str, object]:
+        """Nothing beyond the weights; the teacher never changes."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Inverse of `state_dict`."""
+
+
+class SelfForcingStage:
+    """DMD on own rollouts (lab.training.self_forcing), OmniForcing's stages I and III.
+
+    The fake score is updated in every step, the network every few.
+    """
+
     method: Method = "renoise"
 
     def __init__(
@@ -234,31 +273,33 @@ class SelfForcingStage:
         trained: Trained,
         recipe: MutualRecipe,
         fake_rate: float,
+        rollout: Rollout = exit_rollout,
     ) -> None:
-        self.system, self.recipe = system, recipe
+        self.system, self.recipe, self.rollout = system, recipe, rollout
+        # A network without masks makes no stream.
+        self.mode: Mode | None = "few" if rollout is exit_rollout else None
         self.fake = twin(teacher)
         self.fake_weights = trained.online(self.fake, fake_rate)
         self.teacher = trained.fixed(teacher)
         self.weights = trained.weights(system)
 
     def step(self, batch: Batch, draws: Draws, number: int, progress: float, rate: float) -> Logged:
-        """An update of the fake score on a fresh rollout and, every few steps, of the network."""
+        """An update of the fake score and, on the same rollout every few steps, of the network."""
         system, recipe = self.system, self.recipe
-        # Of the data only the captions and the shape of a clip are used.
-        like = Pair(batch.video, batch.audio)
-        asked = without_some(system, batch.asked, recipe.caption_dropout, draws)
+        asked = prompted(system, batch, recipe, draws)
         logged = {}
         if number % recipe.matching_every == 0:
-            loss = system(
-                rollout_matching, system, self.teacher, self.fake, like, asked, recipe, draws
-            )
+            scores = self.teacher, self.fake
+            made = *asked, recipe, draws, self.rollout
+            loss, sample = system(rollout_matching, system, *scores, *made)
             loss.backward()
             logged = {"matching": loss.detach(), "gradient": self.weights.step(rate)}
-        with torch.no_grad():
-            sample = system(exit_rollout, system, like, asked, recipe, draws)
+        else:
+            with torch.no_grad():
+                sample = system(self.rollout, system, *asked, recipe, draws)
         level = draw_level(1, recipe, draws)
         level = level.expand(-1, block_count(sample, system.transformer.config.layout))
-        loss = self.fake(fake_loss, self.fake, None, sample, asked, level, draws)
+        loss = self.fake(fake_loss, self.fake, None, sample, asked[1], level, draws)
         loss.backward()
         return logged | {"fake gradient": self.fake_weights.step(rate), "fake": loss.detach()}
 
@@ -269,6 +310,11 @@ class SelfForcingStage:
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Inverse of `state_dict`."""
         self.fake_weights.load_state_dict(state["fake"])
+
+
+def wants_teacher(stage: str, mutual: Mapping[str, object]) -> bool:
+    """Whether a stage has another network for a teacher; `mutual` is a config file's section."""
+    return stage in TAUGHT or (stage == "mutual" and mutual.get("teacher") == "bidirectional")
 
 
 def build_stage(
@@ -282,21 +328,24 @@ def build_stage(
 
     Args:
         settings: of a config file; "mutual" with the method's changes already in.
-        teacher: bidirectional, for the method that has one.
+        teacher: without masks, for OmniForcing's stages and the method that has one.
 
     Raises:
-        ValueError: that method without a teacher.
+        ValueError: one of these without a teacher.
     """
-    if stage != "mutual":
+    if stage not in ("mutual", *TAUGHT):
         return FlowStage(system, trained, settings["recipe"], stage)
     values = dict(settings["mutual"])
     fake_rate = values.pop("fake_learning_rate")
     recipe = MutualRecipe.from_dict(values)
-    if recipe.teacher == "self":
+    if stage == "mutual" and recipe.teacher == "self":
         return MutualStage(system, trained, recipe, fake_rate)
     if teacher is None:
         raise ValueError(
-            "this method has a bidirectional teacher and found none; train one with "
+            "this stage has a bidirectional teacher and found none; train one with "
             "--stage bidirectional and name its folder with --teacher"
         )
-    return SelfForcingStage(system, teacher, trained, recipe, fake_rate)
+    if stage == "causal_ode":
+        return RegressionStage(system, teacher, trained, recipe)
+    rollout = whole_rollout if stage == "bidirectional_dmd" else exit_rollout
+    return SelfForcingStage(system, teacher, trained, recipe, fake_rate, rollout)

@@ -10,7 +10,7 @@ Mutual Forcing's stages, causal from the start (docs/mutual_forcing.md, section 
 alone, both together, both multi-step; then both modes of the one network
 (lab.training.mutual_forcing). `--method` makes of the last stage one of the methods that it is
 compared with (configs/methods.json); the rival among them wants a teacher: `--stage bidirectional`,
-then `--teacher`.
+then `--teacher`. OmniForcing's stages have one each as well (lab.training.omniforcing runs all).
 One process, or many under torchrun, on CPUs or GPUs, take the same steps. Checkpoints are written
 atomically every few minutes; the same command goes on after a kill.
 """
@@ -43,21 +43,32 @@ from .draws import Draws
 from .monitor import RunLog, SampleSheets
 from .parallel import Processes
 from .stages import STAGES, Logged, Trained, build_stage
-from .system import EmbeddedSystem, Parts, System, initialise, placed, rest_step_size, twin
+from .system import (
+    EmbeddedSystem,
+    Parts,
+    System,
+    initialise,
+    of_few_step,
+    placed,
+    rest_step_size,
+    twin,
+)
 
 logger = logging.getLogger("mutualforcing")
 CONFIGS = Path(__file__).parent / "configs"
 SAVE_SECONDS = 120
-ADDITIONS = (".audio_transcript_proj.", ".few_step.")
+ADDITIONS = (".audio_transcript_proj.", ".few_step.", ".audio_sink_tokens")
+DROPPED = ADDITIONS[1:]
 
 
 def read_settings(config: Path, stage: str, method: str) -> dict[str, dict[str, object]]:
     """A config file for one stage and method.
 
     Sections that it lacks are those of the file beside it that it names under "like", and so on.
-    What its section "stages" says of the stage changes "recipe"; what configs/methods.json says of
-    the method changes "mutual", and of the history the "history" in it. Of "adapters", which has
-    those of each stage, the stage's are taken.
+    What its section "stages" says of the stage changes "recipe", and under "transformer" and
+    "mutual" these; what configs/methods.json says of the method changes "mutual", and of the
+    history the "history" in it. Of "adapters", which has those of each stage, the stage's are
+    taken.
 
     Raises:
         ValueError: no such method.
@@ -68,14 +79,18 @@ def read_settings(config: Path, stage: str, method: str) -> dict[str, dict[str, 
     methods = json.loads((CONFIGS / "methods.json").read_text())
     if method not in methods:
         raise ValueError(f"found method {method!r}, expected one of {', '.join(methods)}")
-    mutual, changes = settings.get("mutual", {}), methods[method]
-    if "history" in changes:
-        changes = changes | {"history": mutual.get("history", {}) | changes["history"]}
+    own = dict(settings.get("stages", {}).get(stage, {}))
+    mutual = settings.get("mutual", {})
+    for changes in (own.pop("mutual", {}), methods[method]):
+        if "history" in changes:
+            changes = changes | {"history": mutual.get("history", {}) | changes["history"]}
+        mutual = mutual | changes
     if "adapters" in settings:
         settings = settings | {"adapters": settings["adapters"][stage]}
     return settings | {
-        "recipe": settings["recipe"] | settings.get("stages", {}).get(stage, {}),
-        "mutual": mutual | changes,
+        "transformer": settings["transformer"] | own.pop("transformer", {}),
+        "recipe": settings["recipe"] | own,
+        "mutual": mutual,
     }
 
 
@@ -98,20 +113,42 @@ def starting_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_starting(system: System, weights: Mapping[str, Tensor]) -> None:
-    """Set a system to the weights of another one, which may lack additions: transcript, adapters.
+    """Set a system to the weights of another one, which may lack additions: transcript, adapters,
+    sinks.
 
-    A system without adapters takes the weights of one with them: its multi-step mode, that is.
+    A system without adapters takes the weights of one with them: its multi-step mode, that is. One
+    without sinks takes all others.
 
     Raises:
         RuntimeError: other weights are missing, or there are some that it does not have.
     """
     fresh = system.state_dict()
     here, there = (any(".few_step." in name for name in names) for names in (fresh, weights))
-    kept = {name: value for name, value in weights.items() if here or ".few_step." not in name}
+    kept = {
+        name: value
+        for name, value in weights.items()
+        if name in fresh or not any(part in name for part in DROPPED)
+    }
     added = {name: fresh[name] for name in fresh if any(part in name for part in ADDITIONS)}
     system.load_state_dict(added | kept)
     if here != there:
         rest_step_size(system, folded=here)
+
+
+def untaught(init: Path, config: TransformerConfig, folder: Path) -> Path:
+    """A folder with a run's or a model file's weights, in which few-step mode has learned nothing.
+
+    It is made once; returns `folder`.
+    """
+    path = folder / "weights.safetensors"
+    if not path.exists():
+        fresh = System(config)
+        initialise(fresh, 0)
+        own = {name: value for name, value in fresh.state_dict().items() if of_few_step(name)}
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            save_file(starting_weights(init) | own, part)
+    return folder
 
 
 class Run:
@@ -132,8 +169,12 @@ class Run:
             self.config = self.base.transformer.config
         args.out.mkdir(parents=True, exist_ok=True)
         trained = Trained.from_recipe(self.recipe, self.processes)
-        teacher = self._system(args.teacher) if args.teacher else None
-        self.stage = build_stage(args.stage, self._system(args.init), settings, trained, teacher)
+        teacher = None
+        if args.teacher:
+            told = json.loads((args.teacher / "config.json").read_text())["transformer"]
+            teacher = self._system(args.teacher, TransformerConfig.from_dict(told))
+        system = self._system(args.init, self.config)
+        self.stage = build_stage(args.stage, system, settings, trained, teacher)
         self.step, self.seconds = 0, 0.0
         resume = args.out / "resume.pt"
         state = torch.load(resume, weights_only=True) if resume.exists() else None
@@ -149,7 +190,7 @@ class Run:
             logger.info("going on from step %d", self.step)
         self.sheets = self._sheets(StreamDefaults(**settings["stream"]))
         weights = self.recipe.get("word_weights", {})
-        self.data = LatentSet(args.latents, self.config, weights)
+        self.data = LatentSet(args.latents, self.config, weights, settings.get("held_out", ()))
 
     def _base(self) -> EmbeddedSystem:
         """The frozen network of --base with fresh adapters."""
@@ -169,14 +210,14 @@ class Run:
         adapt(model, AdapterSettings(**settings["adapters"]))
         return EmbeddedSystem(model, torch.from_numpy(np.load(args.latents[0] / "empty.npy")))
 
-    def _system(self, weights: Path | None) -> Parts:
+    def _system(self, weights: Path | None, config: TransformerConfig) -> Parts:
         """A system with fresh weights, or with those of another run or model file."""
         if self.base is not None:
             system = twin(self.base)
             if weights is not None:
                 load_trained(system, starting_weights(weights))
         else:
-            system = System(self.config)
+            system = System(config)
             initialise(system, self.args.seed)
             if weights is not None:
                 load_starting(system, starting_weights(weights))
@@ -308,7 +349,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--latents", type=Path, nargs="+", required=True)
     p.add_argument("--base", type=Path, help="LTX-2 checkpoint, for a config with adapters")
     p.add_argument("--init", type=Path, help="run folder or model file to start from")
-    p.add_argument("--teacher", type=Path, help="run folder of --stage bidirectional")
+    p.add_argument("--teacher", type=Path, help="run folder of a network without masks")
     p.add_argument("--out", type=Path, required=True)
     budget = p.add_mutually_exclusive_group(required=True)
     budget.add_argument("--minutes", type=float, help="budget in time, on a CPU of its own work")

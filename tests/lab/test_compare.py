@@ -172,6 +172,18 @@ def test_rows_that_mean_nothing_are_named(label):
         candidate_of(label)
 
 
+def test_prompts_may_be_those_of_held_out_combinations():
+    wanted = ("ball", "red", "green"), ("drum", "black")
+    protocol = Protocol(prompts=6, seeds=1, seconds=3, combinations=wanted)
+    said = [set(prompt.text.split()) for prompt in protocol.asked()]
+    assert len(said) == 6 and all(any(one.issuperset(w) for w in wanted) for one in said)
+    assert protocol.described()["combinations"] == ["ball red green", "drum black"]
+    # Rows that were measured before there were any are still known.
+    assert "combinations" not in Protocol(prompts=6, seeds=1, seconds=3).described()
+    with pytest.raises(ValueError, match="found 0 captions"):
+        held_out(1, combinations=[("ball", "drum")])
+
+
 def test_rows_of_true_clips_have_known_scores(bundle):
     protocol = Protocol(prompts=4, seeds=2, seconds=3, pieces=2)
     reference = true_reference(bundle, protocol)

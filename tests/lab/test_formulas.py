@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from mutual_forcing.lab.training.causal_ode import ode_loss
 from mutual_forcing.lab.training.data import Asked, Batch
 from mutual_forcing.lab.training.distillation import (
     Guided,
@@ -40,8 +41,12 @@ from mutual_forcing.lab.training.mutual_forcing import (
     flow_loss,
     shortcut_loss,
 )
-from mutual_forcing.lab.training.pair import Pair, clean_prediction, noised
-from mutual_forcing.lab.training.self_forcing import exit_rollout, rollout_matching
+from mutual_forcing.lab.training.pair import Pair, clean_prediction, noised, velocity
+from mutual_forcing.lab.training.self_forcing import (
+    exit_rollout,
+    rollout_matching,
+    whole_rollout,
+)
 from mutual_forcing.lab.training.system import without_some
 from mutual_forcing.networks.layout import BlockLayout
 from mutual_forcing.tests.known_network import AUDIO, VIDEO, Rates, known_system, prompts
@@ -492,7 +497,7 @@ def test_the_rivals_loss_by_hand() -> None:
     system, teacher = known_system(), known_system(empty=0.5)
     fake = known_system(*fake_rates)
     chosen = recipe(steps=(4,))
-    found = rollout_matching(system, teacher, fake, clip(), ASKED, chosen, Fixed(index=0))
+    found = rollout_matching(system, teacher, fake, clip(), ASKED, chosen, Fixed(index=0)).loss
     sample = exit_rollout(system, clip(), ASKED, chosen, Fixed(index=0))
     level, total, guided_prompt = 0.02 + 0.96 * 0.25, 0.0, (0.5 + 3 * 1.5, 0.5 + 5 * -1.5)
     for kind, noise in ((0, E_VIDEO), (1, E_AUDIO)):
@@ -505,3 +510,91 @@ def test_the_rivals_loss_by_hand() -> None:
         g = (false - real) / (x0 - real).abs().mean()
         total += 0.5 * g.square().mean().item()
     assert found.item() == pytest.approx(total, rel=1e-4)
+
+
+def test_without_masks_every_block_reads_its_own_prompt_and_all_are_told_the_step_size() -> None:
+    """The prompt changes at the last block; the mean over all tokens is what each sees."""
+    system, x, sigma, d = known_system(), clip(), 0.6, 0.2
+    asked = Asked(PROMPT, prompts((-3.0, 4.0)), torch.tensor([[0, 0, 1]]))
+    levels = torch.full((1, BLOCKS), sigma)
+    found = velocity(
+        system.transformer, None, x, levels, system.told(asked), torch.full_like(levels, d)
+    )
+    for kind, (rates, numbers) in enumerate(((VIDEO, (2.0, -3.0)), (AUDIO, (-1.0, 4.0)))):
+        spans, dim = ((VIDEO_SPANS, 2), (AUDIO_SPANS, 1))[kind]
+        seen = first_channel(x[kind]).mean()
+        for block, (a, b) in enumerate(spans):
+            part, number = x[kind].narrow(dim, a, b - a), numbers[block == BLOCKS - 1]
+            expected = rates.velocity(part, sigma, d, number, seen)
+            assert torch.allclose(found[kind].narrow(dim, a, b - a), expected, atol=1e-4)
+
+
+def whole_path(rates: Rates, x: Tensor, prompt: float, steps: int, noise: float | None) -> Tensor:
+    """Whole states after so many steps of the grid without masks, by Euler or noised afresh."""
+    for now, then in itertools.islice(itertools.pairwise(GRID), steps):
+        v = rates.velocity(x, now, now - then, prompt, first_channel(x).mean())
+        if noise is None:
+            x = x - (now - then) * v
+        else:
+            x = (1 - then) * (x - now * v) + then * noise
+    return x
+
+
+@pytest.mark.parametrize("last", [0, 2])
+def test_stage_one_by_hand(last: int) -> None:
+    """Backward simulation of the whole clip; its one step has the gradient, weighted by lambda."""
+    fake_rates = tuple(r._replace(x=r.x + 0.3, sigma=0.9) for r in (VIDEO, AUDIO))
+    teacher, fake = known_system(empty=0.5), known_system(*fake_rates)
+    guided_prompt, level = (0.5 + 3 * 1.5, 0.5 + 5 * -1.5), 0.02 + 0.96 * 0.25
+    losses = []
+    for lambdas in ((1.0, 0.0), (0.0, 1.0), (0.5, 3.0)):
+        system, chosen = known_system(), recipe(steps=(4,), modalities=lambdas)
+        given = clip(), ASKED, chosen, Fixed(index=last)
+        losses.append(rollout_matching(system, teacher, fake, *given, whole_rollout).loss)
+        losses[-1].backward()
+    assert all(p.grad is None for part in (teacher, fake) for p in part.parameters())
+    found = [loss.item() for loss in losses]
+    assert found[2] == pytest.approx(0.5 * found[0] + 3 * found[1], rel=1e-5)
+    sample = whole_rollout(system, *given)
+    for kind, noise, prompt in ((0, E_VIDEO, 2.0), (1, E_AUDIO, -1.0)):
+        rates, now, then = (VIDEO, AUDIO)[kind], GRID[last], GRID[last + 1]
+        x = whole_path(rates, torch.full_like(clip()[kind], noise), prompt, last, noise)
+        seen = first_channel(x).mean()
+        x0 = x - now * rates.velocity(x, now, now - then, prompt, seen)
+        assert torch.allclose(sample[kind], x0, atol=1e-4)
+        x = (1 - level) * x0 + level * noise
+        seen = first_channel(x).mean()
+        real = x - level * rates.velocity(x, level, 0.0, guided_prompt[kind], seen)
+        false = x - level * fake_rates[kind].velocity(x, level, 0.0, prompt, seen)
+        g = (false - real) / (x0 - real).abs().mean()
+        assert found[kind] == pytest.approx(0.5 * g.square().mean().item(), rel=1e-4)
+    # x0 = x - s v, of which the head's bias is a part: its gradient is -s times the sum of g / n.
+    bias = system.transformer.audio_proj_out.bias.grad.sum()
+    assert bias.item() == pytest.approx(-3 * now * g.mean().item(), rel=1e-4)
+
+
+def test_stage_two_by_hand() -> None:
+    """Equation 6: what the teacher has at its own states, found from the clean past alone."""
+    rates = tuple(r._replace(x=r.x + 0.2, sigma=0.4, d=0.5) for r in (VIDEO, AUDIO))
+    system, teacher = known_system(), known_system(*rates)
+    chosen = recipe(steps=(4,), modalities=(0.5, 3.0))
+    found = ode_loss(system, teacher, clip(), ASKED, chosen, Fixed(index=1))
+    total = 0.0
+    for kind, noise, prompt in ((0, E_VIDEO, 2.0), (1, E_AUDIO, -1.0)):
+        spans, dim = ((VIDEO_SPANS, 2), (AUDIO_SPANS, 1))[kind]
+        begun = torch.full_like(clip()[kind], noise)
+        end = whole_path(rates[kind], begun, prompt, 4, None)
+        for block, (a, b) in enumerate(spans):
+            # The levels of the three blocks are the second to the last of the grid.
+            now, d = GRID[1 + block], GRID[1 + block] - GRID[2 + block]
+            x = whole_path(rates[kind], begun, prompt, 1 + block, None)
+            target = rates[kind].velocity(x, now, d, prompt, first_channel(x).mean())
+            here = x.narrow(dim, a, b - a)
+            seen = memory(first_channel(end.narrow(dim, 0, a)), here)
+            v = (VIDEO, AUDIO)[kind].velocity(here, now, d, prompt, seen)
+            error = (v - target.narrow(dim, a, b - a)).square().mean().item()
+            total += (0.5, 3.0)[kind] * error / BLOCKS
+    assert found.item() == pytest.approx(total, rel=1e-4)
+    found.backward()
+    assert system.transformer.proj_out.bias.grad.abs().sum() > 0
+    assert all(p.grad is None for p in teacher.parameters())

@@ -247,16 +247,24 @@ def test_a_step_learns_from_every_term_that_is_switched_on_and_from_no_other(
             assert all(value > 0 for value in logged.values())
 
 
+@pytest.mark.parametrize("further", [0, 2])
 def test_a_rollout_that_leaves_at_the_last_step_is_what_the_renoise_sampler_generates(
-    system: System, batch: Batch
+    system: System, batch: Batch, further: int
 ) -> None:
-    recipe = MutualRecipe(teacher="bidirectional", steps=(2,), window=1)
+    mix = HistoryMix(further=further)
+    recipe = MutualRecipe(teacher="bidirectional", steps=(2,), window=1, history=mix)
     clip, told = Pair(batch.video, batch.audio), system.told(batch.asked)
-    # The first number decides the grid, the second the exit step.
-    step = next(i for i in range(99) if (d := draws(i)).choice(1) == 0 and d.choice(2) == 1)
+
+    # The first number decides the grid, the second the exit step, the third by how many blocks.
+    def numbers(step: int) -> tuple[int, ...]:
+        drawn = draws(step)
+        return drawn.choice(1), drawn.choice(2), drawn.choice(further + 1)
+
+    step = next(i for i in range(99) if numbers(i) == (0, 1, further))
     asked = draws(step)
-    blocks = by_block(clip, CONFIG.layout)
-    order = [[block.noise(asked) for _ in range(2)] for block in blocks]
+    prefix, *following = by_block(clip, CONFIG.layout)
+    places = prefix, *following[:1] * further, *following
+    order = [[block.noise(asked) for _ in range(2)] for block in places]
     with torch.no_grad():
         made = exit_rollout(system, clip, batch.asked, recipe, draws(step))
         model = BareModel(system.transformer, "x")
@@ -265,11 +273,13 @@ def test_a_rollout_that_leaves_at_the_last_step_is_what_the_renoise_sampler_gene
             model,
             Prompt(told.text),
             state,
-            BLOCKS,
+            len(places),
             sampler_settings("few", 2, None, "renoise"),
             noise=lambda block, step, stream, shape: getattr(order[block][step], stream),
         )
-        for (latents, _), found in zip(expected, by_block(made, CONFIG.layout), strict=True):
+        first, *others = [latents for latents, _ in expected]
+        kept = (first, *others[further:])
+        for latents, found in zip(kept, by_block(made, CONFIG.layout), strict=True):
             assert torch.allclose(found.video, latents.video, atol=1e-5)
             assert torch.allclose(found.audio, latents.audio, atol=1e-5)
 
@@ -299,14 +309,14 @@ def test_the_rivals_loss_reaches_the_network_alone(system: System, batch: Batch)
         for parameter in fake.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=seeded()) * 0.02)
     clip = Pair(batch.video, batch.audio)
-    loss = rollout_matching(system, teacher, fake, clip, batch.asked, recipe, draws())
+    loss, _ = rollout_matching(system, teacher, fake, clip, batch.asked, recipe, draws())
     loss.backward()
     assert loss > 0 and system.transformer.proj_out.weight.grad.abs().sum() > 0
     assert all(p.grad is None for model in (teacher, fake) for p in model.parameters())
     # Two equal scores have nothing to say.
     unguided = replace(recipe, guidance=(1.0, 1.0))
     same = rollout_matching(system, teacher, twin(teacher), clip, batch.asked, unguided, draws())
-    assert same == 0
+    assert same.loss == 0
 
 
 def test_methods_are_one_recipe_with_switches() -> None:

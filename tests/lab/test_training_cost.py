@@ -41,14 +41,17 @@ def test_a_round_has_one_update_of_the_rivals_network_and_its_own_steps(
         stage, method = training_cost.METHODS[name]
         logged.clear()
         found = measure(read_settings(config, stage, method), stage, 1, 1, 0, 1)
-        assert len(found["seconds"]) == expected == len(logged) - 1
-        assert sum("matching" in step for step in logged[1:]) == 1
+        # Each step of the cycle again, to count.
+        assert len(found["seconds"]) == expected == (len(logged) - 1) / 2
+        assert sum("matching" in step for step in logged[1:]) == 2
+        assert found["GFLOP"] > 0
         assert all(seconds > 0 for seconds in found["seconds"])
         assert found["peak MB"] >= found["peak MB of the method"]
 
 
 def rounds(*cycles: list[float], peak: float = 100.0) -> list[dict[str, object]]:
     common = {"processor seconds": [1.0], "peak MB": peak, "peak MB of the method": peak / 2}
+    common["GFLOP"] = 1.0
     return [common | {"seconds": cycle} for cycle in cycles]
 
 
@@ -80,9 +83,9 @@ def test_methods_take_turns_in_processes_of_their_own(
     args = training_cost.parser().parse_args(options)
     args.given = options
     run(args)
-    assert asked == [(r, name) for r in "01" for name in (OURS, RIVAL, TEACHER)]
+    assert asked == [(r, name) for r in "01" for name in training_cost.METHODS]
     written = json.loads((tmp_path / "cost.json").read_text())
-    assert set(written["rows"]) == {OURS, RIVAL, TEACHER}
+    assert set(written["rows"]) == set(training_cost.METHODS)
     assert written["rival over ours"]["seconds per update of the network"] == 2.0
     assert RIVAL in (tmp_path / "cost.md").read_text()
 

@@ -10,10 +10,11 @@ import av
 import numpy as np
 import pytest
 import torch
-from mutual_forcing.lab.training import train
+from mutual_forcing.lab.training import omniforcing, train
 from mutual_forcing.lab.training.data import Batch, LatentSet
 from mutual_forcing.lab.training.latents import encode_set, load_codec
 from mutual_forcing.lab.training.sources import clips_from
+from mutual_forcing.lab.training.stages import TAUGHT
 from mutual_forcing.lab.world.scene import VOCABULARY
 from mutual_forcing.tests.tiny import (
     CHANNELS,
@@ -53,7 +54,9 @@ KINDS = [
     ("mutual", "mutual"),
     ("mutual", "teacher_forcing"),
     ("mutual", "shortcut_only"),
-    ("mutual", "dmd_self_forcing"),
+    ("bidirectional_dmd", "mutual"),
+    ("causal_ode", "mutual"),
+    ("self_forcing", "mutual"),
 ]
 
 
@@ -62,7 +65,7 @@ def test_every_method_goes_on_after_a_kill_with_the_same_numbers(
     folder: Path, stage: str, method: str
 ) -> None:
     options = ["--steps", "3", "--method", method]
-    if method == "dmd_self_forcing":
+    if stage in TAUGHT:
         teacher = run(folder, "teacher", stage="bidirectional")
         teacher.save()
         options += ["--teacher", str(folder.parent / "teacher")]
@@ -82,6 +85,60 @@ def test_every_method_goes_on_after_a_kill_with_the_same_numbers(
     timed = {"seconds", "seconds per step", "peak MB"}
     assert one.keys() == other.keys() > timed
     assert all(one[key] == other[key] for key in one.keys() - timed)
+
+
+def test_the_three_stages_follow_each_other_and_sinks_enter_at_the_second(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle of one, they end at the same weights."""
+    bare = {"transformer": {"num_audio_sink_tokens": 0}, "steps": 2}
+    stages = {"bidirectional": bare, "bidirectional_dmd": bare}
+    stages |= {stage: {"steps": 2} for stage in ("causal_ode", "self_forcing")}
+    config = folder.parent / "stages.json"
+    config.write_text(json.dumps(SETTINGS | {"stages": stages}))
+    init = run(folder, "init")
+    init.save()
+    taken = train.Run.advance
+
+    def work(out: str) -> dict[str, torch.Tensor]:
+        words = ["--init", init.args.out, "--latents", folder, "--config", config]
+        words += ["--out", folder.parent / out]
+        omniforcing.work(omniforcing.parser().parse_args([str(word) for word in words]))
+        return load_file(folder.parent / out / "self_forcing" / "weights.safetensors")
+
+    expected = work("whole")
+
+    def killed(made: train.Run, progress: float) -> dict[str, torch.Tensor]:
+        if made.args.out.name == "causal_ode" and made.step == 1:
+            made.save()
+            raise KeyboardInterrupt
+        return taken(made, progress)
+
+    monkeypatch.setattr(train.Run, "advance", killed)
+    with pytest.raises(KeyboardInterrupt):
+        work("parts")
+    monkeypatch.setattr(train.Run, "advance", taken)
+    found = work("parts")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    sinks = "transformer.audio_sink_tokens"
+    weights = [
+        load_file(folder.parent / "whole" / stage / "weights.safetensors")
+        for stage in omniforcing.CHAIN
+    ]
+    assert [sinks in one for one in weights] == [False, False, True, True]
+
+
+def test_combinations_that_are_held_out_are_never_drawn(folder: Path) -> None:
+    ids = {word: 1 + VOCABULARY.index(word) for word in ("red", "ball", "green")}
+    rows = np.full((8, 1, 32), 1 + VOCABULARY.index("a"), np.int16)
+    rows[0, 0, :3] = list(ids.values())
+    rows[1:4, 0, :2] = ids["ball"], ids["red"]
+    later = rows.copy()
+    later[4, 0, 5:8] = list(ids.values())
+    np.save(folder / "captions.npy", rows)
+    np.save(folder / "later.npy", later)
+    data = LatentSet([folder], CONFIG, {"ball": 5.0}, [list(ids)])
+    assert data.weights[0].tolist() == [0, 5, 5, 5, 0, 1, 1, 1]
 
 
 def test_lines_of_steps_that_were_lost_are_taken_back(folder: Path) -> None:
