@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..networks.allocated import allocated_bytes
 from ..networks.config import TransformerConfig
+from ..networks.kept_keys import AS_COMPUTED, Kept
 
 # The allocator's slack and what the small model's decoders use; measured generously.
 WORKING_BYTES = 256 * 1024 * 1024
@@ -20,6 +21,8 @@ def stream_bytes(
     guided: bool = True,
     text_tokens: int = 0,
     laid_out: bool = False,
+    kept: Kept = AS_COMPUTED,
+    on_cpu: bool = False,
 ) -> int:
     """The most bytes that a stream has at once: `allocated_bytes` and some slack."""
     return WORKING_BYTES + allocated_bytes(
@@ -32,6 +35,8 @@ def stream_bytes(
         branches=1 + guided,
         text_tokens=text_tokens,
         laid_out=laid_out,
+        kept=kept,
+        on_cpu=on_cpu,
     )
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from ..networks.config import TransformerConfig
 from ..networks.execution import EAGER, Execution, Workspace
 from ..networks.full_sequence import causal_forward
+from ..networks.kept_keys import AS_COMPUTED, Kept
 from ..networks.kv_cache import OpenBlock, RollingCache
 from ..networks.memory_branch import Remembered
 from ..networks.transformer import text_keys
@@ -47,7 +48,10 @@ def causal_config(golden: Golden) -> TransformerConfig:
 
 @torch.no_grad()
 def errors(
-    golden: Golden, execution: Execution = EAGER, device: torch.device | str = "cpu"
+    golden: Golden,
+    execution: Execution = EAGER,
+    device: torch.device | str = "cpu",
+    kept: Kept = AS_COMPUTED,
 ) -> Iterator[tuple[str, float]]:
     """Relative error of every quantity, by name."""
     golden = golden.on(torch.device(device))
@@ -69,7 +73,7 @@ def errors(
     constants = SigmaConstants(model, video)
     for name, remembered in (("cached", None), ("cached_memory", memory)):
         workspace = Workspace(execution, golden.device)
-        cache = RollingCache(run["recent_blocks"], opening=config.opening_blocks)
+        cache = RollingCache(run["recent_blocks"], opening=config.opening_blocks, kept=kept)
         size = golden.height, golden.width
         for block in range(3):
             frames, sounds = config.layout.video_span(block), config.layout.audio_span(block)
@@ -82,7 +86,7 @@ def errors(
                 out = opened.velocity(*now, text, at, memory=remembered)
         yield from golden.compare(name, *out, "velocity")
     sampler = SamplerSettings("multi", tuple(golden["rollout.sigmas"].tolist()), method="renoise")
-    settings = StreamSettings(golden.height, golden.width, run["recent_blocks"])
+    settings = StreamSettings(golden.height, golden.width, run["recent_blocks"], kept=kept)
     plain = golden.model(replace(config, memory_interval=0))
     for name, network in (("plain", plain), ("full", model)):
         bare = BareModel(network, name, torch.empty(0, device=golden.device))

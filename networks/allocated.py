@@ -7,6 +7,7 @@ values are nearly all of it.
 from __future__ import annotations
 
 from .config import TransformerConfig
+from .kept_keys import AS_COMPUTED, ON_HOST, Kept
 from .kv_cache import key_bytes, most_blocks
 
 # Noise levels whose modulation is held: the refresh's, four steps', and the first step's once more
@@ -25,6 +26,8 @@ def allocated_bytes(
     branches: int,
     text_tokens: int,
     laid_out: bool = False,
+    kept: Kept = AS_COMPUTED,
+    on_cpu: bool = False,
 ) -> int:
     """Bytes of keys and values for a window and the prompt, and of one pass.
 
@@ -35,11 +38,16 @@ def allocated_bytes(
         branches: 2 where the empty prompt has keys of its own.
         text_tokens: length of the prompt's embedding.
         laid_out: for recorded passes, which have two copies of the past in memory that stays.
+        kept: how and where keys and values wait.
+        on_cpu: where what a layer's are joined in is used again.
     """
     layout, wide, narrow = config.layout, config.video_dim, config.audio_dim
     blocks = most_blocks(config, window)
     # While a block is read there are its keys too, and nobody has let go of the oldest ones yet.
-    keys = key_bytes(config, blocks, height, width, element_size) * (3 if laid_out else 1)
+    keys = key_bytes(config, blocks, height, width, element_size, kept) * (3 if laid_out else 1)
+    if kept == ON_HOST:  # those of two layers are here
+        past = key_bytes(config, blocks - 1, height, width, element_size)
+        keys += 2 * past // config.num_layers
     per_token = 1 if config.cross_attention_adaln else 2 * config.num_layers
     text = per_token * text_tokens * (wide + narrow) * element_size
     seen = layout.video_latents(blocks) * height * width
@@ -52,15 +60,17 @@ def allocated_bytes(
         batch * branches * keys
         + branches * (text + tables)
         + levels
-        + batch * _pass_bytes(config, seen, height * width, element_size)
+        + batch * _pass_bytes(config, seen, heard, height * width, element_size, on_cpu)
     )
 
 
-def _pass_bytes(config: TransformerConfig, seen: int, grid: int, element_size: int) -> int:
+def _pass_bytes(
+    config: TransformerConfig, seen: int, heard: int, grid: int, element_size: int, on_cpu: bool
+) -> int:
     """What a pass over two blocks has at once, at the larger one of a layer's two peaks.
 
     Args:
-        seen: tokens of the pictures that are attended over.
+        seen, heard: tokens that are attended over.
     """
     wide, narrow = config.video_dim, config.audio_dim
     tokens = max(2 * config.layout.video_next, config.layout.video_first) * grid
@@ -70,4 +80,8 @@ def _pass_bytes(config: TransformerConfig, seen: int, grid: int, element_size: i
     # Four times as wide before and after GELU; beside them what the layer made of the tokens so
     # far, and each half's keys and values for the other modality.
     feed_forward = 15 * tokens * wide + 4 * seen * narrow
+    if on_cpu:
+        joined = 4 * seen * (wide + narrow) + 8 * heard * narrow
+        attention = joined + 4 * tokens * wide
+        feed_forward = joined + 17 * tokens * wide  # with what operators make on their way
     return int(max(attention, feed_forward) * element_size)

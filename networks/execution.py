@@ -27,6 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .checked import reason_of
 from .config import TransformerConfig
+from .kept_keys import Carrier
 from .kernels import PLAIN, Kernels, compiled_kernels
 from .lanes import ONE_LANE, Lanes, TwoLanes
 from .rope import ModalityTables, RopeTable, block_tables
@@ -95,10 +96,11 @@ class Execution:
         ways = "+".join(way for way in WAYS if getattr(self, way))
         return AUTOMATIC if self.automatic else ways or "eager"
 
-    def chosen(self, model: nn.Module, device: torch.device, needed: int = 0) -> Execution:
+    def chosen(self, model: nn.Module, device: torch.device, needed: int | None = 0) -> Execution:
         """What is carried out over a model on a device: itself, unless it is automatic.
 
-        `needed` are the bytes of a stream whose past is laid out for graphs, beside the weights.
+        `needed` are the bytes of a stream whose past is laid out for graphs, beside the weights;
+        None where it cannot be.
 
         On a CPU plain passes are the fastest, because nothing is won by starting less. On CUDA
         everything that can be had: kernels are fused where they can be compiled, lanes and graphs
@@ -110,7 +112,7 @@ class Execution:
         if device.type != "cuda":
             return whole
         still = replace(whole, graph=True).unfit(model, device) is None
-        graph = still and needed <= (free_bytes(device) if needed else 0)
+        graph = still and needed is not None and needed <= (free_bytes(device) if needed else 0)
         return replace(whole, compiled=_compiles(device), lanes=still, graph=graph)
 
     def unavailable(self, device: torch.device) -> str | None:
@@ -248,6 +250,7 @@ class Workspace:
         self._tables: tuple[int, ModalityTables] | None = None
         self._of_block: dict[int, ModalityTables] = {}
         self._joined: dict[int, list[Tensor]] = {}
+        self._device, self._carrier = device, None
         self._refused = False
         self._warm: dict[str, tuple[object, ...]] = {}
         self._passes: dict[tuple[str, int], tuple[tuple[object, ...], _Recorded]] = {}
@@ -263,6 +266,12 @@ class Workspace:
             del held
             self._buffers[name] = like.new_empty(shape), like.new_empty(shape)
         return self._buffers[name]
+
+    def carrier(self, layers: int) -> Carrier:
+        """What brings keys and values from the host's memory, where they are kept there."""
+        if self._carrier is None:
+            self._carrier = Carrier(self._device, layers)
+        return self._carrier
 
     def tables(
         self, config: TransformerConfig, blocks: int, height: int, width: int, like: Tensor

@@ -85,7 +85,9 @@ def norm_heads(
 
 def keep(keys: Tensor, values: Tensor, k: Tensor, v: Tensor, table: RopeTable) -> None:
     """Write the rotated keys k (.., a, n, d) into `keys` and v, as it is, into `values`."""
-    keys.copy_(rotate(k, table))
+    (first, second), (own, other), (cos, sin) = k.chunk(2, -1), keys.chunk(2, -1), table
+    own.copy_(first).mul_(cos).sub_(second * sin)
+    other.copy_(second).mul_(cos).add_(first * sin)
     values.copy_(v)
 
 

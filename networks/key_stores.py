@@ -3,22 +3,26 @@
 b batch, a heads, n tokens of this block, m tokens attended over, d head dim.
 Keys are kept unrotated, because the past moves to other positions as the window rolls. `JoinedPast`
 puts them together with the block's and rotates them where they are used, one layer at a time, so
-that a window is in memory once. A recorded pass needs its past in the same place each time:
-`LaidOutPast` has all layers' rotated keys, and a copy of the values, in memory that stays.
+that a window is in memory once, and as it is kept there (`kept_keys.py`). A recorded pass needs its
+past in the same place each time: `LaidOutPast` has all layers' rotated keys, and a copy of the
+values, in memory that stays.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .attention import KeyValueStore
+from .kept_keys import BlockKeys, Kept, KeysValues, as_kept, read, write
 from .kernels import Kernels
 from .rope import RopeTable
 
-KeysValues = tuple[Tensor, Tensor]
+Rooms = Callable[[str, tuple[int, ...], Tensor], tuple[Tensor, Tensor]]
+"""Memory for the keys and values of an attention, of a shape, like another tensor."""
 
 
 class Store(KeyValueStore, Protocol):
@@ -29,17 +33,13 @@ class Store(KeyValueStore, Protocol):
         ...
 
 
-def _kept(record: dict[str, KeysValues] | None, name: str, k: Tensor, v: Tensor) -> None:
-    for kept, new in zip(record[name], (k, v), strict=True) if record is not None else ():
-        kept.copy_(new)
-
-
 class JoinedPast:
     """The past as it is kept, put together and rotated each time.
 
     Args:
-        past: (keys, values) of every block, by attention.
+        past: what is kept of every block, of this layer, where it is computed.
         tables: of the past and the block, by attention.
+        rooms: where they are put together; None: in new memory, in fewer and larger steps.
 
     Attributes:
         record: where the block's own keys and values are written, unrotated, by attention; None:
@@ -47,23 +47,45 @@ class JoinedPast:
     """
 
     def __init__(
-        self, kernels: Kernels, past: dict[str, list[KeysValues]], tables: dict[str, RopeTable]
+        self,
+        kernels: Kernels,
+        kept: Kept,
+        past: Callable[[], Sequence[BlockKeys]],
+        tables: dict[str, RopeTable],
+        rooms: Rooms | None = None,
     ) -> None:
-        self.kernels, self.past, self.tables = kernels, past, tables
+        self.kernels, self.kept, self.past, self.tables = kernels, kept, past, tables
+        self.rooms = rooms
         self.record: dict[str, KeysValues] | None = None
+        self._received: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def extend(self, name: str, k: Tensor, v: Tensor, rope: RopeTable) -> KeysValues:
+    def extend(self, name: str, k: Tensor, v: Tensor, rope: RopeTable) -> tuple[Tensor, Tensor]:
         """Keys and values of the past and the block."""
-        _kept(self.record, name, k, v)
-        past = self.past[name]
-        if not past:
+        if self.record is not None:
+            write(self.record[name], k, v)
+        parts = [getattr(block, name) for block in self.past()]
+        if name in self._received:
+            parts.append(self._received.pop(name))
+        if not parts:
             return self.kernels.rotate(k, rope), v
-        keys, values = zip(*past, (k, v), strict=True)
-        k = self.kernels.rotate(torch.cat(keys, dim=2), self.tables[name])
-        return k, torch.cat(values, dim=2)
+        parts.append((k, v))
+        table = self.tables[name]
+        if self.rooms is None or torch.is_grad_enabled():
+            keys, values = zip(*(read(part, k) for part in parts), strict=True)
+            k = self.kernels.rotate(torch.cat(keys, dim=2), table)
+            return k, torch.cat(values, dim=2)
+        batch, heads, _, dim = k.shape
+        all_k, all_v = self.rooms(name, (batch, heads, table.cos.shape[1], dim), k)
+        stop = 0
+        for part in parts:
+            start, stop = stop, stop + part[0].shape[2]
+            places = all_k[:, :, start:stop], all_v[:, :, start:stop]
+            self.kernels.keep(*places, *read(part, k), table.tokens(start, stop))
+        return all_k, all_v
 
     def receive(self, name: str, k: Tensor, v: Tensor) -> None:
-        """Nothing to do: what is kept of that block is part of the past."""
+        """Until the block's own come."""
+        self._received[name] = as_kept(self.kept, k, v)
 
 
 class Slot:
@@ -90,9 +112,10 @@ class LaidOutPast:
         self.kernels, self.slots = kernels, slots
         self.record: dict[str, KeysValues] | None = None
 
-    def extend(self, name: str, k: Tensor, v: Tensor, rope: RopeTable) -> KeysValues:
+    def extend(self, name: str, k: Tensor, v: Tensor, rope: RopeTable) -> tuple[Tensor, Tensor]:
         """Keys and values of the past and the block."""
-        _kept(self.record, name, k, v)
+        if self.record is not None:
+            write(self.record[name], k, v)
         slot = self.slots.get(name)
         if slot is None:
             return self.kernels.rotate(k, rope), v

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,18 @@ from torch import Tensor, nn
 
 from .config import TransformerConfig
 from .execution import EAGER, Tensors, Workspace
-from .key_stores import JoinedPast, KeysValues, LaidOutPast, Slot, TwoPasts, tables_beside
+from .kept_keys import (
+    AS_COMPUTED,
+    ATTENTIONS,
+    ON_HOST,
+    BlockKeys,
+    Kept,
+    KeysValues,
+    kept_bytes,
+    placed,
+    room,
+)
+from .key_stores import JoinedPast, LaidOutPast, Rooms, Slot, TwoPasts, tables_beside
 from .lanes import ONE_LANE
 from .layer import FreshKeys, Pass, Text
 from .memory_branch import Remembered, encoded
@@ -32,18 +44,6 @@ from .rope import ModalityTables
 from .transformer import patch_audio, patch_video, run_layers, write_keys
 
 NO_PAST = FreshKeys()
-
-
-class BlockKeys(NamedTuple):
-    """One block's keys (unrotated) and values of all layers, each (l, b, a, n, d)."""
-
-    video: KeysValues
-    audio: KeysValues
-    audio_to_video: KeysValues
-    video_to_audio: KeysValues
-
-
-ATTENTIONS = BlockKeys._fields
 
 
 def kept_blocks(end: int, window: int, opening: int) -> tuple[int, ...]:
@@ -59,13 +59,23 @@ def most_blocks(config: TransformerConfig, window: int) -> int:
 
 
 def key_bytes(
-    config: TransformerConfig, blocks: int, height: int, width: int, element_size: int
+    config: TransformerConfig,
+    blocks: int,
+    height: int,
+    width: int,
+    element_size: int,
+    kept: Kept = AS_COMPUTED,
 ) -> int:
-    """Memory of the keys and values of the first `blocks` blocks of one clip, in all layers."""
+    """Memory of the keys and values of the first `blocks` blocks of one clip, in all layers, where
+    they are computed."""
     video = config.layout.video_latents(blocks) * height * width
     audio = config.layout.audio_latents(blocks) + config.num_audio_sink_tokens
-    own = video * config.video_dim + audio * config.audio_dim
-    return 2 * element_size * config.num_layers * (own + (video + audio) * config.audio_dim)
+    crossing = video + audio
+    numbers = video * config.video_dim + (audio + crossing) * config.audio_dim
+    rows = video * config.num_attention_heads
+    rows += (audio + crossing) * config.audio_num_attention_heads
+    each = 2 * config.num_layers
+    return kept_bytes(kept, each * numbers, each * rows, element_size)
 
 
 @dataclass(frozen=True)
@@ -77,12 +87,14 @@ class RollingCache:
         indices: absolute index of every kept block.
         blocks: their keys and values.
         opening: blocks from the first on that all see all before them.
+        kept: how and where the keys and values lie.
     """
 
     window: int
     indices: tuple[int, ...] = ()
     blocks: tuple[BlockKeys, ...] = ()
     opening: int = 0
+    kept: Kept = AS_COMPUTED
 
     def __post_init__(self) -> None:
         if self.window < 1:
@@ -103,20 +115,13 @@ class RollingCache:
         return replace(self, indices=indices, blocks=tuple(held[index] for index in indices))
 
     def to(self, like: Tensor) -> RollingCache:
-        """The same keys and values in the dtype and on the device of `like`."""
-        blocks = tuple(
-            BlockKeys(*((k.to(like), v.to(like)) for k, v in block)) for block in self.blocks
-        )
-        return replace(self, blocks=blocks)
+        """The same keys and values as they are kept where `like` is computed."""
+        place = partial(placed, self.kept, like=like)
+        return replace(self, blocks=tuple(block.map(place) for block in self.blocks))
 
     def bytes(self) -> int:
         """Memory of the kept keys and values."""
-        return sum(
-            tensor.numel() * tensor.element_size()
-            for block in self.blocks
-            for keys_values in block
-            for tensor in keys_values
-        )
+        return sum(tensor.nbytes for block in self.blocks for tensor in block.tensors())
 
 
 class BlockInput(NamedTuple):
@@ -238,17 +243,39 @@ class OpenBlock:
     def _joined(self, cache: RollingCache) -> tuple[JoinedPast, ...]:
         """Stores that put the past together where it is used."""
         known = [block for block in cache.blocks if block is not None]
+        layers = self.model.config.num_layers
+        carrier = self.workspace.carrier(layers) if cache.kept == ON_HOST and known else None
+
+        def past(layer: int) -> Callable[[], list[BlockKeys]]:
+            if carrier is not None:
+                return partial(carrier.bring, layer, known)
+            held = [block.layer(layer) for block in known]
+            return lambda: held
+
         return tuple(
             JoinedPast(
                 self.workspace.kernels,
-                {
-                    name: [(k[layer], v[layer]) for k, v in (getattr(x, name) for x in known)]
-                    for name in ATTENTIONS
-                },
+                cache.kept,
+                past(layer),
                 self._past_tables,
+                self._rooms(cache.kept),
             )
-            for layer in range(self.model.config.num_layers)
+            for layer in range(layers)
         )
+
+    def _rooms(self, kept: Kept) -> Rooms | None:
+        """On a CPU the same memory for all layers, because new memory costs time there. Elsewhere
+        new one: the lanes do not wait for each other before they lay out another layer's."""
+
+        def again(name: str, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
+            return self.workspace.buffers(f"{name}{self.place}", shape, like)
+
+        def anew(_name: str, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
+            return like.new_empty(shape), like.new_empty(shape)
+
+        if self.like.device.type == "cpu":
+            return again
+        return None if kept == AS_COMPUTED else anew
 
     def _laid_out(self) -> tuple[LaidOutPast, ...]:
         """Stores that have the past rotated and laid out, in memory that stays."""
@@ -270,7 +297,7 @@ class OpenBlock:
             return config.num_attention_heads, config.attention_head_dim
         return config.audio_num_attention_heads, config.audio_attention_head_dim
 
-    def _lay_out(self, name: str) -> KeysValues:
+    def _lay_out(self, name: str) -> tuple[Tensor, Tensor]:
         """Rotated keys, and values, of the past in all layers: (l, b, a, m, d), then room."""
         layout, grid = self.model.config.layout, self.height * self.width
         table = self._past_tables[name]
@@ -354,8 +381,6 @@ class OpenBlock:
 
         def both(video: Tensor, audio: Tensor, run: Pass) -> Tensors:
             kept = before.recorded(batch)
-            if not self.workspace.keeps_still:
-                self.stores = self._joined(before.cache.append(kept, before.index))
             tables = run.tables
             if not alike:
                 tables = ModalityTables(
@@ -368,14 +393,15 @@ class OpenBlock:
             run = replace(run, tables=tables, stores=tuple(TwoPasts(*pair) for pair in pairs))
             velocity = run_layers(self.model, video, audio, run, latter=True)
             before.record_nothing()
-            return *velocity, *(tensor for pair in kept for tensor in pair)
+            return *velocity, *kept.tensors()
 
         name = "refresh and denoise"
         repeats = before.is_full and self.is_full
         out = self._run(name, both, (clean, given), modulation, repeats)
-        keys_values = zip(out[2::2], out[3::2], strict=True)
-        self.cache = before.cache.append(BlockKeys(*keys_values), before.index)
+        self.cache = before.cache.append(BlockKeys.of(out[2:]), before.index)
         self.follows = None
+        if not self.workspace.keeps_still:
+            self.stores = self._joined(self.cache)
         return out[:2]
 
     @torch.no_grad()
@@ -411,26 +437,24 @@ class OpenBlock:
                 stores = tuple(TwoPasts(store, NO_PAST) for store in stores)
             write_keys(self.model, video, audio, replace(run, stores=stores))
             self.record_nothing()
-            return tuple(tensor for pair in kept for tensor in pair)
+            return kept.tensors()
 
         with self.workspace.watch("refresh"):
             flat = self._run(name, refresh, given, modulation)
-        keys_values = zip(flat[::2], flat[1::2], strict=True)
-        return self.cache.append(BlockKeys(*keys_values), self.index)
+        return self.cache.append(BlockKeys.of(flat), self.index)
 
     def recorded(self, batch: int) -> BlockKeys:
         """Where the keys and values of this block go that are made from now on."""
 
-        def room(name: str) -> KeysValues:
+        def place(name: str) -> KeysValues:
             heads, dim = self._heads(name)
             start, stop = self.spans[name]
             shape = self.model.config.num_layers, batch, heads, stop - start, dim
-            return self.like.new_empty(shape), self.like.new_empty(shape)
+            return room(self.cache.kept, shape, self.like)
 
-        kept = BlockKeys(*map(room, ATTENTIONS))
+        kept = BlockKeys(*map(place, ATTENTIONS))
         for layer, store in enumerate(self.stores):
-            pairs = zip(ATTENTIONS, kept, strict=True)
-            store.record = {name: (k[layer], v[layer]) for name, (k, v) in pairs}
+            store.record = kept.layer(layer)._asdict()
         return kept
 
     def record_nothing(self) -> None:

@@ -20,6 +20,7 @@ from ..host.unread import unread
 from ..model_loaders.memory import frame_bytes, stream_bytes
 from ..networks.checked import quoted
 from ..networks.execution import AUTOMATIC, CHOICES, Execution
+from ..networks.kept_keys import AS_COMPUTED
 from ..samplers.clock import Clock
 from ..samplers.noise import varied_seed
 from ..samplers.parking import spooled
@@ -313,6 +314,8 @@ def read(
         element_size=model.like.element_size(),
         guided=guided,
         text_tokens=model.about.text_tokens,
+        kept=settings.kept,
+        on_cpu=model.like.device.type == "cpu",
     )
     load = partial(model.load, needed(), () if decoder is None else decoder.beside)
     load()
@@ -332,7 +335,8 @@ def read(
     prompts = {"positive": positive, "negative": negative}
     remarks += unread(wire, prompts, guided=guided)
     if path.automatic:
-        path = path.chosen(model.transformer, model.like.device, needed(laid_out=True))
+        still = needed(laid_out=True) if settings.kept == AS_COMPUTED else None
+        path = path.chosen(model.transformer, model.like.device, still)
         remarks.append(f"execution: {path.name}")
     settled = model, prompt, state, sampler, blocks, start, coming, path, asked
     return Request(*settled, decoder, tuple(remarks), encode)

@@ -12,6 +12,7 @@ from ..host.clip_file import clip_writer
 from ..host.conditioning import Conditioning
 from ..host.live import LiveRun
 from ..host.page import Progress, graph_notes, show_run
+from ..networks.kept_keys import AS_COMPUTED, KEPT, Kept
 from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.chunk import chunk_origin, chunk_tensors
 from ..samplers.decode import DecodedBlock
@@ -84,6 +85,18 @@ class StreamSettingsNode(io.ComfyNode):
                     tooltip="How many clips are made at once, of this seed and those that follow "
                     "it, side by side in one video. Rewind Stream goes on with one of them.",
                 ),
+                io.Combo.Input(
+                    "kept",
+                    options=list(KEPT),
+                    default=AS_COMPUTED,
+                    optional=True,
+                    advanced=True,
+                    display_name="keys and values",
+                    tooltip="How the stream's memory lies on a graphics card, for one that is too "
+                    "small. 8 bit: half of it; numbers change by up to 0.3 % of the largest. in "
+                    "the computer's memory: none of it, and nothing changes; slower, because it "
+                    "comes over in every step.",
+                ),
                 io.Latent.Input(
                     "start",
                     optional=True,
@@ -118,12 +131,14 @@ class StreamSettingsNode(io.ComfyNode):
         window: int,
         seed: int,
         takes: int = 1,
+        kept: Kept = AS_COMPUTED,
         start: dict[str, object] | None = None,
     ) -> io.NodeOutput:
         """Wrap them."""
-        limits.check(cls, width=width, height=height, window=window, seed=seed, takes=takes)
+        numbers = {"width": width, "height": height, "window": window, "seed": seed}
+        limits.check(cls, **numbers, takes=takes, kept=kept)
         given = None if start is None else start_of(start["samples"], start.get("noise_mask"))
-        return io.NodeOutput(StreamPlan(width, height, window, seed, given, takes))
+        return io.NodeOutput(StreamPlan(width, height, window, seed, given, takes, kept))
 
 
 class SampleChunk(io.ComfyNode):

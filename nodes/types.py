@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from comfy_api.latest import io
 
 from ..host.stream_model import StreamModel
+from ..networks.kept_keys import AS_COMPUTED, Kept
 from ..networks.video_codec import SPACE_STRIDE
 from ..samplers.rollout import new_stream
 from ..samplers.start import Start
@@ -35,6 +36,7 @@ class StreamPlan:
     seed: int = 0
     start: Start | None = field(default=None, repr=False)
     takes: int = 1
+    kept: Kept = AS_COMPUTED
 
     def __post_init__(self) -> None:
         for name, value in (("width", self.width), ("height", self.height)):
@@ -78,4 +80,4 @@ class StreamPlan:
             )
         window = self.window or usual.window
         seeds = tuple((self.seed + take) % SEEDS_END for take in range(self.takes))
-        return new_stream(model, StreamSettings(rows, columns, window, seeds))
+        return new_stream(model, StreamSettings(rows, columns, window, seeds, self.kept))

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..networks.kv_cache import RollingCache
 from .state import BlockLatents, StreamState
@@ -71,7 +72,4 @@ def _on_host(cache: RollingCache | None, before: RollingCache | None) -> Rolling
         return None
     held = {} if before is None else dict(zip(before.indices, before.blocks, strict=True))
     blocks = (held.get(i, block) for i, block in zip(cache.indices, cache.blocks, strict=True))
-    return replace(
-        cache,
-        blocks=tuple(type(block)(*((k.cpu(), v.cpu()) for k, v in block)) for block in blocks),
-    )
+    return replace(cache, blocks=tuple(block.map(Tensor.cpu) for block in blocks))

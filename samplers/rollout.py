@@ -24,7 +24,8 @@ from ..networks.allocated import allocated_bytes
 from ..networks.checked import quoted
 from ..networks.config import TransformerConfig
 from ..networks.execution import EAGER, Execution, Workspace, to_device
-from ..networks.kv_cache import BlockInput, BlockKeys, OpenBlock, RollingCache, kept_blocks
+from ..networks.kept_keys import AS_COMPUTED, BlockKeys
+from ..networks.kv_cache import BlockInput, OpenBlock, RollingCache, kept_blocks
 from ..networks.layer import Text
 from ..networks.memory_branch import Remembered
 from ..networks.modulation import (
@@ -175,7 +176,8 @@ class NonFiniteBlockError(RuntimeError):
 def new_stream(model: StreamModel, settings: StreamSettings) -> StreamState:
     """The state before the first block."""
     layout = model.transformer.config.layout
-    cache = RollingCache(settings.window, opening=model.transformer.config.opening_blocks)
+    opening = model.transformer.config.opening_blocks
+    cache = RollingCache(settings.window, opening=opening, kept=settings.kept)
     return StreamState(settings, model.model_id, layout, (), cache, model_title=model.title)
 
 
@@ -269,7 +271,8 @@ class _Branch:
         their own attention (docs/ltx23.md, section 5).
         """
         opening = self.model.config.opening_blocks
-        cache = cache or RollingCache(self.settings.window, opening=opening)
+        fresh = RollingCache(self.settings.window, opening=opening, kept=self.settings.kept)
+        cache = cache or fresh
         rebuilding = state.next_block - cache.next_block > 1
 
         def read_with(block: int, index: int, text: Text, memory: Remembered | None) -> BlockInput:
@@ -564,8 +567,14 @@ def rollout(
         text_tokens=first.text.sample.shape[-2],
         laid_out=True,
     )
-    execution = execution.chosen(network, like.device, needed)
+    still = settings.kept == AS_COMPUTED
+    execution = execution.chosen(network, like.device, needed if still else None)
     reason = execution.unfit(network, like.device)
+    if execution.graph and not still:
+        reason = (
+            "graphs need keys and values that stay where they are as they were computed, and "
+            f"those of this stream are kept otherwise ({settings.kept})"
+        )
     if reason:
         raise ValueError(f"{reason}; choose another execution path")
     branches = [_Branch(network, state.settings, like, execution) for _ in range(1 + is_guided)]

@@ -20,7 +20,8 @@ from torch import Tensor
 from ..networks.audio_codec import AudioDecoderState
 from ..networks.checked import one_line, quoted
 from ..networks.config import TransformerConfig
-from ..networks.kv_cache import ATTENTIONS, RollingCache, kept_blocks
+from ..networks.kept_keys import AS_COMPUTED, ATTENTIONS, EIGHT_BITS, KEPT, Kept
+from ..networks.kv_cache import RollingCache, kept_blocks
 from ..networks.layout import BlockLayout
 from ..networks.video_codec import SPACE_STRIDE, VideoDecoderState
 from ..networks.vocoder import Controls, VocoderState
@@ -31,6 +32,7 @@ from .speech import Speech, check_speeches
 from .stream_memory import AUDIO_TOKENS, COLOUR_GRID, StreamMemory, picture_tokens, remembered
 
 STATE_VERSION = 2
+SCALES = ("k_scale", "v_scale")
 _LOOKED_BACK = 2  # blocks before the one that is decoded: decoders see a few latents back
 # More than any picture has of latents a side (32 pixels each), and than any window has of seconds.
 LARGEST_GRID, MOST_WINDOW = 256, 3600
@@ -91,12 +93,14 @@ class StreamSettings:
         height, width: latent grid.
         window: blocks of history kept besides the prefix.
         seeds: one per clip of the batch.
+        kept: how and where keys and values wait for the next pass.
     """
 
     height: int
     width: int
     window: int
     seeds: tuple[int, ...] = (0,)
+    kept: Kept = AS_COMPUTED
 
     def __post_init__(self) -> None:
         if not (1 <= self.height <= LARGEST_GRID and 1 <= self.width <= LARGEST_GRID):
@@ -107,6 +111,11 @@ class StreamSettings:
         if not 1 <= self.window <= MOST_WINDOW:
             raise ValueError(
                 f"stream settings: window is {self.window} blocks, expected 1 to {MOST_WINDOW}"
+            )
+        if self.kept not in KEPT:
+            raise ValueError(
+                f"stream settings: keys and values are kept {quoted(self.kept)}, expected one of: "
+                f"{', '.join(KEPT)}"
             )
         if not self.seeds:
             raise ValueError("stream settings: no seed, expected one per clip of the batch")
@@ -217,8 +226,7 @@ class StreamState:
     def key_bytes(self) -> int:
         """Memory of the keys and values."""
         caches = [cache for cache in (self.cache, self.unguided) if cache is not None]
-        tensors = (x for one in caches for block in one.blocks for pair in block for x in pair)
-        return sum(x.numel() * x.element_size() for x in tensors)
+        return sum(cache.bytes() for cache in caches)
 
     def reseeded(self, seeds: tuple[int, ...]) -> StreamState:
         """The same past with other seeds for what follows.
@@ -294,10 +302,9 @@ def take_of(state: StreamState, number: int) -> StreamState:
     def keys(cache: RollingCache | None) -> RollingCache | None:
         if cache is None:
             return None
-        blocks = tuple(
-            type(block)(*((k[:, one], v[:, one]) for k, v in block)) for block in cache.blocks
+        return replace(
+            cache, blocks=tuple(block.map(lambda x: x[:, one]) for block in cache.blocks)
         )
-        return replace(cache, blocks=blocks)
 
     memory = state.memory
     if memory is not None:
@@ -355,10 +362,12 @@ def check_state(state: StreamState, model: StreamModel) -> None:
             cache.next_block > state.next_block
             or cache.window != state.settings.window
             or cache.opening != config.opening_blocks
+            or cache.kept != state.settings.kept
         ):
             raise ValueError(
                 f"stream state holds keys up to block {cache.next_block} in a window of "
-                f"{cache.window}, expected at most {state.next_block} and {state.settings.window}: "
+                f"{cache.window} ({cache.kept}), expected at most {state.next_block} and "
+                f"{state.settings.window} ({state.settings.kept}): "
                 "go on from state.without_keys(), which makes them again"
             )
     if (state.past is not None) != bool(config.memory_interval and state.next_block):
@@ -449,9 +458,15 @@ def check_shapes(
             heard = sounds if index else "sounds of block 0"
             tokens = frames * grid, heard, heard, frames * grid
             for name, count, pair in zip(ATTENTIONS, tokens, block, strict=True):
-                shape = "layers", batch, f"{name} heads", count, f"{name} head size"
-                for letter, tensor in zip("kv", pair, strict=True):
-                    check(f"{branch}.{index}.{name}.{letter}", tensor, *shape)
+                row = "layers", batch, f"{name} heads", count
+                for part, tensor in zip(parts_of(settings.kept), pair, strict=True):
+                    last = 1 if part in SCALES else f"{name} head size"
+                    check(f"{branch}.{index}.{name}.{part}", tensor, *row, last)
+
+
+def parts_of(kept: Kept) -> tuple[str, ...]:
+    """The names of an attention's tensors."""
+    return ("k", "v", *SCALES) if kept == EIGHT_BITS else ("k", "v")
 
 
 def _spans(layout: BlockLayout, block: int) -> tuple[tuple[int, int], tuple[int, int]]:

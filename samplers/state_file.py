@@ -21,12 +21,15 @@ from torch import Tensor
 
 from ..networks.checked import reason_of, some
 from ..networks.config import Latents
-from ..networks.kv_cache import ATTENTIONS, BlockKeys, RollingCache, kept_blocks
+from ..networks.kept_keys import AS_COMPUTED, ATTENTIONS, EIGHT_BITS, BlockKeys, Kept
+from ..networks.kept_keys import FORMAT as SHORT
+from ..networks.kv_cache import RollingCache, kept_blocks
 from ..networks.layout import BlockLayout
 from . import version
 from .schedule import Line, written
 from .speech import Speech
 from .state import (
+    SCALES,
     STATE_VERSION,
     BlockLatents,
     DecodeState,
@@ -35,6 +38,7 @@ from .state import (
     StreamState,
     check_shapes,
     clock_of,
+    parts_of,
 )
 from .stream_memory import StreamMemory
 from .tensor_file import Joined, TensorFileError, read_tensors, write_tensors
@@ -75,6 +79,7 @@ class _Header(BaseModel):
     width: int
     window: int
     opening: Annotated[int, Field(ge=0, le=64)] = 0
+    kept: Kept = AS_COMPUTED
     seeds: Annotated[tuple[int, ...], Field(min_length=1, max_length=256)]
     blocks: int = Field(ge=0)
     dropped: int = Field(default=0, ge=0)
@@ -150,6 +155,7 @@ def save_state(
         width=settings.width,
         window=settings.window,
         opening=opening,
+        kept=settings.kept,
         seeds=settings.seeds,
         blocks=state.next_block,
         dropped=state.dropped,
@@ -176,7 +182,8 @@ def summary_of(header: StreamState | _Header) -> Summary:
     if isinstance(header, StreamState):
         settings, layout, blocks = header.settings, header.layout, header.next_block
     else:
-        settings = StreamSettings(header.height, header.width, header.window, header.seeds)
+        size = header.height, header.width
+        settings = StreamSettings(*size, header.window, header.seeds, header.kept)
         layout, blocks = BlockLayout(*header.layout), header.blocks
     seconds, (height, width) = float(clock_of(layout).seconds(blocks)), settings.pixels
     model, seeds = header.model_title or header.model_id, ", ".join(map(str, settings.seeds))
@@ -216,7 +223,8 @@ def load_state(path: Path) -> StreamState:
             )
         header = _Header.model_validate_json(metadata["header"])
         layout = BlockLayout(*header.layout)
-        settings = StreamSettings(header.height, header.width, header.window, header.seeds)
+        size = header.height, header.width
+        settings = StreamSettings(*size, header.window, header.seeds, header.kept)
     except TensorFileError:
         raise
     except ValueError as error:
@@ -269,9 +277,9 @@ def load_state(path: Path) -> StreamState:
 
 def _key_tensors(branch: str, cache: RollingCache) -> Iterator[tuple[str, Tensor]]:
     for index, block in zip(cache.indices, cache.blocks, strict=True):
-        for attention, (k, v) in zip(ATTENTIONS, block, strict=True):
-            yield f"{branch}.{index}.{attention}.k", k.detach().cpu()
-            yield f"{branch}.{index}.{attention}.v", v.detach().cpu()
+        for attention, pair in zip(ATTENTIONS, block, strict=True):
+            for part, tensor in zip(parts_of(cache.kept), pair, strict=True):
+                yield f"{branch}.{index}.{attention}.{part}", tensor.detach().cpu()
 
 
 def _taken(tensors: dict[str, Tensor], name: str, dtypes: tuple[torch.dtype, ...]) -> Tensor:
@@ -287,14 +295,19 @@ def _taken(tensors: dict[str, Tensor], name: str, dtypes: tuple[torch.dtype, ...
 def _cache(branch: Branch, tensors: dict[str, Tensor], header: _Header) -> RollingCache:
     kept = kept_blocks(header.keys[branch], header.window, header.opening)
 
-    def keys_values(index: int, attention: str) -> tuple[Tensor, Tensor]:
+    dtypes = (SHORT,) if header.kept == EIGHT_BITS else _KEYS
+
+    def keys_values(index: int, attention: str) -> tuple[Tensor, ...]:
         name = f"{branch}.{index}.{attention}"
-        return _taken(tensors, f"{name}.k", _KEYS), _taken(tensors, f"{name}.v", _KEYS)
+        return tuple(
+            _taken(tensors, f"{name}.{part}", _LATENTS if part in SCALES else dtypes)
+            for part in parts_of(header.kept)
+        )
 
     blocks = tuple(
         BlockKeys(*(keys_values(index, attention) for attention in ATTENTIONS)) for index in kept
     )
-    return RollingCache(header.window, kept, blocks, header.opening)
+    return RollingCache(header.window, kept, blocks, header.opening, header.kept)
 
 
 def _memory(tensors: dict[str, Tensor], header: _Header) -> Memory | None:

@@ -597,6 +597,14 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
         ],
     ),
     (
+        "networks/kernels.py",
+        STREAM,
+        [
+            (".sub_(second * sin)", ".add_(second * sin)"),
+            ("other.copy_(second)", "other.copy_(first)"),
+        ],
+    ),
+    (
         "networks/transformer.py",
         WHOLE_PASS,
         [
@@ -655,12 +663,15 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
         "networks/key_stores.py",
         STREAM,
         [
-            ("self.kernels.rotate(k, rope), v\n        keys, values", "k, v\n        keys, values"),
             (
-                "k = self.kernels.rotate(torch.cat(keys, dim=2), self",
-                "k = torch.cat(keys, dim=2); (self",
+                "self.kernels.rotate(k, rope), v\n        parts.append",
+                "k, v\n        parts.append",
             ),
-            ("zip(*past, (k, v), strict=True)", "zip(*past[:-1], (k, v), past[-1], strict=True)"),
+            (
+                "*read(part, k), table.tokens(start, stop)",
+                "*read(part, k), table.tokens(0, stop - start)",
+            ),
+            ("parts.append((k, v))\n", "parts.insert(0, (k, v))\n"),
             ("self.second.extend(name, next_k, next_v", "self.second.extend(name, next_k, v"),
         ],
     ),

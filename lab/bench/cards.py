@@ -4,7 +4,9 @@
 
 Computed, nothing is measured. A card holds the network's weights (the prompt's connectors, 1.4 GB
 for LTX-2, come on top where they are loaded with it), a stream with a memory of `--window`
-seconds, and what ComfyUI keeps free. *graphs*: so much room that passes can be recorded, which
+seconds, and what ComfyUI keeps free. The stream's sizes are those with keys and values as computed,
+in 8 bits, and in the computer's memory; where one of the latter two gets further, the cell says so.
+*graphs*: so much room that passes can be recorded, which
 takes two more copies of the past. *whole*: everything on the card. *offloaded*: weights come from
 the computer's memory in every pass. *no*: the stream alone is too large.
 """
@@ -12,10 +14,13 @@ the computer's memory in every pass. *no*: the stream alone is too large.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from ...model_loaders.memory import stream_bytes
+from ...networks.kept_keys import EIGHT_BITS, KEPT, ON_HOST, Kept
 from .. import command
 from ..report import publish, table
 from .setups import Setup, setup
@@ -26,6 +31,8 @@ SIZES = ((512, 320), (640, 384), (768, 512), (1024, 576), (1280, 704))
 MODELS = {"19b": "OmniForcing (LTX-2 19B)", "taomate": "TaoMate (LTX-2.3)"}
 # ComfyUI 0.33's least memory for a model's work, and what it leaves to others: 0.8 + 0.4 GiB.
 SPARE = 1.2 * 2**30
+_WAYS = "no", "offloaded", "whole", "graphs"
+_KEPT = {EIGHT_BITS: "8 bit", ON_HOST: "keys outside"}
 
 
 def weights(made: Setup, eight_bits: bool) -> int:
@@ -36,7 +43,7 @@ def weights(made: Setup, eight_bits: bool) -> int:
     return 2 * (whole - layers) + (1 if eight_bits else 2) * layers
 
 
-def runs(card: int, held: int, stream: int, laid_out: int) -> str:
+def runs(card: int, held: int, stream: int, laid_out: float = math.inf) -> str:
     """How a card of so many GiB runs a network of `held` bytes with a stream."""
     room = card * 2**30 - SPARE
     if held + laid_out <= room:
@@ -44,6 +51,19 @@ def runs(card: int, held: int, stream: int, laid_out: int) -> str:
     if held + stream <= room:
         return "whole"
     return "offloaded" if stream <= room else "no"
+
+
+def cell(card: int, held: int, streams: dict[Kept, int], laid_out: int) -> str:
+    """The same for the ways to keep keys and values: the usual one, and what gets further."""
+    usual, *others = KEPT
+    best = runs(card, held, streams[usual], laid_out)
+    said = [best]
+    for kept in others:
+        way = runs(card, held, streams[kept])
+        if _WAYS.index(way) > _WAYS.index(best):
+            best = way
+            said.append(f"{_KEPT[kept]}: {way}")
+    return "; ".join(said)
 
 
 def rows_of(window: int | None) -> list[str]:
@@ -56,21 +76,20 @@ def rows_of(window: int | None) -> list[str]:
             held = weights(made, eight_bits)
             said = f"{'fp8' if eight_bits else 'bf16'}, {held / 1e9:.1f} GB"
             for width, height in SIZES:
-                stream, laid_out = (
-                    stream_bytes(
-                        made.config,
-                        made.window,
-                        height // 32,
-                        width // 32,
-                        element_size=2,
-                        guided=False,
-                        text_tokens=made.text_tokens,
-                        laid_out=still,
-                    )
-                    for still in (False, True)
+                of = partial(
+                    stream_bytes,
+                    made.config,
+                    made.window,
+                    height // 32,
+                    width // 32,
+                    element_size=2,
+                    guided=False,
+                    text_tokens=made.text_tokens,
                 )
-                cells = [runs(card, held, stream, laid_out) for card in CARDS]
-                rows.append([title, said, f"{width} x {height}", f"{stream / 1e9:.1f}", *cells])
+                streams = {kept: of(kept=kept) for kept in KEPT}
+                sizes = ", ".join(f"{size / 1e9:.1f}" for size in streams.values())
+                cells = [cell(card, held, streams, of(laid_out=True)) for card in CARDS]
+                rows.append([title, said, f"{width} x {height}", sizes, *cells])
     return table(heads, rows)
 
 

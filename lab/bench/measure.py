@@ -14,6 +14,7 @@ import torch
 
 from ...networks.execution import Execution
 from ...networks.fp8 import use_fp8
+from ...networks.kept_keys import AS_COMPUTED, Kept
 from ...samplers.decode import StreamDecoder
 from ...samplers.live import behind
 from ...samplers.model import BareModel, StreamModel
@@ -53,6 +54,7 @@ class Workload:
     profile: bool = False
     host: HostMode | None = None
     separate: bool = False
+    kept: Kept = AS_COMPUTED
 
     @property
     def sampler(self) -> SamplerSettings:
@@ -143,7 +145,8 @@ def measure(load: Workload) -> Measured:
     decoder = setup.decoder(device) if load.decode else None
     own_fp8 = load.fp8 and load.host is None
     difference = _in_eight_bits(load, model) if own_fp8 else None
-    execution = load.execution.chosen(model.transformer, device)
+    still = 0 if load.kept == AS_COMPUTED else None
+    execution = load.execution.chosen(model.transformer, device, still)
     load = replace(load, execution=execution)
     # What reads a past is compiled for the first block that has one, and what reads two blocks at
     # once for the next.
@@ -196,7 +199,7 @@ def _blocks(
     made = rollout(
         model,
         Prompt(setup.text(model.transformer, model.like)),
-        setup.begin(model),
+        setup.begin(model, load.kept),
         load.blocks,
         load.sampler,
         execution=replace(load.execution, watch=watch),

@@ -29,6 +29,7 @@ import torch
 
 from ...networks.execution import AUTOMATIC, WAYS, Execution, device_named
 from ...networks.fp8 import unavailable
+from ...networks.kept_keys import AS_COMPUTED, KEPT
 from .. import command
 from ..report import publish, said, table
 from . import against, plain
@@ -83,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="products of the layers in eight bits; the floor stays that of --dtype",
     )
+    add("--keys", choices=KEPT, default=AS_COMPUTED, help="how keys and values are kept")
     add("--host", choices=get_args(HostMode), help="run the network that ComfyUI loads; see above")
     add(
         "--profile",
@@ -135,6 +137,7 @@ def workload_of(arguments: argparse.Namespace) -> Workload:
         arguments.profile,
         arguments.host,
         arguments.separate,
+        arguments.keys,
     )
     if load.plain:
         plain.check(load.setup, load.blocks)

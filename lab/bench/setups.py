@@ -14,6 +14,7 @@ from ...model_loaders.blank import BlankWeights
 from ...model_loaders.bundle import StreamDefaults, shipped_model_path
 from ...networks.audio_codec import AudioCodec, AudioCodecConfig
 from ...networks.config import TransformerConfig
+from ...networks.kept_keys import AS_COMPUTED, Kept
 from ...networks.layer import Text
 from ...networks.transformer import CausalAVTransformer, text_keys
 from ...networks.video_codec import FOLD, VideoCodec, VideoCodecConfig
@@ -108,9 +109,10 @@ class Setup:
         """What a pass attends to of them."""
         return text_keys(model, *self.contexts(like))
 
-    def begin(self, model: StreamModel) -> StreamState:
+    def begin(self, model: StreamModel, kept: Kept = AS_COMPUTED) -> StreamState:
         """A new stream."""
-        return new_stream(model, StreamSettings(self.height, self.width, self.window))
+        settings = StreamSettings(self.height, self.width, self.window, kept=kept)
+        return new_stream(model, settings)
 
 
 def setup(
