@@ -3,19 +3,24 @@
 b batch, c channels, f h w video latent grid, s audio latents, q frequency bins of an audio latent.
 This pack's codecs look back only: each block is decoded as soon as it is made, and what the
 decoders remember goes on to the next. LTX-2's VAEs look ahead as well: a chunk is decoded together
-with some of its neighbourhood, and a clip when all of it is there. Which of the two it is shows
-here and not in the menu.
+with some of its neighbourhood, and a clip when all of it is there; until then it can be looked at,
+a little late and less exactly (`Glimpse`). Which of the two it is shows here and not in the menu.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
+from pathlib import Path
 from typing import Protocol
 
 import comfy.model_management
+import comfy.sd
+import comfy.utils
 from torch import Tensor
 
 from ..samplers.chunk import ChunkOrigin, chunk_origin, chunk_tensors
@@ -23,11 +28,25 @@ from ..samplers.clock import Clock
 from ..samplers.decode import DecodedBlock, StreamDecoder, joined
 from ..samplers.encode import in_phase
 from ..samplers.live import decoded_live
-from ..samplers.overlap import Piece, decode_pictures, decode_sound, piece_of, pieces
+from ..samplers.overlap import (
+    GLIMPSE,
+    OVERLAP,
+    Growing,
+    Piece,
+    decode_pictures,
+    decode_sound,
+    needed_from,
+    piece_of,
+    pieces,
+)
 from ..samplers.state import BlockLatents, StreamState
+from . import folders
 from .codecs import CodecVAE
 from .model_wire import known_of
 from .page import stoppable
+from .room import has_room
+
+logger = logging.getLogger("mutualforcing")
 
 Made = Iterable[tuple[BlockLatents, StreamState]]
 Use = Callable[[DecodedBlock | None, StreamState], None]
@@ -136,13 +155,52 @@ def clip_decoder(
     return kind(vae, audio_vae, clock)
 
 
-def live_decoder(model: object, clock: Clock, channels: tuple[int, int]) -> ClipDecoder | None:
-    """The decoder of a MODEL's own VAEs; None where it has none, or they cannot decode live."""
+def live_decoder(
+    model: object,
+    clock: Clock,
+    channels: tuple[int, int],
+    stream: int,
+    vaes: tuple[object, object] = (None, None),
+) -> ClipDecoder | None:
+    """What shows a stream while it is made: two VAE wires or, without them, a MODEL's own VAEs.
+
+    Where they look ahead it is a `Glimpse`, whose pictures a tiny decoder makes, if there is one
+    for this model (TAEHV, among ComfyUI's models/vae_approx).
+
+    Args:
+        stream: bytes that the stream needs beside the weights.
+
+    Returns:
+        None where there are no VAEs, or no room for theirs beside the network.
+    """
     own = known_of(model)
-    if own is None or own.vae is None or own.audio_vae is None:
+    if None in (vaes[0] or (own and own.vae), vaes[1] or (own and own.audio_vae)):
         return None
-    decoder = clip_decoder(None, None, clock, channels=channels, model=model)
-    return decoder if decoder.live else None
+    decoder = clip_decoder(*vaes, clock, channels=channels, model=model)
+    if decoder.live:
+        return decoder
+    tiny = _tiny_decoder(channels[0])
+    glimpse = Glimpse(tiny or decoder.vae, decoder.audio_vae, clock, 1 if tiny else GLIMPSE)
+    held = sum(patcher.model_size() for patcher in (model, *glimpse.beside))
+    return glimpse if tiny or has_room(held, stream, model.load_device) else None
+
+
+def _tiny_decoder(channels: int) -> object | None:
+    """The tiny decoder of LTX-2 that the user has; None where there is none, or it is another's."""
+    path = folders.tiny_decoder()
+    tiny = None if path is None else _loaded(path, path.stat().st_mtime_ns)
+    return tiny if tiny is not None and tiny.latent_channels == channels else None
+
+
+@lru_cache(maxsize=1)
+def _loaded(path: Path, _changed: int) -> object | None:
+    try:
+        vae = comfy.sd.VAE(comfy.utils.load_torch_file(str(path), safe_load=True))
+        vae.throw_exception_if_invalid()
+    except Exception as error:  # a stranger's file, through the host's own loaders
+        logger.warning("%s is no decoder for previews: %s", path, error)
+        return None
+    return vae
 
 
 def sample_rate_of(vae: object) -> int | None:
@@ -249,13 +307,60 @@ class LookAhead:
 
     def _decoded(self, origin: ChunkOrigin, piece: Piece) -> DecodedBlock:
         bins = self.audio_vae.first_stage_model.latent_frequency_bins
-        whole = replace(origin, first_block=0, audio_bins=bins)
-        video, audio = chunk_tensors(whole)
+        first = needed_from(self.clock, piece, self.sample_rate)
+        video, audio = chunk_tensors(replace(origin, first_block=first, audio_bins=bins))
+        layout, rate = self.clock.layout, self.sample_rate
+        seen, heard = layout.video_span(first)[0], layout.audio_span(first)[0]
         with stoppable(self.vae.first_stage_model, self.audio_vae.first_stage_model):
-            pictures = decode_pictures(self.clock, video, piece, self.vae.decode)
-            sound = decode_sound(self.clock, audio, piece, self.sample_rate, self._sound)
+            pictures = decode_pictures(self.clock, video, piece, self._pictures, seen)
+            sound = decode_sound(self.clock, audio, piece, rate, self._sound, heard)
         return DecodedBlock(pictures, sound)
+
+    def _pictures(self, latents: Tensor) -> Tensor:
+        """Latents (b, c, f, h, w) to pictures (b, F, H, W, 3) in 0..1."""
+        return self.vae.decode(latents)
 
     def _sound(self, latents: Tensor) -> Tensor:
         """Latents (b, c, s, q) to sound (b, channels, n), as ComfyUI's own node does it."""
         return self.audio_vae.decode(latents).movedim(-1, 1)
+
+
+@dataclass(frozen=True)
+class Glimpse(LookAhead):
+    """What a stream of decoders that look ahead is like, while it is made.
+
+    Each block adds what can be decoded by then, together with its neighbourhood, but for the last
+    `after` latents. So it is seen and heard that much late, and a little off where a decoder sees
+    further. Pictures may be a tiny decoder's, which looks back only.
+    """
+
+    after: int
+    live = True
+
+    @property
+    def beside(self) -> list[object]:
+        """See `ClipDecoder`."""
+        return [self.vae.patcher, self.audio_vae.patcher]
+
+    def seen(self, made: Made, before: StreamState, use: Use) -> Made:
+        """What a rollout from `before` yields, passed on, after `use` of what it adds."""
+        growing = Growing(self.clock, before.next_block, before=OVERLAP, after=self.after)
+        state = before
+        for latents, state in made:
+            use(self._added(state, growing.piece(state.next_block)), state)
+            yield latents, state
+        if state is not before:
+            use(self._added(state, growing.piece(state.next_block, is_last=True)), state)
+
+    def follow(self, made: Made, before: StreamState, use: Use) -> None:
+        """See `ClipDecoder`."""
+        for _ in self.seen(made, before, use):
+            pass
+
+    def _added(self, state: StreamState, piece: Piece | None) -> DecodedBlock | None:
+        if piece is None:
+            return None
+        return self._decoded(chunk_origin(state, state.next_block - 1, self.clock), piece)
+
+    def _pictures(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(latents).clamp(0, 1)

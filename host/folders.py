@@ -15,6 +15,7 @@ from ..samplers.tensor_file import is_regular
 
 FOLDER = "mutual_forcing"
 _LONGEST = 255  # bytes of a file's name, on all usual disks
+_TINY = "taeltx_2"
 _MODEL_FOLDERS = (FOLDER, "diffusion_models", "checkpoints")
 # Connectors are published as a file for the text encoders' folder.
 _BASE_FOLDERS = (*_MODEL_FOLDERS, "text_encoders")
@@ -26,6 +27,15 @@ def register_model_folder() -> None:
     folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
     _, extensions = folder_paths.folder_names_and_paths[FOLDER]
     extensions |= {".safetensors", ".pt", ".pth"}
+
+
+def tiny_decoder() -> Path | None:
+    """LTX-2's tiny decoder among ComfyUI's approximate VAEs, where its own VAE loader has it."""
+    for name in folder_paths.get_filename_list("vae_approx"):
+        path = folder_paths.get_full_path("vae_approx", name)
+        if Path(name).name.startswith(_TINY) and path is not None and is_regular(Path(path)):
+            return Path(path)
+    return None
 
 
 def model_files() -> dict[str, Path]:

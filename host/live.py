@@ -36,6 +36,8 @@ class LiveRun:
         asked: seconds of clip that were asked for; None where it goes on until it is stopped.
         tell: takes `status` whenever that changes.
         workflow: id of the workflow that the node is in, as the page knows it.
+        preview: a clip that is like it, less exact, which is written and played while it samples;
+            None where it is itself, or nothing is.
         live: whether the clip is written while it samples, and not only afterwards.
 
     Attributes:
@@ -57,10 +59,11 @@ class LiveRun:
         *,
         tell: Tell = _to_nobody,
         workflow: str | None = None,
+        preview: Path | None = None,
         live: bool = True,
     ) -> None:
         self.key, self.clip, self.asked, self.workflow = key, clip, asked, workflow
-        self._live = live
+        self.preview, self._live = preview, live or preview is not None
         self.made, self.watchers = 0.0, 0
         self.begun = self.stop_asked = self.over = self.steered = False
         self.followed: list[tuple[float, str]] = []
@@ -83,6 +86,7 @@ class LiveRun:
             "node_id": node_id,
             "workflow": self.workflow,
             "plays": self.plays,
+            "preview": self.preview is not None,
             "asked": self.asked,
             "made": self.made,
             "took": (self._ended or time.monotonic()) - self._began,
@@ -95,7 +99,7 @@ class LiveRun:
     def add(self, made: float, *, begun: bool = False) -> None:
         """Say how many seconds are made, and whether the clip only grows from here on."""
         with self._grown:
-            self.made, self.begun = made, begun
+            self.made, self.begun = made, self.begun or begun
             self._grown.notify_all()
         self._tell(self.status)
 
@@ -141,6 +145,11 @@ class LiveRun:
             if len(self._lines) >= WAITING:
                 raise ValueError(f"{WAITING} lines wait already: send it again in a second")
             self._lines.append(line)
+
+    @property
+    def line_waits(self) -> bool:
+        """Whether a line came since the last call of `lines`."""
+        return bool(self._lines)
 
     def lines(self) -> list[str]:
         """The lines that came since the last call, oldest first."""

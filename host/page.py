@@ -49,12 +49,13 @@ def show_run(
     hidden: io.HiddenHolder,
     remarks: Sequence[str] = (),
     *,
+    preview: Path | None = None,
     live: bool = True,
 ) -> AbstractContextManager[LiveRun]:
     """The run of the node that ComfyUI is executing, shown in the page until the body ends.
 
     Args:
-        clip, asked, live: see `LiveRun`.
+        clip, asked, preview, live: see `LiveRun`.
         hidden: the node's; of it, what ComfyUI knows of the page's workflow.
         remarks: what an artist should know from the start.
     """
@@ -65,7 +66,7 @@ def show_run(
     def tell(status: dict[str, object]) -> None:
         server.send_sync(EVENT, status, server.client_id)
 
-    run = LiveRun(key, clip, asked, tell=tell, workflow=workflow, live=live)
+    run = LiveRun(key, clip, asked, tell=tell, workflow=workflow, preview=preview, live=live)
     run.words += [*remarks, *_bypassed(hidden, key[1])]
     return live_run(run)
 
@@ -165,6 +166,10 @@ class Progress:
         """Count the steps of a block that was there already."""
         stop_if_asked()
         self._done += steps
+
+    def again(self, steps: int) -> None:
+        """Take back so many steps, which were not the last ones of a block."""
+        self._done -= steps
 
     def rebuild(self, _done: int, _blocks: int) -> None:
         """Called while a saved stream gets its memory back."""

@@ -19,7 +19,7 @@ from . import streams
 from .live import CHARACTERS, LiveRun, run_of, runs
 
 _RUN = "/mutual_forcing/live/{prompt_id}/{node_id}"
-_PIECE, _LOOK_AGAIN = 1 << 18, 0.05
+_PIECE, _LOOK_AGAIN = 1 << 18, 0.02
 _LARGEST_BODY = 6 * CHARACTERS + 100  # a character is up to six bytes of JSON
 
 
@@ -44,7 +44,8 @@ async def list_streams(_request: web.Request) -> web.Response:
 
 
 async def play(request: web.Request) -> web.StreamResponse:
-    """A finished clip as a file, with byte ranges; a growing one from its start to its end."""
+    """A finished clip as a file, with byte ranges; a growing one, or its preview, from its start to
+    its end."""
     run = _asked_for(request)
     if run.clip is None:
         raise web.HTTPNotFound(text="this run writes no clip while it samples")
@@ -115,7 +116,7 @@ async def _follow(run: LiveRun, request: web.Request, response: web.StreamRespon
         piece = b""
         if run.begun or over:
             with suppress(OSError):  # on its way from one folder to another
-                piece = await asyncio.to_thread(_read, run.clip, sent)
+                piece = await asyncio.to_thread(_read, run.preview or run.clip, sent)
         if piece:
             sent += len(piece)
             await response.write(piece)

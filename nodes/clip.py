@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 from comfy_api.latest import io
 
@@ -18,7 +19,9 @@ from ..samplers.rollout import GUIDANCE
 from ..samplers.schedule import written
 from ..samplers.state import BlockLatents, StreamState
 from . import request
+from .player_file import player_file
 from .rescue import Finished, rescue
+from .sampling import sample
 from .types import StateWire, StreamPlan
 
 IMAGES, AUDIO = 1, 2
@@ -131,19 +134,26 @@ class GenerateClip(io.ComfyNode):
         first = before.next_block
         progress = Progress(asked.steps)
         working = folders.temporary_file("mp4")
-        finished = Finished(before, working)
+        glimpse = None if asked.glimpse is None else folders.temporary_file("mp4")
+        finished = Finished(before, glimpse or working)
         blocks = asked.blocks or request.A_MINUTE
         kept = Collected(clock.frames(first + blocks) - clock.frames(first))
         length = seconds or None
-        shown = show_run(working, length, cls.hidden, asked.remarks, live=decoder.live)
-        with asked.model.fitting_threads(), shown as run, rescue(finished, run, cls.hidden):
+        hidden, remarks, live = cls.hidden, asked.remarks, decoder.live
+        shown = show_run(working, length, hidden, remarks, preview=glimpse, live=live)
+        with asked.model.fitting_threads(), shown as run, rescue(finished, run, hidden):
             progress.run = run
-            graph = graph_notes(cls.hidden)
-            with clip_writer(working, clock, before, decoder, graph) as writer:
-                made = _sketched(request.sample(asked, progress, run), asked.model, progress)
+            graph = graph_notes(hidden)
+            with ExitStack() as files:
+                writer = files.enter_context(clip_writer(working, clock, before, decoder, graph))
+                made = _sketched(sample(asked, progress, run), asked.model, progress)
+                if glimpse is not None:
+                    file = player_file(glimpse, asked, asked.glimpse, run, graph)
+                    made = asked.glimpse.seen(made, before, files.enter_context(file))
 
                 def use(decoded: DecodedBlock | None, after: StreamState) -> None:
                     if decoded is not None:
+                        finished.clip = working
                         writer.tag(written(after.schedule))
                         writer.write(decoded)
                         progress.show(decoded)
@@ -152,7 +162,7 @@ class GenerateClip(io.ComfyNode):
                         elif sound:
                             kept.add(decoded._replace(video=decoded.video[:, :0]))
                     finished.state = after
-                    run.add(asked.seconds_to(after), begun=writer.growing)
+                    run.add(asked.seconds_to(after), begun=glimpse is None and writer.growing)
 
                 decoder.follow(made, before, use)
             state = request.keep(asked, run, parked(finished.state, before))

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from comfy_api.latest import io
 
-from ..host import folders, kept_runs
+from ..host import kept_runs
 from ..host.conditioning import Conditioning, Encode, encoder_of, frame_rate_of, remarks_on
-from ..host.decoding import ClipDecoder, clip_decoder, live_decoder
+from ..host.decoding import ClipDecoder, Glimpse, clip_decoder, live_decoder
 from ..host.live import LiveRun
 from ..host.model_wire import stream_model
-from ..host.page import Progress, free_memory, is_open
+from ..host.page import free_memory, is_open
 from ..host.stream_model import StreamModel
 from ..host.unread import unread
 from ..model_loaders.memory import frame_bytes, stream_bytes
@@ -23,33 +23,38 @@ from ..networks.execution import AUTOMATIC, CHOICES, Execution
 from ..networks.kept_keys import AS_COMPUTED
 from ..samplers.clock import Clock
 from ..samplers.noise import varied_seed
-from ..samplers.parking import spooled
 from ..samplers.rollout import (
     FEW_STEPS,
     GUIDANCE,
     MULTI_STEPS,
     Mode,
     SamplerSettings,
-    rollout,
 )
 from ..samplers.schedule import Schedule
 from ..samplers.start import Given, Start, given_of
-from ..samplers.state import BlockLatents, StreamState, check_state, rewound
+from ..samplers.state import StreamState, check_state
 from . import limits
 from .types import SettingsWire, StateWire, StreamPlan
 
 logger = logging.getLogger("mutualforcing")
 
 FEW, MANY = "few steps", "many steps"
-_OPENING = 2
-"""Blocks, the prefix among them, that are there when a clip is first heard."""
 A_MINUTE = 60
 """Blocks that there is room for at first where nobody says how many come."""
+_NOT_SEEN = (
+    "the clip is seen and heard when it is whole: there is no room for its decoders beside the "
+    "network. A tiny one for pictures, taeltx_2 in models/vae_approx, needs little"
+)
 _MODES = {FEW: "few", MANY: "multi"}
 
 
 class Request(NamedTuple):
-    """Everything that a rollout needs, and what an artist should know of it."""
+    """Everything that a rollout needs, and what an artist should know of it.
+
+    Attributes:
+        decoder: of its clip; None where that is nobody's wish.
+        glimpse: what shows it meanwhile, where the decoder can't and a page is there.
+    """
 
     model: StreamModel
     prompt: Schedule
@@ -61,6 +66,7 @@ class Request(NamedTuple):
     execution: Execution
     asked: tuple[object, ...]
     decoder: ClipDecoder | None = None
+    glimpse: Glimpse | None = None
     remarks: tuple[str, ...] = ()
     encode: Encode | None = None
 
@@ -257,8 +263,7 @@ def read(
     Args:
         node: whose widgets these are.
         vaes: for pictures and for sound, where the stream is decoded too; None of them means the
-            model's own. Without the pair it is decoded where a page is there to play it, if the
-            model's own VAEs can do that live.
+            model's own. Without the pair it is decoded where a page is there to play it.
         frames: whether all pictures are to lie in memory.
         given: a LATENT with one modality of what comes.
         seconds: 0 = until it is stopped.
@@ -291,12 +296,11 @@ def read(
                 f"from has {float(model.clock.fps):g}: give both the same in LTXVConditioning"
             )
     check_state(state, model)
-    decoder, config = None, model.transformer.config
+    config = model.transformer.config
     channels = config.in_channels, config.audio_in_channels
+    decoder, clock = None, model.clock
     if vaes is not None:
-        decoder = clip_decoder(*vaes, model.clock, channels=channels, model=wire)
-    elif is_open() and len(state.settings.seeds) == 1:
-        decoder = live_decoder(wire, model.clock, channels)  # for the player only
+        decoder = clip_decoder(*vaes, clock, channels=channels, model=wire)
     if variation:
         state = state.reseeded(tuple(varied_seed(seed, variation) for seed in state.settings.seeds))
     sampler, settings = _sampler(model, mode, few_step_guidance), state.settings
@@ -317,13 +321,20 @@ def read(
         kept=settings.kept,
         on_cpu=model.like.device.type == "cpu",
     )
-    load = partial(model.load, needed(), () if decoder is None else decoder.beside)
+    remarks, shown = [], None  # what is for the player only
+    if is_open() and len(settings.seeds) == 1 and not (decoder and decoder.live):
+        shown = live_decoder(wire, clock, channels, needed(), vaes or (None, None))
+        if shown is None and decoder is not None:
+            remarks.append(_NOT_SEEN)
+    beside = [patcher for one in (decoder, shown) if one is not None for patcher in one.beside]
+    load = partial(model.load, needed(), beside)
     load()
     encode = _encoder(clip or model.about.clip, load)
     prompt = model.schedule_of(positive, negative, encode, guided=guided)
     start = plan.start if plan else None
     coming = given and given_of(given["samples"], state.layout, state.next_block, model.audio_bins)
-    path, remarks = Execution.named(str(execution)), list(remarks_on(positive))
+    path = Execution.named(str(execution))
+    remarks += remarks_on(positive)
     latents = {"start": start and start.latents, "given": given and given["samples"]}
     remarks += [
         f"'{name}' is an empty latent, and the clip follows nothing there: encode a picture or a "
@@ -339,7 +350,8 @@ def read(
         path = path.chosen(model.transformer, model.like.device, still)
         remarks.append(f"execution: {path.name}")
     settled = model, prompt, state, sampler, blocks, start, coming, path, asked
-    return Request(*settled, decoder, tuple(remarks), encode)
+    decoder, glimpse = (shown, None) if vaes is None else (decoder, shown)
+    return Request(*settled, decoder, glimpse, tuple(remarks), encode)
 
 
 def check_frames(clock: Clock, state: StreamState, first: int, blocks: int) -> None:
@@ -408,60 +420,3 @@ def _remarks(
     knob = model.about.config.few_step_rank
     if asked == "few" and not knob and few_step_guidance != GUIDANCE:
         yield "few-step guidance does nothing here: this model has its own built in"
-
-
-def sample(
-    asked: Request, progress: Progress, run: LiveRun
-) -> Iterator[tuple[BlockLatents, StreamState]]:
-    """The blocks that were asked for, each with the state after it; with progress.
-
-    Those that an earlier run made of the same inputs are not made again. Lines that the page sends
-    are followed from the next block on. Ends early where the page asks to stop, after the block
-    that is being made. What somebody waits to hear, the first second and that of a typed line, is
-    decoded before the next one is begun. What going on does not need of a long stream waits on
-    disk, however long it gets.
-    """
-    awaited = _OPENING  # blocks that somebody waits to hear
-    for made in _known_and_new(asked, progress):
-        yield made
-        if run.stop_asked:
-            return
-        there = asked.seconds_to(made[1])
-        if awaited:
-            awaited -= 1
-            run.wait_for(there)
-        for line in run.lines():
-            asked.tell(line, run, there)
-            awaited = 1
-
-
-def _known_and_new(
-    asked: Request, progress: Progress
-) -> Iterator[tuple[BlockLatents, StreamState]]:
-    state, end = asked.state, asked.state.next_block + (asked.blocks or 0)
-    # What has no end is played from its beginning, for lines to be typed.
-    known = kept_runs.longest(asked.asked, end) if asked.blocks else None
-    if known is not None:
-        there = known.next_block - state.next_block
-        logger.info("%d of %d blocks were there already", there, asked.blocks)
-        for index in range(state.next_block, known.next_block - 1):
-            progress.known(asked.sampler.steps)
-            yield known.block(index), rewound(known, index + 1)
-        progress.known(asked.sampler.steps)
-        yield known.block(known.next_block - 1), known
-        state = known
-    if asked.blocks and state.next_block == end:
-        return
-    yield from rollout(
-        asked.model,
-        asked.prompt,
-        state,
-        end - state.next_block if asked.blocks else None,
-        asked.sampler,
-        on_step=progress.step,
-        on_rebuild=progress.rebuild,
-        start=asked.start,
-        given=asked.given,
-        execution=asked.execution,
-        settle=partial(spooled, folder=folders.temporary_folder()),
-    )

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
-
 from comfy_api.latest import io
 
 from ..host import folders
-from ..host.clip_file import clip_writer
 from ..host.conditioning import Conditioning
-from ..host.live import LiveRun
 from ..host.page import Progress, graph_notes, show_run
 from ..networks.kept_keys import AS_COMPUTED, KEPT, Kept
 from ..networks.video_codec import SPACE_STRIDE
@@ -20,9 +15,11 @@ from ..samplers.parking import parked
 from ..samplers.rollout import GUIDANCE
 from ..samplers.schedule import written
 from ..samplers.start import start_of
-from ..samplers.state import BlockLatents, StreamState
+from ..samplers.state import StreamState
 from . import limits, request
+from .player_file import player_file
 from .rescue import Finished, rescue
+from .sampling import sample
 from .types import ORIGIN, OWN_SIZE, SettingsWire, StateWire, StreamPlan
 
 
@@ -231,13 +228,20 @@ class SampleChunk(io.ComfyNode):
         shown = show_run(working, seconds or None, cls.hidden, asked.remarks)
         with asked.model.fitting_threads(), shown as run, rescue(finished, run, cls.hidden):
             progress.run = run
-            made = request.sample(asked, progress, run)
+            made = sample(asked, progress, run)
             if asked.decoder is None:
                 for latents, finished.state in made:
                     progress.sketch(asked.model.sketches(latents))
                     run.add(asked.seconds_to(finished.state))
             else:
-                _played(asked, made, finished, run, graph_notes(cls.hidden))
+                graph = graph_notes(cls.hidden)
+                with player_file(working, asked, asked.decoder, run, graph) as show:
+
+                    def use(decoded: DecodedBlock | None, after: StreamState) -> None:
+                        finished.state = after
+                        show(decoded, after)
+
+                    asked.decoder.follow(made, asked.state, use)
         state = request.keep(asked, run, parked(finished.state, asked.state))
         model = asked.model
         origin = chunk_origin(state, asked.state.next_block, model.clock, model.audio_bins)
@@ -248,35 +252,3 @@ class SampleChunk(io.ComfyNode):
             {"samples": audio, "type": "audio", ORIGIN: origin},
             written(state.schedule),
         )
-
-
-def _played(
-    asked: request.Request,
-    made: Iterator[tuple[BlockLatents, StreamState]],
-    finished: Finished,
-    run: LiveRun,
-    graph: dict[str, str],
-) -> None:
-    """Decode and write what is made, for the player alone: what fails of that ends nothing else."""
-    with ExitStack() as files:
-        writer = None
-        try:
-            clock, decoder = asked.model.clock, asked.decoder
-            writer = clip_writer(run.clip, clock, asked.state, decoder, graph)
-            files.enter_context(writer)
-        except (OSError, ValueError) as error:
-            run.say(str(error))
-
-        def use(decoded: DecodedBlock | None, after: StreamState) -> None:
-            nonlocal writer
-            if decoded is not None and writer is not None:
-                try:
-                    writer.tag(written(after.schedule))
-                    writer.write(decoded)
-                except OSError as error:
-                    writer = None
-                    run.say(str(error))
-            finished.state = after
-            run.add(asked.seconds_to(after), begun=writer is not None and writer.growing)
-
-        asked.decoder.follow(made, asked.state, use)

@@ -27,6 +27,8 @@ OVERLAP = 6
 depth the worst frame is then 0.03 of a standard deviation off; with half as many it is 0.37."""
 REACH = 22
 """Video latents before a moment that LTX-2's decoder may see; real weights see less far."""
+GLIMPSE = 3
+"""Latents on either side where a clip is only looked at while it is made: a second of LTX-2."""
 AT_ONCE = 90
 """Video latents that come out of one decoding of a long stream: half a minute of LTX-2."""
 _AUDIO_BEFORE, _AUDIO_AFTER = 36, 4
@@ -79,12 +81,44 @@ def piece_of(
     )
 
 
-def added_by(clock: Clock, origin: ChunkOrigin) -> Piece:
-    """All frames of a chunk that nothing follows and before which nothing was held back."""
-    layout = origin.state.layout
-    begin = layout.video_span(origin.first_block)[0]
-    end = layout.video_latents(origin.state.next_block)
-    return Piece(max(0, begin - REACH), end, _frames(clock, begin), _frames(clock, end))
+class Growing:
+    """What can be shown of a stream that grows, piece after piece: up to `after` latents before its
+    end.
+
+    Args:
+        first_block: where it is shown from.
+        before, after: latents that are decoded along on either side, at least 1 each.
+    """
+
+    def __init__(self, clock: Clock, first_block: int, *, before: int, after: int) -> None:
+        self.clock, self.before, self.after = clock, before, after
+        self._shown = clock.layout.video_latents(first_block)
+
+    def piece(self, blocks: int, *, is_last: bool = False) -> Piece | None:
+        """What a stream of so many blocks adds to the pieces before; None where that is nothing.
+
+        Args:
+            is_last: nothing follows, so nothing is held back.
+        """
+        shown, end = self._shown, self.clock.layout.video_latents(blocks)
+        settles = end if is_last else end - self.after
+        if settles <= shown:
+            return None
+        self._shown = settles
+        return Piece(
+            max(0, shown - self.before),
+            min(end, settles + self.after),
+            _frames(self.clock, shown),
+            _frames(self.clock, settles),
+        )
+
+
+def needed_from(clock: Clock, piece: Piece, sample_rate: int) -> int:
+    """The latest block that, with those after it, holds all that a piece is decoded from."""
+    layout, sound = clock.layout, _audio_span(clock, piece, sample_rate)[0]
+    video_block = 1 + (piece.first - layout.video_first) // layout.video_next
+    audio_block = 1 + (sound - layout.audio_first) // layout.audio_next
+    return max(0, min(video_block, audio_block))
 
 
 def pieces(clock: Clock, origin: ChunkOrigin, last: int | None = None) -> Iterator[Piece]:
@@ -109,25 +143,55 @@ def _frames(clock: Clock, latents: int) -> int:
     return 1 + (latents - 1) * clock.video_stride if latents else 0
 
 
-def decode_pictures(clock: Clock, video: Tensor, piece: Piece, decoder: VideoDecoder) -> Tensor:
-    """Frames (b, F, H, W, 3) of a piece of the whole stream's video latents (b, c, f, h, w)."""
+def decode_pictures(
+    clock: Clock, video: Tensor, piece: Piece, decoder: VideoDecoder, skipped: int = 0
+) -> Tensor:
+    """Frames (b, F, H, W, 3) of a piece, from the stream's video latents (b, c, f, h, w).
+
+    Args:
+        skipped: latents of the stream's beginning that are not among them.
+    """
     # The decoder takes the first latent that it is given for the stream's first, which is a single
     # frame.
     before = _frames(clock, piece.first + 1) - 1 if piece.first else 0
-    frames = decoder(video[:, :, piece.first : piece.last])
+    frames = decoder(video[:, :, piece.first - skipped : piece.last - skipped])
     return frames[:, piece.start - before : piece.stop - before]
 
 
 def decode_sound(
-    clock: Clock, audio: Tensor, piece: Piece, sample_rate: int, decoder: AudioDecoder
+    clock: Clock,
+    audio: Tensor,
+    piece: Piece,
+    sample_rate: int,
+    decoder: AudioDecoder,
+    skipped: int = 0,
 ) -> Tensor:
-    """Sound (b, channels, n) of a piece's time, from all audio latents (b, c, s, q)."""
-    per_latent = Fraction(
+    """Sound (b, channels, n) of a piece's time, from the stream's audio latents (b, c, s, q).
+
+    Args:
+        skipped: latents of the stream's beginning that are not among them.
+    """
+    first, last = _audio_span(clock, piece, sample_rate)
+    sound = decoder(audio[:, :, first - skipped : last - skipped])
+    begin = int(first * _samples_per_latent(clock, sample_rate))
+    start, stop = _samples(clock, piece, sample_rate)
+    return sound[..., max(0, start - begin) : max(0, stop - begin)]
+
+
+def _audio_span(clock: Clock, piece: Piece, sample_rate: int) -> tuple[int, int]:
+    """Audio latents that a piece's sound is decoded from, where the stream has so many."""
+    per_latent = _samples_per_latent(clock, sample_rate)
+    start, stop = _samples(clock, piece, sample_rate)
+    first = max(0, int(start / per_latent) - _AUDIO_BEFORE)
+    return first, int(stop / per_latent) + 1 + _AUDIO_AFTER
+
+
+def _samples(clock: Clock, piece: Piece, sample_rate: int) -> tuple[int, int]:
+    start, stop = (int(frame * sample_rate / clock.fps) for frame in (piece.start, piece.stop))
+    return start, stop
+
+
+def _samples_per_latent(clock: Clock, sample_rate: int) -> Fraction:
+    return Fraction(
         sample_rate * clock.audio_stride * clock.samples_per_audio_frame, clock.sample_rate
     )
-    start, stop = (int(frame * sample_rate / clock.fps) for frame in (piece.start, piece.stop))
-    first = max(0, int(start / per_latent) - _AUDIO_BEFORE)
-    last = min(audio.shape[2], int(stop / per_latent) + 1 + _AUDIO_AFTER)
-    sound = decoder(audio[:, :, first:last])
-    begin = int(first * per_latent)
-    return sound[..., max(0, start - begin) : max(0, stop - begin)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import time
+from contextlib import suppress
 from copy import deepcopy
 from fractions import Fraction
 from pathlib import Path
+from typing import IO
 
 import av
 import numpy as np
@@ -37,13 +40,23 @@ def inputs_of(prompt: dict, node: str) -> list[dict]:
     return [entry["inputs"] for entry in prompt.values() if entry["class_type"] == node]
 
 
-def frames_of(path: Path) -> np.ndarray:
+def frames_of(path: Path | IO[bytes]) -> np.ndarray:
     """All frames of a video."""
     with av.open(path) as file:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
 
 
-def lengths(path: Path) -> tuple[Fraction, Fraction]:
+def frames_in(content: bytes) -> int:
+    """How many pictures a whole or growing mp4 plays."""
+    count = 0
+    # The last one may not be whole.
+    with suppress(av.error.InvalidDataError), av.open(io.BytesIO(content)) as file:
+        for _ in file.decode(video=0):
+            count += 1
+    return count
+
+
+def lengths(path: Path | IO[bytes]) -> tuple[Fraction, Fraction]:
     """Seconds of picture and of sound in a file."""
     with av.open(path) as file:
         frames = sum(1 for _ in file.decode(video=0))

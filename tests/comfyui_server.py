@@ -11,7 +11,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,9 +163,23 @@ class Server:
             content = error.read()
         return json.loads(content) if content else {}
 
-    def queue(self, prompt: dict) -> str:
-        """Queue a prompt; its id."""
-        answer = self.post("/prompt", {"prompt": prompt})
+    @contextmanager
+    def page(self, name: str) -> Iterator[str]:
+        """While inside, a page of this name is open, as far as the server can tell."""
+        head = (
+            f"GET /ws?clientId={name} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
+            "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", self.port)) as page:
+            page.sendall(head.encode())
+            page.recv(1)  # what follows may wait: nobody reads it
+            yield name
+
+    def queue(self, prompt: dict, page: str | None = None) -> str:
+        """Queue a prompt, from an open page if it has a name; its id."""
+        asked = {"prompt": prompt} | ({} if page is None else {"client_id": page})
+        answer = self.post("/prompt", asked)
         if "prompt_id" not in answer or answer.get("node_errors"):
             raise AssertionError(answer)
         return answer["prompt_id"]

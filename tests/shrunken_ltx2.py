@@ -5,8 +5,9 @@ python shrunken_ltx2.py COMFYUI MODELS
 Writes into a ComfyUI models folder, under the names that our workflows have: the base file
 (transformer, connectors, both VAEs, vocoder, projection of the text), a causal generator in shards
 with an index, in one file that core's loaders take and in 8 bits, the connectors alone, a Gemma
-file with a tokenizer, a latent upsampler, and a LoRA; of LTX-2.3 the base file and TaoMate's
-model.pt. Each module is core's own, built from the header that is written with it.
+file with a tokenizer, a latent upsampler, a tiny decoder for previews, and a LoRA; of LTX-2.3 the
+base file and TaoMate's model.pt. Each module is core's own, built from the header that is written
+with it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import comfy.ldm.lightricks.latent_upsampler as latent_upsampler  # noqa: E402
 import comfy.ldm.lightricks.vae.audio_vae as audio_vae  # noqa: E402
 import comfy.ldm.lightricks.vae.causal_video_autoencoder as video_vae  # noqa: E402
 import comfy.ops  # noqa: E402
+import comfy.taesd.taehv as taehv  # noqa: E402
 import comfy.text_encoders.llama as llama  # noqa: E402
 import sentencepiece  # noqa: E402
 import shrunken_gemma  # noqa: E402
@@ -346,6 +348,10 @@ def main() -> None:
 
     upsampler = latent_upsampler.LatentUpsampler.from_config(UPSAMPLER, operations=OPS)
     save(filled(upsampler, 7), "latent_upscale_models", "upsampler.safetensors", UPSAMPLER)
+
+    tiny = filled(taehv.TAEHV(latent_channels=128), 8)  # at its own size, which is small
+    halves = {name: value.half() for name, value in tiny.items()}
+    save(halves, "vae_approx", "taeltx_2.safetensors")
 
     generator = torch.Generator().manual_seed(6)
     lora = {}

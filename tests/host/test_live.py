@@ -35,7 +35,9 @@ def test_lines_arrive_once_in_order_and_are_bounded() -> None:
     run = LiveRun(("p", "1"), None, None)
     for line in ("  a green\n ball ", "a bell"):
         run.type(line)
+    assert run.line_waits
     assert run.lines() == ["a green ball", "a bell"] and run.lines() == []
+    assert not run.line_waits
     for line in (" \n", "x" * (CHARACTERS + 1)):
         with pytest.raises(ValueError, match="expected 1 to"):
             run.type(line)

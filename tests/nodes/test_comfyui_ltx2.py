@@ -7,9 +7,11 @@ the numbers against this pack's own network. Gemma is 16 numbers wide and otherw
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from copy import deepcopy
 from fractions import Fraction
@@ -21,7 +23,9 @@ import torch
 from mutual_forcing.samplers.state import StreamState
 from mutual_forcing.samplers.state_file import load_state
 from mutual_forcing.tests.comfyui_prompts import (
+    LIVE,
     endings,
+    frames_in,
     frames_of,
     inputs_of,
     lengths,
@@ -240,6 +244,56 @@ def test_a_clip_is_what_core_decodes_of_the_same_stream(server: Server, schemas:
     ours, cores = sorted(server.saved(server.run(prompt)))
     assert frames_of(ours).shape == (49, HEIGHT, WIDTH, 3)
     assert np.array_equal(frames_of(ours), frames_of(cores))
+
+
+@pytest.mark.parametrize(
+    ("node", "is_tiny"), [("MF_GenerateClip", True), ("MF_SampleChunk", False)]
+)
+def test_a_page_plays_the_clip_with_its_sound_while_it_is_made(
+    server: Server, schemas: dict, node: str, is_tiny: bool
+) -> None:
+    """Its decoders look ahead, so a second late; with a tiny one for pictures a third of one."""
+    tiny = server.base / "models" / "vae_approx" / "taeltx_2.safetensors"
+    hidden = tiny.with_suffix(".hidden")
+    if not is_tiny:
+        tiny.rename(hidden)
+    prompt = shrunken("5_ltx2_text_to_clip.json", schemas)
+    if node == "MF_SampleChunk":
+        prompt = with_save(text_to_clip(schemas), "played")
+    inputs = inputs_of(prompt, node)[0]
+    inputs |= {"seconds": 3, "variation": 60}
+    got = io.BytesIO()
+    try:
+        with server.page("a-page") as page:
+            queued = server.queue(prompt, page)
+            run = run_named(server, queued)
+            place = f"{server.url}{LIVE}/{queued}/{run['node_id']}/clip.mp4"
+            with urllib.request.urlopen(place, timeout=60) as answer:
+                late = []
+                while piece := answer.read1(1 << 16):
+                    got.write(piece)
+                    now = run_named(server, queued)
+                    if not now["over"]:
+                        late.append(now["made"] - frames_in(got.getvalue()) / 24)
+            entry = server.finished(queued)
+    finally:
+        if hidden.exists():
+            hidden.rename(tiny)
+    assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
+    assert run["plays"] and run["preview"] == (node == "MF_GenerateClip")
+    assert min(late) <= (1 / 3 if is_tiny else 1.0) + 0.25  # and a fragment
+    frames, made = frames_of(io.BytesIO(got.getvalue())), run_named(server, queued)["made"]
+    pictures, sound = lengths(io.BytesIO(got.getvalue()))
+    assert len(frames) == round(24 * made) and abs(pictures - sound) <= Fraction(1, 24)
+    whole = io.BytesIO(urllib.request.urlopen(place, timeout=60).read())
+    if node == "MF_SampleChunk":  # it writes no other clip
+        assert whole.getvalue() == got.getvalue()
+        return
+    # What is handed on is decoded with all that the decoder sees, and nothing else.
+    (saved,) = server.saved(entry)
+    assert np.array_equal(frames_of(whole), frames_of(saved))
+    assert frames.shape == frames_of(saved).shape
+    assert np.abs(frames.astype(int) - frames_of(saved)).mean() > 10
 
 
 @pytest.mark.parametrize("path", OLD, ids=lambda path: path.stem)

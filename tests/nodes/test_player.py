@@ -9,12 +9,21 @@ import threading
 import urllib.error
 import urllib.request
 
-import av
 import pytest
 import torch
 from mutual_forcing.host.live import CHARACTERS
 from mutual_forcing.samplers import version
-from mutual_forcing.tests.comfyui_prompts import LIVE, inputs_of, prompt_of, refusal, run_named
+from mutual_forcing.samplers.schedule import written
+from mutual_forcing.samplers.state_file import load_state
+from mutual_forcing.tests.comfyui_prompts import (
+    LIVE,
+    frames_in,
+    inputs_of,
+    prompt_of,
+    refusal,
+    run_named,
+    same,
+)
 from mutual_forcing.tests.comfyui_server import Server, comfyui_path
 from PIL import Image
 from safetensors import safe_open
@@ -34,12 +43,6 @@ def asked(url: str, body: bytes | None = None, **headers: str) -> tuple[int, byt
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
-
-
-def frames_in(content: bytes) -> int:
-    """How many pictures a whole or growing mp4 plays."""
-    with av.open(io.BytesIO(content)) as file:
-        return sum(1 for _ in file.decode(video=0))
 
 
 def test_a_clip_is_heard_while_it_grows_and_stop_hands_on_what_there_is(
@@ -161,3 +164,37 @@ def test_only_runs_are_found_and_only_the_page_may_ask(server: Server, schemas: 
     long = json.dumps({"line": "x" * (CHARACTERS + 1)}).encode()
     assert asked(line, long, **json_type)[0] == 400
     assert asked(line, long * 7, **json_type)[0] == 413
+
+
+def test_a_typed_line_is_followed_from_the_block_on_that_is_being_made(
+    server: Server, schemas: dict
+) -> None:
+    """It is begun anew, and the schedule of what was played makes the same stream again."""
+    prompt = prompt_of("1_text_to_clip.json", schemas)
+    (button,) = [key for key, node in prompt.items() if node["class_type"] == "MF_GenerateClip"]
+    (loader,) = [key for key, node in prompt.items() if node["class_type"] == "MF_LoadModel"]
+    inputs = prompt[button]["inputs"]
+    inputs |= {"seconds": 3, "mode": "many steps", "mode.steps": 60, "mode.guidance": 1.0}
+    inputs |= {"variation": 8, "clip": [loader, 1]}
+    saving = {"state": [button, 4], "name": "typed", "memory": False}
+    prompt["99"] = {"class_type": "MF_SaveState", "inputs": saving}
+    queued = server.queue(prompt)
+    run = run_named(server, queued)
+    while not run["made"]:
+        run = run_named(server, queued)
+    line = f"{server.url}{LIVE}/{queued}/{run['node_id']}/line"
+    asked(line, b'{"line": "a blue ball"}', Content_Type="application/json")
+    began = run_named(server, queued)["made"]
+    server.finished(queued)
+    ((second, text),) = run_named(server, queued)["followed"]
+    assert text == "a blue ball" and second <= began
+    streams = server.output / "mutual_forcing"
+    live = load_state(streams / "typed_00001_.safetensors")
+    schedule = {"clip": [loader, 1], "lines": written(live.schedule), "past": "keep", "start": 0.0}
+    prompt["98"] = {"class_type": "MF_PromptSchedule", "inputs": schedule}
+    inputs |= {"positive": ["98", 0]}
+    saving["name"] = "typed_again"
+    server.run(prompt)
+    again = load_state(streams / "typed_again_00001_.safetensors")
+    assert len(live.schedule) == 2 and again.next_block == live.next_block
+    assert all(same(again.block(n), live.block(n)) for n in range(live.next_block))

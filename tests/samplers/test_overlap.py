@@ -10,7 +10,13 @@ import torch
 from mutual_forcing.networks.layout import PAPER_LAYOUT, RELEASED_LAYOUT, BlockLayout
 from mutual_forcing.samplers.chunk import ChunkOrigin, chunk_origin, chunk_tensors
 from mutual_forcing.samplers.clock import Clock
-from mutual_forcing.samplers.overlap import added_by, decode_pictures, decode_sound, piece_of
+from mutual_forcing.samplers.overlap import (
+    Growing,
+    decode_pictures,
+    decode_sound,
+    needed_from,
+    piece_of,
+)
 from mutual_forcing.samplers.state import BlockLatents, StreamSettings, StreamState
 
 BINS, RATE = 16, 24000
@@ -125,17 +131,37 @@ def test_a_chunk_that_would_be_held_back_whole_is_refused() -> None:
     assert piece_of(clock, origin, overlap=4, is_last=True).stop == 25
 
 
-def test_what_new_blocks_add_is_the_end_of_the_whole() -> None:
-    """A clip that goes on from an earlier one, which was decoded to its end."""
-    clock = Clock(RELEASED_LAYOUT)
-    (origin,) = chunks(stream(RELEASED_LAYOUT, 12), (12,), clock)
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("first", [0, 4, 7])
+def test_what_is_shown_of_a_growing_stream_is_the_whole_a_little_late(
+    name: str, first: int
+) -> None:
+    """From its beginning, or from where an earlier clip ended."""
+    layout, fps = LAYOUTS[name]
+    clock, after = Clock(layout, Fraction(fps)), 2
+    (origin,) = chunks(stream(layout, 9), (9,), clock)
     video, audio = chunk_tensors(origin)
-    decode_video, decode_audio = video_codec(3), audio_codec(30, 3)
-    for first in (0, 4, 10):
-        piece = added_by(clock, replace(origin, first_block=first))
-        pictures = decode_pictures(clock, video, piece, decode_video)
-        assert torch.allclose(pictures, decode_video(video)[:, clock.frames(first) :], atol=1e-6)
-        sound = decode_sound(clock, audio, piece, RATE, decode_audio)
-        begin = clock.frames(first) * RATE // 24
-        expected = decode_audio(audio)[..., begin : begin + sound.shape[-1]]
-        assert torch.allclose(sound, expected, atol=1e-5)
+    decode_video, decode_audio = video_codec(1), audio_codec(30, 3)
+    growing = Growing(clock, first, before=2, after=after)
+    pictures, sounds = [], []
+    for blocks, is_last in [*((n, False) for n in range(first + 1, 10)), (9, True)]:
+        piece = growing.piece(blocks, is_last=is_last)
+        if piece is None:  # fewer latents than are held back
+            continue
+        late = 0 if is_last else after * clock.video_stride
+        assert piece.stop == clock.frames(blocks) - late
+        # No more of the stream is held than the piece needs.
+        part = needed_from(clock, piece, RATE)
+        held = replace(origin.state, latents=origin.state.latents[:blocks])
+        seen, heard = chunk_tensors(chunk_origin(held, part, clock, BINS))
+        skipped = layout.video_span(part)[0], layout.audio_span(part)[0]
+        pictures.append(decode_pictures(clock, seen, piece, decode_video, skipped[0]))
+        sounds.append(decode_sound(clock, heard, piece, RATE, decode_audio, skipped[1]))
+    found, expected = torch.cat(pictures, dim=1), decode_video(video)[:, clock.frames(first) :]
+    assert found.shape == expected.shape
+    assert torch.allclose(found, expected, atol=1e-6)
+    found = torch.cat(sounds, dim=-1)
+    begin = int(clock.frames(first) * RATE / clock.fps)
+    expected = decode_audio(audio)[..., begin : begin + found.shape[-1]]
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert abs(found.shape[-1] / RATE - expected.shape[-1] / RATE) <= 1 / fps

@@ -167,7 +167,7 @@ export class Player {
         video.src = this.server.apiURL(clip); // without going back behind what is buffered
         return { trimmed: true };
       });
-      if (trimmed) await this.whole(clip, signal);
+      if (trimmed || this.status.preview) await this.whole(clip, signal);
     } catch (error) {
       // Pictures go on beside the node, and this stays out of their way.
       if (!signal.aborted) {
@@ -177,7 +177,7 @@ export class Player {
     }
   }
 
-  /** At its end, take the file, where a browser can go anywhere. */
+  /** At its end, take the file, where a browser can go anywhere, and which is no preview. */
   async whole(clip, signal) {
     const { video } = this;
     await new Promise((done) => {
@@ -277,6 +277,7 @@ export class Player {
     if (!status.over && status.asked !== null && speed > 0) {
       facts.push(said("{0} left", seconds(Math.max(0, status.asked - status.made) / speed)));
     }
+    if (!status.over && status.preview && this.started) facts.push(said("preview"));
     if (!status.over && video.buffered.length) {
       const end = video.buffered.end(video.buffered.length - 1);
       facts.push(said("{0} ready to play", seconds(Math.max(0, end - video.currentTime))));

@@ -1,0 +1,98 @@
+"""What both sampling nodes do with what is asked for: block after block, and what a page says."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from functools import partial
+
+from ..host import folders, kept_runs
+from ..host.live import LiveRun
+from ..host.page import Progress
+from ..samplers.parking import spooled
+from ..samplers.rollout import Step, rollout
+from ..samplers.state import BlockLatents, StreamState, rewound
+from .request import Request
+
+logger = logging.getLogger("mutualforcing")
+
+Made = Iterator[tuple[BlockLatents, StreamState]]
+_OPENING = 2
+"""Blocks, the prefix among them, that are there when a clip is first heard."""
+
+
+class _LineTyped(Exception):  # noqa: N818 - nothing went wrong
+    """The block that is being made would be an old one: another prompt was typed."""
+
+
+def sample(asked: Request, progress: Progress, run: LiveRun) -> Made:
+    """The blocks that were asked for, each with the state after it; with progress.
+
+    Those that an earlier run made of the same inputs are not made again. A line that the page sends
+    is followed from the block on that is being made, which is begun anew. Ends early where the page
+    asks to stop, after the block that is being made. What somebody waits to hear, the first second
+    and that of a typed line, is decoded before the next one is begun. What going on does not need
+    of a long stream waits on disk, however long it gets.
+    """
+    state, awaited = asked.state, _OPENING  # blocks that somebody waits to hear
+
+    def heed_lines() -> None:
+        nonlocal awaited
+        for line in run.lines():
+            asked.tell(line, run, asked.seconds_to(state))
+            awaited = 1
+
+    made = _made(asked, progress, run, state)
+    while True:
+        try:
+            for latents, state in made:
+                yield latents, state
+                if run.stop_asked:
+                    return
+                if awaited:
+                    awaited -= 1
+                    run.wait_for(asked.seconds_to(state))
+                heed_lines()
+            return
+        except _LineTyped:
+            heed_lines()
+            made = _made(asked, progress, run, state)
+
+
+def _made(asked: Request, progress: Progress, run: LiveRun, state: StreamState) -> Made:
+    """From a state on; begins with what is known of the request."""
+    end = asked.state.next_block + (asked.blocks or 0)
+    # What has no end is played from its beginning, for lines to be typed.
+    known = kept_runs.longest(asked.asked, end) if asked.blocks and state is asked.state else None
+    if known is not None:
+        there = known.next_block - state.next_block
+        logger.info("%d of %d blocks were there already", there, asked.blocks)
+        for index in range(state.next_block, known.next_block - 1):
+            progress.known(asked.sampler.steps)
+            yield known.block(index), rewound(known, index + 1)
+        progress.known(asked.sampler.steps)
+        yield known.block(known.next_block - 1), known
+        state = known
+    if asked.blocks and state.next_block == end:
+        return
+
+    def on_step(step: Step) -> None:
+        progress.step(step)
+        # Recorded passes would have to be recorded again; and the last step is nearly the block.
+        if run.line_waits and not asked.execution.graph and step.step + 1 < step.steps:
+            progress.again(step.step + 1)
+            raise _LineTyped
+
+    yield from rollout(
+        asked.model,
+        asked.prompt,
+        state,
+        end - state.next_block if asked.blocks else None,
+        asked.sampler,
+        on_step=on_step,
+        on_rebuild=progress.rebuild,
+        start=asked.start,
+        given=asked.given,
+        execution=asked.execution,
+        settle=partial(spooled, folder=folders.temporary_folder()),
+    )
