@@ -14,6 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+LEAD = 3.0
+"""Seconds that an endless run may be ahead of who plays it; a typed line leaves them out."""
+_UNHEARD = 5.0
+"""Seconds after which a page that does not say where it is counts as gone."""
 WAITING, CHARACTERS = 16, 2000
 """Typed lines that may wait for the next block, and how long each may be."""
 _REMEMBERED = 64
@@ -70,6 +74,8 @@ class LiveRun:
         self.words: list[str] = []
         self._began, self._tell, self._lines = time.monotonic(), tell, list[str]()
         self._grown = threading.Condition()
+        self._played: tuple[float, float] | None = None
+        self._idle = 0.0
         self._ended: float | None = None
 
     @property
@@ -89,7 +95,7 @@ class LiveRun:
             "preview": self.preview is not None,
             "asked": self.asked,
             "made": self.made,
-            "took": (self._ended or time.monotonic()) - self._began,
+            "took": (self._ended or time.monotonic()) - self._began - self._idle,
             "followed": list(self.followed),
             "words": list(self.words),
             "stop_asked": self.stop_asked,
@@ -108,6 +114,32 @@ class LiveRun:
         with self._grown:
             self._grown.wait_for(lambda: self.made >= made, longest)
 
+    def plays_at(self, second: float) -> None:
+        """Take from the page which second of the clip it plays at this moment."""
+        with self._grown:
+            self._played = second, time.monotonic()
+            self._grown.notify_all()
+
+    def wait_for_player(self, look: Callable[[], None]) -> None:
+        """Where it has no end and is played: until no more than `LEAD` lies ready, or something is
+        asked of it.
+
+        Args:
+            look: called a few times a second; what it raises ends the wait.
+        """
+        began = time.monotonic()
+        with self._grown:
+            while self.asked is None and self._is_ahead():
+                look()
+                self._grown.wait(0.1)
+        self._idle += time.monotonic() - began
+
+    def _is_ahead(self) -> bool:
+        if self._played is None or not self.watchers or self.stop_asked or self.line_waits:
+            return False
+        second, said = self._played
+        return self.made - second > LEAD and time.monotonic() - said < _UNHEARD
+
     def follow(self, second: float, line: str) -> None:
         """Say from which second of the clip on a typed line is followed."""
         self.followed.append((second, line))
@@ -121,7 +153,9 @@ class LiveRun:
 
     def stop(self) -> None:
         """Ask it to end after the block that is being made, well."""
-        self.stop_asked = True
+        with self._grown:
+            self.stop_asked = True
+            self._grown.notify_all()
         self._tell(self.status)
 
     def end(self) -> None:
@@ -145,6 +179,8 @@ class LiveRun:
             if len(self._lines) >= WAITING:
                 raise ValueError(f"{WAITING} lines wait already: send it again in a second")
             self._lines.append(line)
+        with self._grown:
+            self._grown.notify_all()
 
     @property
     def line_waits(self) -> bool:

@@ -1,4 +1,5 @@
-"""What the page asks of runs over HTTP: to play a clip that grows, to stop, to take a typed line.
+"""What the page asks of runs over HTTP: to play a clip that grows, to stop, to take a typed line,
+and to wait for it where there is no end.
 
 Everything lies below /mutual_forcing, behind ComfyUI's own checks of who may ask. A file is
 found by the run that writes it, never by a path out of the request, and it lies in ComfyUI's
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,6 +33,7 @@ def register() -> None:
     routes.get(f"{_RUN}/clip.mp4")(play)
     routes.post(f"{_RUN}/stop")(stop)
     routes.post(f"{_RUN}/line")(take_line)
+    routes.post(f"{_RUN}/played")(take_place)
 
 
 async def list_runs(_request: web.Request) -> web.Response:
@@ -80,6 +83,17 @@ async def take_line(request: web.Request) -> web.Response:
     except ValueError as error:
         raise web.HTTPBadRequest(text=str(error)) from error
     return web.json_response(run.status)
+
+
+async def take_place(request: web.Request) -> web.Response:
+    """Which second of the clip is played: `{"second": 1.5}`."""
+    run = _asked_for(request)
+    body = await _body(request)
+    second = body.get("second") if isinstance(body, dict) else None
+    if not isinstance(second, int | float) or not 0 <= second < math.inf:
+        raise web.HTTPBadRequest(text='expected {"second": a number}')
+    run.plays_at(float(second))
+    return web.json_response({})
 
 
 def _asked_for(request: web.Request) -> LiveRun:

@@ -8,7 +8,7 @@ from functools import partial
 
 from ..host import folders, kept_runs
 from ..host.live import LiveRun
-from ..host.page import Progress
+from ..host.page import Progress, stop_if_asked
 from ..samplers.parking import spooled
 from ..samplers.rollout import Step, rollout
 from ..samplers.state import BlockLatents, StreamState, rewound
@@ -31,8 +31,9 @@ def sample(asked: Request, progress: Progress, run: LiveRun) -> Made:
     Those that an earlier run made of the same inputs are not made again. A line that the page sends
     is followed from the block on that is being made, which is begun anew. Ends early where the page
     asks to stop, after the block that is being made. What somebody waits to hear, the first second
-    and that of a typed line, is decoded before the next one is begun. What going on does not need
-    of a long stream waits on disk, however long it gets.
+    and that of a typed line, is decoded before the next one is begun. Without an end it is made a
+    little ahead of who plays it, and no more. What going on does not need of a long stream waits on
+    disk, however long it gets.
     """
     state, awaited = asked.state, _OPENING  # blocks that somebody waits to hear
 
@@ -47,11 +48,12 @@ def sample(asked: Request, progress: Progress, run: LiveRun) -> Made:
         try:
             for latents, state in made:
                 yield latents, state
-                if run.stop_asked:
-                    return
-                if awaited:
+                if awaited and not run.stop_asked:
                     awaited -= 1
                     run.wait_for(asked.seconds_to(state))
+                run.wait_for_player(stop_if_asked)
+                if run.stop_asked:
+                    return
                 heed_lines()
             return
         except _LineTyped:

@@ -142,7 +142,7 @@ def main() -> None:
         if LINES:
             focus(page, "Stop")
             page.keyboard.press("Space")
-        found = done(page, 60 * SECONDS)
+        found = done(page, max(600, 60 * SECONDS))
         page.screenshot(path=str(FOLDER / "over.png"))
         numbers = found["numbers"]
         after = {name: (numbers[name] - pressed) / 1000 for name in ("firstPicture", "firstSound")}

@@ -2,8 +2,9 @@
 
 python web_page.py URL WORKFLOW.json PICTURE.png
 
-Nodes that the page offers to replace are replaced first, by its own button. Prints what it found,
-or fails. Needs playwright and a Chromium (CHROMIUM, or one on the PATH).
+Nodes that the page offers to replace are replaced first, by its own button. Prints this pack's
+templates in the page's order and what it found, or fails. Needs playwright and a Chromium
+(CHROMIUM, or one on the PATH).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from playwright.sync_api import Page
 
 URL, WORKFLOW, PICTURE = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 BROKEN = "() => window.app.graph.nodes.filter((node) => node.has_errors).map((node) => node.type)"
+TEMPLATES = """async () =>
+    (await window.comfyAPI.api.api.getWorkflowTemplates())["ComfyUI-MutualForcing"]"""
 FIT = '() => window.app.extensionManager.command.execute("Comfy.Canvas.FitView")'
 
 
@@ -53,6 +56,8 @@ def run(page: Page) -> dict:
 def main() -> None:
     """Open, replace, run, and take a picture."""
     with opened(URL, alone=True) as page:
+        listed = page.evaluate(TEMPLATES)
+        sys.stdout.write(f"templates: {', '.join(listed)}\n")
         show(page, WORKFLOW)
         sys.stdout.write(f"replaced: {', '.join(replaced(page)) or 'none'}\n")
         sys.stdout.write(f"missing: {', '.join(page.evaluate(BROKEN)) or 'none'}\n")

@@ -1,9 +1,10 @@
-"""Pictures for the example workflows: `python launch.py lab.metrics.thumbnails`.
+"""Moving pictures for the example workflows: `python launch.py lab.metrics.thumbnails`.
 
 F H W pixel frames and size, n samples.
 Reads each workflow's prompt, seed and chunks, runs the same streams with the engine alone, and
-writes frames with the sound's outline under them as a same-named .jpg, which ComfyUI's template
-browser shows.
+writes them as ComfyUI's template browser shows them: the clips side by side, each over the outline
+of its sound. It asks for a .jpg whatever that is, so these are animated WebP under that name:
+browsers go by what is in a picture.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from ...model_loaders.bundle import Bundle, load_bundle, shipped_model_path
-from ...samplers.contact_sheet import Look, outline, stacked, strip
+from ...samplers.contact_sheet import Look, outline, strip
 from ...samplers.decode import DecodedBlock, joined
 from ...samplers.noise import varied_seed
 from ...samplers.rollout import rollout, sampler_settings
@@ -29,8 +30,8 @@ from .. import command
 
 logger = logging.getLogger("mutualforcing")
 
-WIDTH, WAVE = 512, 56
-FRAMES = 4
+SIDE, WAVE = 192, 40
+MOMENTS, MILLISECONDS = 24, 250
 PAPER, INK = (24, 26, 30), (120, 190, 230)
 _SAMPLING = {"MF_GenerateClip", "MF_SampleChunk"}
 
@@ -94,19 +95,20 @@ def clip_of(bundle: Bundle, take: Take) -> DecodedBlock:
     return joined(bundle.decoder().decode_from(state))
 
 
-def thumbnail(clips: list[DecodedBlock]) -> Image.Image:
-    """Four frames of each clip with its sound: a square for one clip, a row each for several."""
-    columns = 2 if len(clips) == 1 else FRAMES
-    look = Look(columns, WIDTH // columns, WAVE, loudest=None, paper=PAPER, ink=INK)
+def thumbnail(clips: list[DecodedBlock]) -> list[Image.Image]:
+    """What moves: clips side by side, with their sounds' outlines and where in them it is."""
+    look = Look(1, SIDE, WAVE, loudest=None, paper=PAPER, ink=INK)
+    outlines = [outline(clip.audio[0, 0].numpy(), SIDE) for clip in clips]
 
-    def drawn(clip: DecodedBlock) -> Image.Image:
-        video = clip.video[0]
-        # Not the very first and last frames: streams begin still.
-        places = np.linspace(0, len(video) - 1, FRAMES + 2).round().astype(int)[1:-1]
-        frames = [(video[place] * 255).round().byte().numpy() for place in places]
-        return strip(frames, *outline(clip.audio[0, 0].numpy(), WIDTH), look)
+    def at(share: float) -> Image.Image:
+        drawn = []
+        for clip, sound in zip(clips, outlines, strict=True):
+            picture = clip.video[0][round(share * (clip.video.shape[1] - 1))]
+            frame = (picture * 255).round().byte().numpy()
+            drawn.append(np.asarray(strip([frame], *sound, look, marks=[share])))
+        return Image.fromarray(np.concatenate(drawn, axis=1))
 
-    return stacked([drawn(clip) for clip in clips])
+    return [at(share) for share in np.linspace(0, 1, MOMENTS)]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -127,7 +129,9 @@ def work(arguments: argparse.Namespace) -> None:
             logger.info("%s is made with another model", path)
             continue
         picture = path.with_suffix(".jpg")
-        thumbnail([clip_of(bundle, take) for take in takes(workflow)]).save(picture, quality=90)
+        first, *rest = thumbnail([clip_of(bundle, take) for take in takes(workflow)])
+        moving = {"save_all": True, "append_images": rest, "duration": MILLISECONDS, "loop": 0}
+        first.save(picture, "WEBP", quality=60, method=6, **moving)
         logger.info("%s", picture)
 
 

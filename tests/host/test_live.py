@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mutual_forcing.host.live import CHARACTERS, WAITING, LiveRun, live_run, run_of
+from mutual_forcing.host.live import CHARACTERS, LEAD, WAITING, LiveRun, live_run, run_of
 
 
 def test_a_run_is_found_by_its_names_and_is_over_when_its_node_is(tmp_path: Path) -> None:
@@ -81,3 +82,47 @@ def test_no_line_is_lost_or_doubled_between_two_threads() -> None:
         found += run.lines()
     thread.join()
     assert found == sent
+
+
+def test_an_endless_run_waits_for_who_plays_it_and_for_nobody_else() -> None:
+    def wait(run: LiveRun, move: Callable[[LiveRun], None] = LiveRun.stop) -> int:
+        """How often it looked around before it went on; somebody else moves meanwhile."""
+        looks = []
+
+        def look() -> None:
+            looks.append(0)
+            if len(looks) == 3:
+                move(run)
+
+        run.wait_for_player(look)
+        return len(looks)
+
+    moves = {
+        "the player": lambda run: run.plays_at(9 - LEAD),
+        "a line": lambda run: run.type("a bell"),
+        "Stop": LiveRun.stop,
+    }
+    for move in moves.values():
+        run = LiveRun(("p", "1"), None, None)
+        run.add(9.0)
+        assert wait(run) == 0  # nobody plays it
+        with run.watched():
+            assert wait(run) == 0  # it does not play yet
+            run.plays_at(8.9 - LEAD)
+            assert wait(run, move) == 3
+        run.plays_at(0.0)
+        assert wait(run) == 0  # the page is gone
+    with_an_end = LiveRun(("p", "1"), None, 60)
+    with_an_end.add(9.0)
+    with with_an_end.watched():
+        with_an_end.plays_at(0.0)
+        assert wait(with_an_end) == 0
+    cancelled = LiveRun(("p", "1"), None, None)
+    cancelled.add(9.0)
+    with cancelled.watched(), pytest.raises(KeyboardInterrupt):
+        cancelled.plays_at(0.0)
+
+        def cancel() -> None:
+            raise KeyboardInterrupt
+
+        cancelled.wait_for_player(cancel)

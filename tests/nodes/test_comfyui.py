@@ -6,6 +6,7 @@ A tiny random model stands in for the shipped one: what is tested is the way, no
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -80,6 +81,11 @@ def test_every_node_explains_itself(ours: dict) -> None:
         assert all(schema["output_tooltips"]), name
         for entry, options in options_of(schema):
             assert options.get("tooltip"), f"{name}.{entry}"
+
+
+def test_takes_come_by_the_queue(ours: dict) -> None:
+    for name in ("MF_GenerateClip", "MF_SampleChunk"):
+        assert dict(options_of(ours[name]))["variation"]["control_after_generate"]
 
 
 def test_every_node_has_a_help_page_that_names_its_inputs_and_outputs(
@@ -422,6 +428,13 @@ def test_mistakes_are_named_with_a_next_step(
     assert said in refusal(server, prompt)
 
 
+def test_a_template_without_its_files_says_where_they_are_published(
+    server: Server, schemas: dict
+) -> None:
+    said = refusal(server, prompt_of("5_ltx2_text_to_clip.json", schemas))
+    assert "https://huggingface.co/Exploration/omniforcing-ltx2-5s-causal into ComfyUI's" in said
+
+
 def test_settings_and_state_together_are_refused(server: Server, schemas: dict) -> None:
     prompt = prompt_of("2_chunks_and_a_fork.json", schemas)
     first, second = inputs_of(prompt, "MF_SampleChunk")[:2]
@@ -647,6 +660,9 @@ def test_workflow_1_runs_from_the_web_page(server: Server, tmp_path: Path) -> No
     """In Chromium, by the Run button."""
     said = run_from_page(server, WORKFLOWS[0], tmp_path / "page.png")
     assert "replaced: none" in said
+    listed = re.search(r"templates: (.+)", said)[1].split(", ")
+    every = (ROOT / "example_workflows").glob("*.json")
+    assert listed == sorted(path.stem for path in every) and listed[0] == "1_text_to_clip"
 
 
 @pytest.mark.page

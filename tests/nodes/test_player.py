@@ -174,7 +174,7 @@ def test_a_typed_line_is_followed_from_the_block_on_that_is_being_made(
     (button,) = [key for key, node in prompt.items() if node["class_type"] == "MF_GenerateClip"]
     (loader,) = [key for key, node in prompt.items() if node["class_type"] == "MF_LoadModel"]
     inputs = prompt[button]["inputs"]
-    inputs |= {"seconds": 3, "mode": "many steps", "mode.steps": 60, "mode.guidance": 1.0}
+    inputs |= {"seconds": 3, "mode": "many steps", "mode.steps": 24, "mode.guidance": 1.0}
     inputs |= {"variation": 8, "clip": [loader, 1]}
     saving = {"state": [button, 4], "name": "typed", "memory": False}
     prompt["99"] = {"class_type": "MF_SaveState", "inputs": saving}

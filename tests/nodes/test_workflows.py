@@ -9,6 +9,7 @@ import pytest
 from mutual_forcing.model_loaders.memory import stream_bytes
 from mutual_forcing.networks.config import TransformerConfig
 from mutual_forcing.tests.ui_workflow import NOTES, read_workflow
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
@@ -117,9 +118,12 @@ def test_it_says_which_version_of_the_pack_it_is_for(path: Path) -> None:
 def test_a_picture_shows_what_it_makes(path: Path) -> None:
     if not (ROOT / "models" / "mutual_forcing_small.safetensors").exists():
         pytest.skip("the model that makes the pictures is not trained yet")
-    assert path.with_suffix(".jpg").is_file(), (
+    picture = path.with_suffix(".jpg")
+    assert picture.is_file(), (
         "make it: python launch.py lab.metrics.thumbnails; for LTX-2 it is a picture of the graph"
     )
+    with Image.open(picture) as opened:  # a browser goes by what is in it
+        assert getattr(opened, "is_animated", False) == ("ltx2" not in path.stem)
 
 
 def test_the_blueprint_is_the_first_template_inside() -> None:

@@ -11,7 +11,7 @@ const AT_MOST = 4.0; // the same after many interruptions
 const TO_BEGIN = 2;
 const TO_JUMP = 1.75;
 const LAST = 4; // pieces that say how long one takes
-const BEFORE_THE_LINE = 0.1; // seconds of what was before, when a typed line is jumped to
+const SAID_EVERY = 400; // milliseconds between two words on where it is, while there is no end
 const VOLUME = "mutual_forcing.volume";
 const STYLE = `
 .mf-player { display: flex; flex-direction: column; gap: 4px; height: 100%; font: 12px sans-serif;
@@ -135,6 +135,7 @@ export class Player {
   begin() {
     this.ending?.abort();
     this.playing = this.holding = this.started = false;
+    this.saidAt = -Infinity;
     this.wanted = !this.status.over; // an older clip waits to be asked
     this.jump = null;
     this.followed = this.status.followed.length;
@@ -207,7 +208,7 @@ export class Player {
     if (this.started && !this.status.over) numbers.ahead.push([performance.now(), ahead]);
     let enough = ahead >= this.enough(TO_BEGIN * (1 + numbers.underruns.length));
     if (this.jump !== null) {
-      const there = Math.max(video.currentTime, this.jump - BEFORE_THE_LINE);
+      const there = Math.max(video.currentTime, this.jump);
       if (end - there >= this.enough(TO_JUMP) || this.status.over) {
         if (there > video.currentTime) video.currentTime = there;
         this.jump = null;
@@ -219,6 +220,17 @@ export class Player {
       if (this.holding || !this.started) this.start();
     }
     this.note();
+    this.sayPlace();
+  }
+
+  /** Where it is, so that a clip without an end is made no further ahead than it must be. */
+  sayPlace() {
+    const { status, video } = this;
+    const now = performance.now();
+    if (!this.started || status.over || status.asked !== null || now - this.saidAt < SAID_EVERY)
+      return;
+    this.saidAt = now;
+    this.post("played", { second: video.currentTime }).catch(() => {}); // it says so again
   }
 
   /** When what was first heard. */
