@@ -7,7 +7,6 @@ there.
 from __future__ import annotations
 
 import argparse
-import re
 import signal
 import sys
 import time
@@ -25,6 +24,18 @@ from mutual_forcing import shell  # noqa: E402
 shell.hold_standard_streams()
 
 import torch  # noqa: E402
+from mutual_forcing.jobs.manifest import Manifest  # noqa: E402
+from mutual_forcing.jobs.pools import InTurn, OnRay  # noqa: E402
+from mutual_forcing.jobs.request import (  # noqa: E402
+    A_DAY,
+    lines_of,
+    read_jobs,
+    sampler_of,
+    starting_state,
+)
+from mutual_forcing.jobs.run import run  # noqa: E402
+from mutual_forcing.jobs.storage import Storage  # noqa: E402
+from mutual_forcing.jobs.worker import Worker  # noqa: E402
 from mutual_forcing.model_loaders.bundle import (  # noqa: E402
     Bundle,
     load_bundle,
@@ -42,16 +53,11 @@ from mutual_forcing.samplers.rollout import (  # noqa: E402
     NonFiniteBlockError,
     SamplerSettings,
     Step,
-    check_guidance,
-    sampler_settings,
 )
-from mutual_forcing.samplers.schedule import Line, parse_schedule, written  # noqa: E402
-from mutual_forcing.samplers.state import StreamState, check_state  # noqa: E402
-from mutual_forcing.samplers.state_file import load_state, save_state  # noqa: E402
-from mutual_forcing.samplers.tensor_file import is_regular  # noqa: E402
+from mutual_forcing.samplers.schedule import Line, written  # noqa: E402
+from mutual_forcing.samplers.state import StreamState  # noqa: E402
+from mutual_forcing.samplers.state_file import save_state  # noqa: E402
 
-A_DAY = 86_400
-LONGEST_FILE = 2**24
 SAVED_EVERY, MOST_BEHIND = 1.0, 2
 """The stream is saved after so many seconds, or blocks; one more may be in the making."""
 EXAMPLES = """examples:
@@ -161,66 +167,65 @@ def parser() -> shell.Parser:
         f"machine does fastest, eager, or some of {', '.join(WAYS)} joined by + (lanes and graph "
         "are for a GPU)",
     )
+    many = made.add_argument_group(
+        "many clips",
+        '--jobs FILE has an object in each line, such as {"name": "bell", "prompt": "a blue bell '
+        'swings", "seconds": 20, "seed": 3}; further entries are named as the options above, and '
+        "state_out is true or false. What is kept meanwhile lies in --out as well, so a run that "
+        "was killed goes on where it was, and its clips are the same.",
+    )
+    add = many.add_argument
+    add("--jobs", type=shell.Input(), metavar="FILE", help="make these clips, the longest first")
+    add("--out", default="clips", metavar="FOLDER", help="or an address of fsspec's (clips)")
+    add(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="by workers that Ray keeps: of the cluster at this address, or on this machine",
+    )
+    add("--workers", type=shell.whole(1, 4096), help="how many (one per card, or else per core)")
     return made
+
+
+def make_all(arguments: argparse.Namespace) -> int:
+    """Make the clips of a file of jobs; the exit status.
+
+    Raises:
+        ValueError: no clip can be made.
+        OSError: likewise.
+    """
+    plain = parser().parse_args([])
+    here = {"jobs", "out", "ray", "workers", "model", "device", "path", "threads"}
+    strange = [name for name, value in vars(arguments).items() if value != getattr(plain, name)]
+    strange = [name for name in strange if name not in here]
+    if strange:
+        raise ValueError(f"--jobs: found {', '.join(strange)} as well, expected it in the jobs")
+    jobs, bundle = read_jobs(arguments.jobs), load_bundle(arguments.model)
+    # For workers in other folders.
+    model = arguments.model.absolute()
+    out = arguments.out if "://" in arguments.out else str(Path(arguments.out).absolute())
+    settings = {
+        "model": model,
+        "address": out,
+        "device": arguments.device,
+        "path": arguments.path,
+    }
+
+    def pool() -> InTurn | OnRay:
+        if arguments.ray is None:
+            return InTurn(Worker(**settings))
+        return OnRay(settings, arguments.ray or None, arguments.workers)
+
+    with Storage(out).for_one() as storage:
+        failed, all_had_their_turn = run(jobs, Manifest(storage, jobs, bundle.model_id), pool)
+    if not all_had_their_turn:
+        return shell.STOPPED + signal.SIGINT
+    return int(failed > 0)
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
     """A signal asked to stop; raised between two steps, so that nothing is left half done."""
-
-
-def starting_state(arguments: argparse.Namespace, bundle: Bundle) -> StreamState:
-    """A new stream, or the saved one.
-
-    Raises:
-        ValueError: the saved stream does not fit the model or the other arguments.
-    """
-    if arguments.state_in is None:
-        return bundle.begin((arguments.seed or 0,), arguments.window)
-    state = load_state(arguments.state_in)
-    check_state(state, bundle)
-    if arguments.window not in (None, state.settings.window):
-        raise ValueError(
-            f"--window is {arguments.window} but the saved stream has {state.settings.window}, "
-            "which stays for its whole life; leave --window out"
-        )
-    if len(state.settings.seeds) != 1:
-        raise ValueError(f"the saved stream holds {len(state.settings.seeds)} clips, expected 1")
-    return state if arguments.seed is None else state.reseeded((arguments.seed,))
-
-
-def lines_of(arguments: argparse.Namespace, bundle: Bundle, state: StreamState) -> list[Line]:
-    """What is to be followed; nothing where a saved stream goes on with its last prompt.
-
-    Raises:
-        ValueError: neither prompt nor schedule, both, or one that cannot be read or followed.
-        OSError: the schedule's file cannot be read.
-    """
-    prompt, schedule = arguments.prompt, arguments.schedule
-    if prompt is None and schedule is None and state.schedule:
-        return []
-    if (prompt is None) == (schedule is None):
-        raise ValueError(
-            f"found {'no prompt' if prompt is None else 'a prompt and --schedule'}, expected a "
-            "prompt or --schedule, and one of them only"
-        )
-    if prompt is not None:
-        bundle.check_prompt(prompt)
-        return [Line(0.0, (prompt,))]
-    # A schedule has a colon after its first number, and few files are named so.
-    if re.match(r"\s*\d[^:\n]*:", schedule) is None:
-        if not is_regular(Path(schedule)):
-            raise ValueError(
-                f"--schedule is {schedule[:200]!r}, which is no file with text in it: "
-                "expected one, or its lines"
-            )
-        with Path(schedule).open(encoding="utf-8-sig", errors="replace") as file:
-            schedule = file.read(LONGEST_FILE)
-    lines = parse_schedule(schedule)
-    for number, line in enumerate(lines, start=1):
-        refusal = bundle.prompt_refusal(line.texts[0])
-        if refusal:
-            raise ValueError(f"--schedule: line {number}: {refusal}")
-    return lines
 
 
 class Outputs:
@@ -385,14 +390,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser().parse_args(argv)
         torch.set_num_threads(arguments.threads)
+        if arguments.jobs is not None:
+            return make_all(arguments)
         device, execution = device_named(arguments.device), Execution.named(arguments.path)
         reason = execution.unavailable(device)
         if reason:
             raise ValueError(f"--path {arguments.path}: {reason}")
         bundle = load_bundle(arguments.model, device=device)
-        mode = arguments.mode or bundle.stream.default_mode
-        sampler = sampler_settings(mode, arguments.steps, arguments.guidance)
-        check_guidance(sampler, bundle.transformer.config)
+        sampler = sampler_of(arguments, bundle)
         state = starting_state(arguments, bundle)
         lines = lines_of(arguments, bundle, state)
         if arguments.seconds > A_DAY:

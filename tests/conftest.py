@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,6 +26,16 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     from mutual_forcing.tests.tiny import tiny_bundle
 
     return tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="session")
+def generate() -> ModuleType:
+    """The script of that name."""
+    sys.modules.setdefault("launch", _launch)  # beside the script, when it is started as one
+    spec = importlib.util.spec_from_file_location("generate_script", _path.with_name("generate.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

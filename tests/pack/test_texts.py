@@ -22,7 +22,9 @@ from mutual_forcing.lab.world.scene import VOCABULARY
 from mutual_forcing.tests.pack.archive import ROOT
 from mutual_forcing.tests.pack.commands import docstrings, in_docstrings, in_help, in_markdown
 
-ROOMS = ("nodes", "host", "model_loaders", "samplers", "networks", "measures", "lab", "tests")
+ROOMS = (
+    *("nodes", "host", "model_loaders", "samplers", "networks", "measures", "jobs", "lab", "tests"),
+)
 SOURCES = sorted(chain(ROOT.glob("*.py"), *((ROOT / room).rglob("*.py") for room in ROOMS)))
 TEXTS = sorted(chain(ROOT.glob("*.md"), *((ROOT / room).rglob("*.md") for room in ("docs", "web"))))
 
@@ -103,6 +105,7 @@ def test_files_and_tests_that_texts_name_exist() -> None:
 def test_examples_use_words_that_the_small_model_knows() -> None:
     commands = [*in_help("generate.py"), *(words for _, words in shown())]
     prompts = [words[2] for words in commands if words[1:2] == ["generate.py"]]
+    prompts = [prompt for prompt in prompts if not prompt.startswith("-")]
     makefile = (ROOT / "Makefile").read_text().replace("\\\n", "")
     prompts += re.findall(r"^PROMPT \?= (.+)$", makefile, re.M)
     assert len(prompts) > 4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -14,7 +13,6 @@ from pathlib import Path
 from types import ModuleType
 
 import av
-import mutual_forcing.launch as launch
 import pytest
 import torch
 from mutual_forcing.networks.layout import PAPER_LAYOUT
@@ -29,15 +27,6 @@ from mutual_forcing.tests.tiny import save_tiny
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def generate() -> ModuleType:
-    sys.modules.setdefault("launch", launch)  # beside the script, when it is started as one
-    spec = importlib.util.spec_from_file_location("generate_script", ROOT / "generate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Many clips, on one machine or many: jobs, what is kept of them meanwhile, and who makes them."""
