@@ -41,6 +41,12 @@ def end_of_video(video: object, seconds: float) -> Clip:
     return Clip(found.images, found.audio, Fraction(found.frame_rate))
 
 
+def audio_latents(audio_vae: object, wave: Tensor) -> Tensor:
+    """Sound (b, channels, n) at the VAE's rate to latents (b, s, c)."""
+    latents = audio_vae.encode(rearrange(wave, "b c n -> b n c"))
+    return rearrange(latents, "b c s q -> b s (c q)")
+
+
 def stream_of_clip(
     wire: object,
     model: StreamModel,
@@ -82,13 +88,9 @@ def stream_of_clip(
         scaled = comfy.utils.common_upscale(scaled, size[1], size[0], "lanczos", "center")
         return decoder.vae.encode(rearrange(scaled, "f rgb h w -> f h w rgb"))
 
-    def encode_audio(wave: Tensor) -> Tensor:
-        latents = decoder.audio_vae.encode(rearrange(wave, "b c n -> b n c"))
-        return rearrange(latents, "b c s q -> b s (c q)")
-
     most = clock.blocks_for(seconds)
     pictures, wave, blocks = cut_to_blocks(clock, pictures, wave, rate, most)
-    state = encoded(state, blocks, encode_video(pictures), encode_audio(wave))
+    state = encoded(state, blocks, encode_video(pictures), audio_latents(decoder.audio_vae, wave))
     if config.memory_interval:
         *_, past = remembered(state.latents)
         state = replace(state, past=past)

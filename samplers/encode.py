@@ -59,7 +59,7 @@ def encoded(state: StreamState, blocks: int, video: Tensor, audio: Tensor) -> St
         video, audio: latents (1, c, f, h, w) and (1, s, c), for every clip of the stream.
     """
     layout, clips = state.layout, len(state.settings.seeds)
-    audio = _as_long(audio, layout.audio_latents(blocks))
+    audio = as_long(audio, layout.audio_latents(blocks))
     video, audio = (x.float().cpu().expand(clips, *x.shape[1:]) for x in (video, audio))
     latents = (
         BlockLatents(
@@ -71,7 +71,7 @@ def encoded(state: StreamState, blocks: int, video: Tensor, audio: Tensor) -> St
     return replace(state, latents=tuple(latents), cache=None)
 
 
-def _as_long(audio: Tensor, count: int) -> Tensor:
+def as_long(audio: Tensor, count: int) -> Tensor:
     """Latents (b, s, c) cut to a number, or with the last one held: codecs leave a rest out."""
     missing = count - audio.shape[1]
     return torch.cat((audio[:, :count], audio[:, -1:].expand(-1, max(0, missing), -1)), dim=1)

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import math
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -75,6 +76,7 @@ from mutual_forcing.samplers.rollout import (  # noqa: E402
 )
 from mutual_forcing.samplers.state import StreamSettings  # noqa: E402
 from mutual_forcing.samplers.tensor_file import TensorFileError  # noqa: E402
+from mutual_forcing.tests.films_to_checkpoint import films_to_checkpoint  # noqa: E402
 
 BASE = MODELS / "checkpoints" / "ltx-2-19b-dev-fp8.safetensors"
 CAUSAL = MODELS / "diffusion_models" / "omniforcing-ltx2-5s-causal"
@@ -464,4 +466,6 @@ with torch.inference_mode():
     check_wires(model, vae)
     assert 0 < said("seam_at_the_default_overlap", seam()) < 0.05
     assert vae.latent_channels == 128 and audio_vae.audio_sample_rate_output == 24000
+with tempfile.TemporaryDirectory() as folder:
+    films_to_checkpoint(MODELS, Path(folder))
 sys.stdout.write("ok\n")

@@ -1,18 +1,11 @@
 """The network that users have: ComfyUI's module tree of LTX-2 under our pass, in its memory modes.
 
-It runs in ComfyUI's own Python, in a process of its own, because ComfyUI decides at its start on
-what and how. This is the one place of the laboratory that asks for the host's rooms, and only when
-it runs.
+It runs in ComfyUI's own Python (`lab.comfyui`), and asks for the host's rooms only then.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,64 +13,10 @@ import torch
 from ...model_loaders.generator import Generator, header_of, is_addition
 from ...networks.attention import sdpa
 from ...samplers.model import BareModel, StreamModel
-from ..command import ROOT
 from .setups import Setup
 
 if TYPE_CHECKING:
     from .measure import HostMode
-
-_START = """
-import importlib.util, sys
-comfyui, root, cpu, dynamic = sys.argv[1:5]
-sys.argv = sys.argv[:1] + sys.argv[5:]
-given, sys.argv = sys.argv[1:], sys.argv[:1]
-sys.path[0] = comfyui
-from comfy.cli_args import args
-args.cpu = cpu == "True"
-if dynamic == "True":
-    import comfy_aimdo.control
-    comfy_aimdo.control.init()
-    import comfy.memory_management, comfy.model_management, comfy.model_patcher
-    devices = comfy.model_management.get_all_torch_devices()
-    if not comfy_aimdo.control.init_devices(device.index for device in devices):
-        sys.exit("ComfyUI has no dynamic memory here: choose another --host")
-    comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
-    comfy.memory_management.aimdo_enabled = True
-import comfy.sd, logging
-logging.root.handlers.clear()
-spec = importlib.util.spec_from_file_location("launch", root + "/launch.py")
-launch = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(launch)
-launch.register()
-from mutual_forcing.lab.bench.rollout import main
-sys.exit(main(given))
-"""
-
-
-def inside_comfyui() -> bool:
-    """Whether this process is ComfyUI's."""
-    return "comfy.sd" in sys.modules
-
-
-def run_in_comfyui(argv: Sequence[str], device: torch.device, mode: HostMode) -> int:
-    """The same command in ComfyUI's Python; its exit status.
-
-    Raises:
-        ValueError: there is no ComfyUI, or no dynamic memory on a CPU.
-    """
-    comfyui = Path(os.environ.get("COMFYUI_PATH", Path.home() / "ComfyUI"))
-    if not (comfyui / "main.py").is_file():
-        raise ValueError(f"found no ComfyUI in {comfyui}: name its folder in COMFYUI_PATH")
-    dynamic = mode in ("dynamic", "usual")
-    if dynamic and device.type == "cpu":
-        raise ValueError("ComfyUI's memory is never dynamic on a CPU: choose --host whole or low")
-    places = [folder / name for folder in (comfyui, comfyui.parent) for name in ("venv", ".venv")]
-    pythons = [place / "bin" / "python" for place in places]
-    python = next(filter(Path.exists, pythons), sys.executable)
-    python = os.environ.get("COMFYUI_PYTHON", python)
-    facts = comfyui, ROOT, device.type == "cpu", dynamic
-    command = [str(python), "-c", _START, *map(str, facts), *argv]
-    return subprocess.run(command, check=False).returncode
 
 
 def hosted_model(

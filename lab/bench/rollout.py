@@ -31,10 +31,10 @@ from ...networks.execution import AUTOMATIC, WAYS, Execution, device_named
 from ...networks.fp8 import unavailable
 from ...networks.kept_keys import AS_COMPUTED, KEPT
 from .. import command
+from ..comfyui import inside_comfyui, run_in_comfyui
 from ..report import publish, said, table
 from . import against, plain
 from .floor import block_work
-from .hosted import inside_comfyui, run_in_comfyui
 from .measure import HostMode, Measured, Workload, measure
 from .setups import NAMES, setup
 from .stopwatch import Span
@@ -277,7 +277,12 @@ def work(arguments: argparse.Namespace) -> int:
         compare(arguments)
         return 0
     if load.host not in (None, "view") and not inside_comfyui():
-        return run_in_comfyui(arguments.given, load.device, load.host)
+        on_cpu, dynamic = load.device.type == "cpu", load.host in ("dynamic", "usual")
+        if on_cpu and dynamic:
+            raise ValueError(
+                "ComfyUI's memory is never dynamic on a CPU: choose --host whole or low"
+            )
+        return run_in_comfyui(MODULE, arguments.given, cpu=on_cpu, dynamic=dynamic)
     found = measure(load)
     summary = results(load, found)
     lines = rows_of(load, found)

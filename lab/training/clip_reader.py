@@ -27,6 +27,8 @@ from numpy.typing import NDArray
 
 Video: TypeAlias = NDArray[np.uint8]
 Wave: TypeAlias = NDArray[np.float32]
+Size: TypeAlias = int | tuple[int, int]
+"""Side of square pictures, or rows and columns of others, in pixels."""
 
 FPS = 24
 RATE = 16000
@@ -60,7 +62,7 @@ class UnusablePartError(UnusableClipError):
 
 
 def read_clip(
-    file: Path | BinaryIO, seconds: int, size: int, at: float
+    file: Path | BinaryIO, seconds: int, size: Size, at: float, *, stereo: bool = False
 ) -> tuple[Video, Wave | None]:
     """Frames and sound of `seconds` seconds after the first frame.
 
@@ -69,29 +71,22 @@ def read_clip(
 
     Args:
         file: MP4, MOV, MKV or WebM.
-        size: side of the square pictures, in pixels: the middle of the frame, scaled.
+        size: of the pictures: the middle of the frame, scaled.
         at: where to start: 0 is the first frame of the file, 1 the latest start that leaves enough.
+        stereo: two channels, the same twice where the file has one.
 
     Returns:
-        video (1 + 24 s, size, size, 3) RGB, and sound (160 + 16000 s) or None if this part has none
-        that can be decoded.
+        video (1 + 24 s, rows, columns, 3) RGB, and sound (160 + 16000 s), of two channels (2, ...),
+        or None if this part has none that can be decoded.
 
     Raises:
         UnusablePartError: this part cannot be read.
         UnusableClipError: the file is too short, without pictures, or not to be read.
     """
-    # A folder of data is other people's: a name such as "concat:a" must stay a file's name.
-    opened = str(file.resolve()) if isinstance(file, Path) else file
     unreadable = UnusableClipError
     try:
-        with av.open(opened, options=_OPTIONS) as container:
-            stream = next(iter(_decodable(container, "video")), None)
-            if stream is None:
-                raise UnusableClipError("no pictures: found no video that can be decoded")
-            # Parts are short and loaders run side by side: threads would cost more than they give.
-            stream.codec_context.thread_count = 1
-            first, last, end = _span(container, stream)
-            length = max(last, end - 1 / FPS) - first
+        with _opened(file) as container:
+            stream, first, last, length = _film(container)
             if length - seconds < -_TIE:
                 raise UnusableClipError(
                     f"too short: found {length:.2f} s from the first frame to the last, "
@@ -100,13 +95,44 @@ def read_clip(
             unreadable = UnusablePartError
             start = first + at * max(length - seconds, 0)
             start, video = _pictures(container, stream, start, last, seconds, size)
-            wave, rate = _heard(container, start - _MARGIN, seconds + PREFIX / RATE + 2 * _MARGIN)
+            heard = start - _MARGIN, seconds + PREFIX / RATE + 2 * _MARGIN
+            wave, rate = _heard(container, *heard, "stereo" if stereo else "mono")
     except (OSError, av.error.FFmpegError) as error:
         raise unreadable(f"unreadable: {error.strerror or error}") from error
     if wave is None:
         return video, None
     skip = round(_MARGIN * RATE)
-    return video, _resample(wave, rate)[skip : skip + PREFIX + RATE * seconds]
+    wave = _resample(wave, rate)[:, skip : skip + PREFIX + RATE * seconds]
+    return video, wave if stereo else wave[0]
+
+
+def film_length(file: Path | BinaryIO) -> float:
+    """Seconds of a file in which clips can lie.
+
+    Raises:
+        UnusableClipError: as `read_clip`.
+    """
+    try:
+        with _opened(file) as container:
+            return _film(container)[3]
+    except (OSError, av.error.FFmpegError) as error:
+        raise UnusableClipError(f"unreadable: {error.strerror or error}") from error
+
+
+def _opened(file: Path | BinaryIO) -> InputContainer:
+    # A folder of data is other people's: a name such as "concat:a" must stay a file's name.
+    return av.open(str(file.resolve()) if isinstance(file, Path) else file, options=_OPTIONS)
+
+
+def _film(container: InputContainer) -> tuple[VideoStream, float, float, float]:
+    """The pictures' stream, when its first frame and its last are shown, and its length."""
+    stream = next(iter(_decodable(container, "video")), None)
+    if stream is None:
+        raise UnusableClipError("no pictures: found no video that can be decoded")
+    # Parts are short and loaders run side by side: threads would cost more than they give.
+    stream.codec_context.thread_count = 1
+    first, last, end = _span(container, stream)
+    return stream, first, last, max(last, end - 1 / FPS) - first
 
 
 def _decodable(container: InputContainer, kind: str) -> Sequence[VideoStream | AudioStream]:
@@ -157,7 +183,7 @@ def _pictures(
     start: float,
     last: float,
     seconds: int,
-    size: int,
+    size: Size,
 ) -> tuple[float, Video]:
     """What is shown at 24 instants a second, and the first instant: about `start`.
 
@@ -199,48 +225,59 @@ def _pictures(
     return start, np.stack(pictures)
 
 
-def _picture(frame: VideoFrame, stream: VideoStream, size: int, scaler: VideoReformatter) -> Video:
-    """(size, size, 3): the middle square, averaged over the area of each pixel, upright."""
+def _picture(frame: VideoFrame, stream: VideoStream, size: Size, scaler: VideoReformatter) -> Video:
+    """(rows, columns, 3): the middle, averaged over the area of each pixel, upright."""
+    rows, columns = (size, size) if isinstance(size, int) else size
+    lies, down, across = _laid(frame)
+    if lies:
+        rows, columns = columns, rows
     aspect = frame.width / frame.height * float(stream.sample_aspect_ratio or 1)
-    width, height = max(size, round(size * aspect)), max(size, round(size / aspect))
+    width, height = max(columns, round(rows * aspect)), max(rows, round(columns / aspect))
     scaled = scaler.reformat(frame, width, height, "rgb24", interpolation=_SCALING).to_ndarray()
-    top, left = (height - size) // 2, (width - size) // 2
-    square = scaled[top : top + size, left : left + size]
-    return _upright(square, frame)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    middle = scaled[top : top + rows, left : left + columns]
+    return (middle.swapaxes(0, 1) if lies else middle)[::down, ::across]
 
 
-def _upright(square: Video, frame: VideoFrame) -> Video:
-    """A frame's square as its display matrix has it: telephones store films turned or mirrored.
+def _laid(frame: VideoFrame) -> tuple[bool, int, int]:
+    """How a frame lies by its display matrix: telephones store films turned or mirrored.
 
     The matrix takes (x, y) to (a x + c y, b x + d y); of it the nearest of the eight ways to lay a
     square is taken (ISO/IEC 14496-12, section 6.2.2).
+
+    Returns:
+        whether rows are columns; and then, 1 or -1, which way rows and columns run.
     """
     data = next((side for side in frame.side_data if side.type == Type.DISPLAYMATRIX), None)
     if data is None:
-        return square
+        return False, 1, 1
     a, b, _, c, d = np.frombuffer(data, np.int32)[:5]
-    across, down = a, d
-    if abs(int(b)) + abs(int(c)) > abs(int(a)) + abs(int(d)):
-        square, across, down = square.swapaxes(0, 1), c, b
-    return square[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
+    lies = abs(int(b)) + abs(int(c)) > abs(int(a)) + abs(int(d))
+    across, down = (c, b) if lies else (a, d)
+    return lies, -1 if down < 0 else 1, -1 if across < 0 else 1
 
 
-def _heard(container: InputContainer, start: float, seconds: float) -> tuple[Wave | None, int]:
+def _heard(
+    container: InputContainer, start: float, seconds: float, layout: str
+) -> tuple[Wave | None, int]:
     """The sound of the first track that can be decoded, as `_sound`; None if there is no such."""
     for stream in _decodable(container, "audio"):
         try:
-            return _sound(container, stream, start, seconds)
+            return _sound(container, stream, start, seconds, layout)
         except av.error.FFmpegError:  # a variant that the decoder does not know
             continue
     return None, RATE
 
 
 def _sound(
-    container: InputContainer, stream: AudioStream, start: float, seconds: float
+    container: InputContainer, stream: AudioStream, start: float, seconds: float, layout: str
 ) -> tuple[Wave | None, int]:
-    """Mono sound from `start` on at the file's own rate, silent where the file is, and that rate.
+    """Sound (c, n) from `start` on at the file's own rate, silent where the file is, and that rate.
 
     None if nothing at all is heard in this part.
+
+    Args:
+        layout: "mono" or "stereo".
     """
     _seek(container, stream, start - _PREROLL)
     wave: Wave | None = None
@@ -251,7 +288,8 @@ def _sound(
             continue
         if wave is None:
             rate = frame.sample_rate
-            wave = np.zeros(math.ceil(seconds * rate), dtype=np.float32)
+            channels = 1 if layout == "mono" else 2
+            wave = np.zeros((channels, math.ceil(seconds * rate)), dtype=np.float32)
             position = round((frame.time - start) * rate)
         if frame.sample_rate != rate:
             raise UnusablePartError(
@@ -264,22 +302,25 @@ def _sound(
         if mixes != (kind := (frame.format.name, frame.layout.name)):
             # Mixed as whole numbers: to floats FFmpeg would add the channels up, louder than they
             # were.
-            mixer, mixes = AudioResampler("s16", "mono", rate), kind
-        mono = np.concatenate(
-            [part.to_ndarray()[0] for part in mixer.resample(frame)]
+            # One channel twice is as loud as it was; FFmpeg would share it between the two.
+            mix = layout if frame.layout.nb_channels > 1 else "mono"
+            mixer, mixes = AudioResampler("s16p", mix, rate), kind
+        mixed = np.concatenate(
+            [part.to_ndarray() for part in mixer.resample(frame)], axis=1
         ) / np.float32(32768)
-        inside = slice(max(position, 0), max(min(position + len(mono), len(wave)), 0))
+        count, length = mixed.shape[1], wave.shape[1]
+        inside = slice(max(position, 0), max(min(position + count, length), 0))
         if inside.start < inside.stop:
-            wave[inside] = mono[inside.start - position : inside.stop - position]
+            wave[:, inside] = mixed[:, inside.start - position : inside.stop - position]
             heard = True
-        position += len(mono)
-        if position >= len(wave):
+        position += count
+        if position >= length:
             break
     return (wave if heard else None), rate
 
 
 def _resample(wave: Wave, rate: int) -> Wave:
-    """(n) at `rate` to 16 kHz; sample 0 stays where it is."""
+    """(c, n) at `rate` to 16 kHz; sample 0 stays where it is."""
     try:
         from torchaudio.functional import resample
     except (ImportError, OSError) as error:

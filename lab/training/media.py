@@ -12,11 +12,11 @@ import json
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, cycle, islice
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 
@@ -60,8 +60,13 @@ class _Entry:
     video: Path | bytes
     captions: tuple[str, Path | bytes] | None
 
+    def opened(self) -> Path | BinaryIO:
+        """What `clip_reader` reads; a new one each time."""
+        return io.BytesIO(self.video) if isinstance(self.video, bytes) else self.video
 
-_Epoch: TypeAlias = Callable[[np.random.Generator], Iterator[_Entry]]
+
+_Epoch: TypeAlias = Callable[[np.random.Generator | None], Iterator[_Entry]]
+"""Entries in the order of a generator; without one, in their own."""
 
 
 def clips_from_files(
@@ -89,10 +94,25 @@ def clips_from_files(
         raise ValueError(
             f"found {seconds=}, {captions=}, {size=}; expected whole numbers of at least 1"
         )
+    epoch, expected = _films(source)
+    return _clips(epoch, source, expected, seconds, seed, captions, size)
+
+
+def films_of(source: str) -> Iterator[_Entry]:
+    """Every video of a source (`clips_from_files`) in an order that stays.
+
+    Raises:
+        ValueError, ImportError: as there.
+    """
+    return _films(source)[0](None)
+
+
+def _films(source: str) -> tuple[_Epoch, str]:
+    """The videos of a source, and what was expected there."""
     if Path(source).is_dir():
-        return _clips(_folder(Path(source)), source, EXPECTED_FOLDER, seconds, seed, captions, size)
+        return _folder(Path(source)), EXPECTED_FOLDER
     if "{" in source or source.endswith(".tar"):
-        return _clips(_shards(source), source, EXPECTED_SHARDS, seconds, seed, captions, size)
+        return _shards(source), EXPECTED_SHARDS
     found = "a file" if Path(source).exists() else "nothing"
     raise ValueError(
         f"no clips in {source}: found {found}, expected {EXPECTED_FOLDER}; or {EXPECTED_SHARDS}"
@@ -112,8 +132,8 @@ def _clips(
             if before is not None and not isinstance(before, UnusablePartError):
                 continue
             try:
-                texts = _variants(_captions(entry), captions, rng)
-                video, sound = _some_part(entry.video, seconds, size, rng)
+                texts = _variants(captions_of(entry), captions, rng)
+                video, sound = _some_part(entry, seconds, size, rng)
             except UnusableClipError as error:
                 if before is None:
                     logger.warning("skipped %s: %s", entry.name, error)
@@ -135,13 +155,12 @@ def _clips(
 
 
 def _some_part(
-    film: Path | bytes, seconds: int, size: int, rng: np.random.Generator
+    film: _Entry, seconds: int, size: int, rng: np.random.Generator
 ) -> tuple[Video, Wave | None]:
     """A random part; where it cannot be read, another: of PLACES the last one's error is raised."""
     for _ in range(PLACES):
-        file = io.BytesIO(film) if isinstance(film, bytes) else film
         try:
-            return read_clip(file, seconds, size, rng.random())
+            return read_clip(film.opened(), seconds, size, rng.random())
         except UnusablePartError as error:
             unreadable = error
     raise unreadable
@@ -181,7 +200,11 @@ def _folder(folder: Path) -> _Epoch:
             f"({others}); "
             f"expected {EXPECTED_FOLDER}"
         )
-    return lambda rng: (entries[index] for index in rng.permutation(len(entries)))
+    return lambda rng: (entries[index] for index in _order(rng, len(entries)))
+
+
+def _order(rng: np.random.Generator | None, count: int) -> Iterable[int]:
+    return range(count) if rng is None else rng.permutation(count)
 
 
 def _shards(source: str) -> _Epoch:
@@ -208,12 +231,13 @@ def _shards(source: str) -> _Epoch:
         )
     broken: set[Path] = set()
 
-    def entries(rng: np.random.Generator) -> Iterator[_Entry]:
-        shuffle = webdataset.shuffle(
-            SHUFFLED, SHUFFLED, rng=random.Random(int(rng.integers(2**32)))
-        )
-        order = (shards[index] for index in rng.permutation(len(shards)))
-        return iter(shuffle(entry for shard in order for entry in _samples(shard, broken)))
+    def entries(rng: np.random.Generator | None) -> Iterator[_Entry]:
+        shuffle = None if rng is None else random.Random(int(rng.integers(2**32)))
+        order = (shards[index] for index in _order(rng, len(shards)))
+        found = (entry for shard in order for entry in _samples(shard, broken))
+        if shuffle is None:
+            return found
+        return iter(webdataset.shuffle(SHUFFLED, SHUFFLED, rng=shuffle)(found))
 
     return entries
 
@@ -245,7 +269,7 @@ def _samples(shard: Path, broken: set[Path]) -> Iterator[_Entry]:
                 yield _Entry(f"{shard}:{sample['__key__']}", videos[0], texts[0] if texts else None)
 
 
-def _captions(entry: _Entry) -> list[str]:
+def captions_of(entry: _Entry) -> list[str]:
     """Every caption of a video.
 
     Raises:

@@ -224,7 +224,7 @@ def test_a_part_that_cannot_be_read_does_not_cost_the_file(
 
 def test_captions_that_nest_without_end_are_no_captions() -> None:
     with pytest.raises(UnusableClipError, match=r"its \.json cannot be read"):
-        media._captions(media._Entry("x", b"", (".json", b"[" * 100_000)))
+        media.captions_of(media._Entry("x", b"", (".json", b"[" * 100_000)))
 
 
 def test_pictures_are_the_middle_smoothed_and_upright(tmp_path: Path) -> None:

@@ -67,6 +67,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def said(models: Path) -> str:
+    """What the script of numbers printed; it leaves a model trained on films among the models."""
+    return in_comfyui("inside_comfyui_ltx2.py", models)
+
+
+@pytest.fixture(scope="module")
 def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests of this file."""
     folder = tmp_path_factory.mktemp("comfyui")
@@ -150,13 +156,29 @@ def equal(one: StreamState, other: StreamState) -> bool:
 # The numbers.
 
 
-def test_numbers_lora_and_eight_bits_inside_comfyui(models: Path) -> None:
+def test_numbers_lora_and_eight_bits_inside_comfyui(said: str) -> None:
     """The script prints the measured differences, and fails where one is out of bounds."""
-    said = in_comfyui("inside_comfyui_ltx2.py", models)
     numbers = dict(line.split() for line in said.splitlines() if len(line.split()) == 2)
     assert float(numbers["our_loader_vs_own_network"]) < 1e-4
     assert float(numbers["stock_loader_vs_own_network"]) < 1e-4
     assert float(numbers["taomate_vs_own_network"]) < 1e-4
+
+
+def test_a_model_that_was_trained_on_films_makes_a_clip(
+    said: str, models: Path, server: Server, schemas: dict
+) -> None:
+    """The script makes films, their latents by LTX-2's encoders, trains both stages of Mutual
+    Forcing on them, is killed on the way, and insists on the same bytes."""
+    name = "trained.safetensors"
+    folder = server.base / "models" / "diffusion_models"
+    shutil.copyfile(models / "diffusion_models" / name, folder / name)
+    prompt = shrunken("5_ltx2_text_to_clip.json", schemas)
+    loader, button = node_of(prompt, "MF_LoadLTX2"), node_of(prompt, "MF_GenerateClip")
+    prompt[loader]["inputs"] |= {"file": name, "weights": "as in the file"}
+    prompt[button]["inputs"] |= {"seconds": 2}
+    (clip,) = server.saved(server.run(prompt))
+    trained = frames_of(clip)
+    assert trained.shape == (49, HEIGHT, WIDTH, 3) and trained.std() > 5
 
 
 # The workflows.
