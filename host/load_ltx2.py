@@ -40,7 +40,7 @@ from .stream_model import ATTACHMENT
 
 logger = logging.getLogger("mutualforcing")
 
-Weights = Literal["as in the file", "fp8", "fp8, fast"]
+Weights = Literal["as in the file", "fp8", "fp8, closer", "fp8, fast"]
 WEIGHTS: tuple[Weights, ...] = get_args(Weights)
 # Keys of the base file and what ComfyUI's VAE calls them.
 _VIDEO_VAE = {"vae.": ""}
@@ -100,7 +100,8 @@ def hosted(
     tensors = dict(generator.tensors)
     fast = weights == "fp8, fast"
     if weights != WEIGHTS[0] and takes_eight_bits(tensors, device):
-        tensors = in_eight_bits(tensors, products=fast, device=device)
+        closer = weights == "fp8, closer"
+        tensors = in_eight_bits(tensors, products=fast, closer=closer, device=device)
     if whole is None:
         # 32 bits are computed in 16 on a card.
         everything = (*tensors.values(), *generator.additions.values())

@@ -50,11 +50,14 @@ launch.register()
 
 from mutual_forcing.host.load_ltx2 import (  # noqa: E402
     _round_tokens,
+    hosted,
     load_generator,
     load_vaes,
+    stream_bytes_of,
     takes_eight_bits,
 )
 from mutual_forcing.host.model_wire import stream_model  # noqa: E402
+from mutual_forcing.host.room import patcher_for  # noqa: E402
 from mutual_forcing.host.unread import unread  # noqa: E402
 from mutual_forcing.lab.training.adapters import (  # noqa: E402
     AdapterSettings,
@@ -355,6 +358,27 @@ def check_wires(patcher: object, base_vae: object) -> None:
     assert not prompts(rated) and not prompts(cropped)
 
 
+def check_room() -> None:
+    """A network is loaded whole exactly where there is room for it beside a stream."""
+    asked, generator = [], assemble(CAUSAL, BASE)
+    kept = comfy.sd.load_diffusion_model_state_dict, comfy.model_management.get_total_memory
+
+    def load(*arguments: object, **options: object) -> object:
+        asked.append(options["disable_dynamic"])
+        return kept[0](*arguments, **options)
+
+    comfy.sd.load_diffusion_model_state_dict = load
+    held = sum(value.nbytes for value in generator.tensors.values())
+    least = stream_bytes_of(generator) + comfy.model_management.minimum_inference_memory()
+    for total in (2 * held + least, least):
+        comfy.model_management.get_total_memory = lambda *_, total=total: total
+        hosted(generator, "as in the file", "a file")
+    comfy.sd.load_diffusion_model_state_dict, comfy.model_management.get_total_memory = kept
+    assert asked == [True, False], asked
+    assert patcher_for(True) is comfy.model_patcher.ModelPatcher
+    assert patcher_for(False) is comfy.model_patcher.CoreModelPatcher
+
+
 with torch.inference_mode():
     if Path("/proc/self/status").exists():
         assert said("load_peak_over_file", load_peak()) < 1.1
@@ -383,6 +407,9 @@ with torch.inference_mode():
     eighth = said("fp8_weights_vs_bf16", difference(from_model(eight, torch.bfloat16), in_bf16))
     assert 0 < rounding < eighth < 0.035
     # Without hardware for it ComfyUI multiplies out; with it, tokens are rounded too.
+    closer = load_generator(CAUSAL, BASE, "fp8, closer")
+    nearer = said("fp8_closer_vs_bf16", difference(from_model(closer, torch.bfloat16), in_bf16))
+    assert rounding < nearer < 0.035
     fast = load_generator(CAUSAL, BASE, "fp8, fast")
     assert torch.equal(from_model(fast), from_model(eight))
     scaled = products_in_eight_bits(fast)
@@ -464,6 +491,7 @@ with torch.inference_mode():
     assert load_vaes(LATER_BASE)[1].audio_sample_rate_output == 48000
     vae, audio_vae = load_vaes(BASE)
     check_wires(model, vae)
+    check_room()
     assert 0 < said("seam_at_the_default_overlap", seam()) < 0.05
     assert vae.latent_channels == 128 and audio_vae.audio_sample_rate_output == 24000
 with tempfile.TemporaryDirectory() as folder:

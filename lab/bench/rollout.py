@@ -10,9 +10,10 @@
 
 Weights are random: what a pass costs does not depend on them. With --host it is not this pack's own
 network that runs but the one that ComfyUI makes of LTX-2's files, in the ComfyUI at COMFYUI_PATH:
-loaded whole, with nearly all weights kept off the card (low), or brought as they are needed
-(dynamic, as it starts by itself on a card); "view" is our own network as such a one is looked at,
-without ComfyUI. Their positions are interleaved, as OmniForcing's are. Writes OUT.json and OUT.md.
+loaded whole, with nearly all weights kept off the card (low), brought as they are needed (dynamic),
+or as Load OmniForcing Model has it where ComfyUI starts by itself (usual); "view" is our own
+network as such a one is looked at, without ComfyUI. Their positions are interleaved, as
+OmniForcing's are. Writes OUT.json and OUT.md.
 """
 
 from __future__ import annotations
@@ -277,11 +278,12 @@ def work(arguments: argparse.Namespace) -> int:
         compare(arguments)
         return 0
     if load.host not in (None, "view") and not inside_comfyui():
-        on_cpu, dynamic = load.device.type == "cpu", load.host in ("dynamic", "usual")
-        if on_cpu and dynamic:
+        on_cpu = load.device.type == "cpu"
+        if load.host == "dynamic" and on_cpu:
             raise ValueError(
-                "ComfyUI's memory is never dynamic on a CPU: choose --host whole or low"
+                "ComfyUI's memory is never dynamic on a CPU: choose --host usual or low"
             )
+        dynamic = load.host in ("dynamic", "usual") and not on_cpu
         return run_in_comfyui(MODULE, arguments.given, cpu=on_cpu, dynamic=dynamic)
     found = measure(load)
     summary = results(load, found)

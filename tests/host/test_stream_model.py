@@ -127,6 +127,14 @@ def test_prompts_that_cannot_be_used_are_refused(model: StreamModel) -> None:
     assert model.prompt_of(wire(), wire(), guided=True).unguided is not None
 
 
+def test_a_prompt_longer_than_was_learned_is_named(model: StreamModel) -> None:
+    most = model.about.text_tokens
+    long, usual = ([[torch.zeros(1, n, 8), {}]] for n in (most + 1, most))
+    (said,) = model.remarks_on(long)
+    assert f"{most + 1} tokens, and this model learned with {most}: shorten it" in said
+    assert not list(model.remarks_on(usual))
+
+
 def test_omniforcing_noises_again_and_a_model_told_its_step_size_follows_the_velocity(
     model: StreamModel,
 ) -> None:

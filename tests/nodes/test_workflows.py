@@ -225,6 +225,16 @@ def test_the_note_of_ltx2_says_what_is_computed() -> None:
     assert float(shorter[1]) == pytest.approx(gigabytes(768, 512, 2), abs=0.06)
 
 
+@each_workflow
+def test_a_rate_is_set_in_one_place(path: Path) -> None:
+    """Where a clip is put together of pictures and sound, it has the rate of the stream."""
+    nodes = read_workflow(path)["nodes"]
+    assert all(node["type"] != "LTXVConditioning" for node in nodes)
+    for node in (node for node in nodes if node["type"] == "CreateVideo"):
+        (rate,) = [entry for entry in node["inputs"] if entry["name"] == "fps"]
+        assert rate["link"] is not None
+
+
 @pytest.mark.parametrize("node", sorted(OURS))
 def test_every_node_has_a_page_that_names_all_its_sockets(node: str) -> None:
     """Those in its own schema; what both sampling nodes share is in `nodes/request.py`."""
