@@ -18,7 +18,8 @@ logger = logging.getLogger("mutualforcing")
 
 Made = Iterator[tuple[BlockLatents, StreamState]]
 _OPENING = 2
-"""Blocks, the prefix among them, that are there when a clip is first heard."""
+"""Blocks that are there before anything else is begun, where somebody waits to hear: the prefix and
+a second, or the second of a typed line and, so that it need not wait again, the next one."""
 
 
 class _LineTyped(Exception):  # noqa: N818 - nothing went wrong
@@ -31,7 +32,7 @@ def sample(asked: Request, progress: Progress, run: LiveRun) -> Made:
     Those that an earlier run made of the same inputs are not made again. A line that the page sends
     is followed from the block on that is being made, which is begun anew. Ends early where the page
     asks to stop, after the block that is being made. What somebody waits to hear, the first second
-    and that of a typed line, is decoded before the next one is begun. Without an end it is made a
+    and those of a typed line, is decoded before the next one is begun. Without an end it is made a
     little ahead of who plays it, and no more. What going on does not need of a long stream waits on
     disk, however long it gets.
     """
@@ -41,7 +42,7 @@ def sample(asked: Request, progress: Progress, run: LiveRun) -> Made:
         nonlocal awaited
         for line in run.lines():
             asked.tell(line, run, asked.seconds_to(state))
-            awaited = 1
+            awaited = _OPENING
 
     made = _made(asked, progress, run, state)
     while True:

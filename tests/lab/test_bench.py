@@ -248,3 +248,15 @@ def test_a_whole_clip_is_timed_alone_and_beside_busy_programs(tmp_path: Path) ->
         assert list(ways) == ["1 thread, one after the other", "1 thread, side by side"]
         assert all(rate > 0 for rate in ways.values())
     assert clip.main(["--model", str(tmp_path / "none")]) == 2
+
+
+def test_an_older_version_says_itself_how_long_its_clip_took(tmp_path: Path) -> None:
+    older = tmp_path / "generate.py"
+    says = "0.50 times real time ({:.1f} s, loading not counted)"
+    older.write_text(f"import sys\nprint({says!r}.format(float(sys.argv[3]) * len(sys.argv)))")
+    made = tmp_path / "clip.mp4"
+    assert clip.seconds_by_generate(tmp_path, None, 2, made) == 12  # six words
+    assert clip.seconds_by_generate(tmp_path, 1, 2, made) == 16
+    older.write_text("print('done')")
+    with pytest.raises(ValueError, match="does not say how long"):
+        clip.seconds_by_generate(tmp_path, None, 2, made)

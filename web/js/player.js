@@ -60,7 +60,7 @@ export class Player {
       this.jump = second;
       this.say(said("From {0} on: {1}", seconds(second), line));
       const typed = this.numbers.lines.find((one) => one.line === line && !("second" in one));
-      if (typed) typed.second = second;
+      if (typed) Object.assign(typed, { second, told: performance.now() });
     }
     this.followed = status.followed.length;
     this.words.replaceChildren(...status.words.map((text) => tag("li", { textContent: text })));
@@ -219,6 +219,8 @@ export class Player {
       if (this.holding) numbers.waited += performance.now() - this.holding;
       if (this.holding || !this.started) this.start();
     }
+    for (const line of numbers.lines)
+      if (end > line.second + AT_LEAST) line.came ??= performance.now();
     this.note();
     this.sayPlace();
   }
