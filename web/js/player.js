@@ -9,7 +9,7 @@ const AT_MOST = 4.0; // the same after many interruptions
 // The next piece may take so many times as long to come as the last ones: to begin, and where a typed
 // line is waited for.
 const TO_BEGIN = 2;
-const TO_JUMP = 1.75;
+const TO_JUMP = 1.3;
 const LAST = 4; // pieces that say how long one takes
 const SAID_EVERY = 400; // milliseconds between two words on where it is, while there is no end
 const VOLUME = "mutual_forcing.volume";
