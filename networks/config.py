@@ -32,6 +32,7 @@ _LATER = frozenset(
         "memory_film_hidden",
         "absolute_positions",
         "opening_blocks",
+        "rotated_sinks",
     }
 )
 
@@ -74,6 +75,8 @@ class TransformerConfig:
     video_next_block: Latents = 3
     audio_next_block: Latents = 25
     num_audio_sink_tokens: Annotated[int, Field(ge=0, le=1024)] = 0
+    # Sinks at the first places in time, the sound after them (OmniForcing's Table 3, "Incr. RoPE").
+    rotated_sinks: bool = False
     step_size_embedding: bool = False
     # Numbers per audio latent of the timed transcript (`transcript.py`); 0: it is told none.
     transcript_channels: Annotated[int, Field(ge=0, le=65536)] = 0

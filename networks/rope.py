@@ -173,7 +173,16 @@ def block_tables(
     times = video_seconds(config, layout.video_span(first)[0], layout.video_span(last)[1])
     rows = (torch.arange(height, dtype=torch.float32) + middle) * space
     columns = (torch.arange(width, dtype=torch.float32) + middle) * space
-    heard = audio_seconds(config, layout.audio_span(first)[0], layout.audio_span(last)[1])
+    sinks = 0 if first else config.num_audio_sink_tokens
+    start, stop = layout.audio_span(first)[0], layout.audio_span(last)[1]
+    if config.rotated_sinks:
+        # The sound's places are those of all sinks later.
+        start, stop = (
+            start + config.num_audio_sink_tokens - sinks,
+            stop + config.num_audio_sink_tokens,
+        )
+        sinks = 0
+    heard = audio_seconds(config, start, stop)
     video = config.num_attention_heads, config.attention_head_dim, placed
     audio = config.audio_num_attention_heads, config.audio_attention_head_dim, placed
     per_frame, per_latent = "f k -> (f h w) k", "s k -> s k"
@@ -183,7 +192,6 @@ def block_tables(
         (columns / max_column, "w k -> (f h w) k"),
     ]
     sizes = {"f": len(times), "h": height, "w": width}
-    sinks = 0 if first else config.num_audio_sink_tokens
     return ModalityTables(
         video=_table(config, grid, *video, **sizes),
         audio=_with_sinks(_table(config, [(heard / max_audio, per_latent)], *audio), sinks),

@@ -38,6 +38,7 @@ from ...samplers.atomic_file import replacing
 from .. import command
 from ..report import write_json
 from .adapters import AdapterSettings, adapt, load_trained
+from .attention_forms import alter
 from .data import Batch, LatentSet
 from .draws import Draws
 from .monitor import RunLog, SampleSheets
@@ -174,6 +175,8 @@ class Run:
             told = json.loads((args.teacher / "config.json").read_text())["transformer"]
             teacher = self._system(args.teacher, TransformerConfig.from_dict(told))
         system = self._system(args.init, self.config)
+        if "attention" in settings:
+            alter(system, settings["attention"])
         self.stage = build_stage(args.stage, system, settings, trained, teacher)
         self.step, self.seconds = 0, 0.0
         resume = args.out / "resume.pt"
