@@ -290,8 +290,12 @@ class Run:
             "seconds": self.seconds,
         }
         average = self.averaged()
-        if self.processes.rank:
-            return
+        if not self.processes.rank:
+            self._write(state, average)
+        # What follows may read the files on any process: all wait for the first one's word.
+        self.processes.agreed(0.0)
+
+    def _write(self, state: Mapping[str, object], average: Mapping[str, Tensor]) -> None:
         out = self.args.out
         record = {
             "transformer": self.config.to_dict(),
