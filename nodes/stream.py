@@ -90,9 +90,9 @@ class StreamSettingsNode(io.ComfyNode):
                     advanced=True,
                     display_name="keys and values",
                     tooltip="How the stream's memory lies on a graphics card, for one that is too "
-                    "small. 8 bit: half of it; numbers change by up to 0.3 % of the largest. in "
-                    "the computer's memory: none of it, and nothing changes; slower, because it "
-                    "comes over in every step.",
+                    "small. 8 bit: half of it; ten seconds of the small model changed by 0.2 % in "
+                    "the picture and 0.9 % in the sound. in the computer's memory: none of it, and "
+                    "nothing changes; slower, because it comes over in every step.",
                 ),
                 io.Latent.Input(
                     "start",
