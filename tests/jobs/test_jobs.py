@@ -20,8 +20,8 @@ from mutual_forcing.jobs.storage import Storage
 from mutual_forcing.jobs.worker import Refused, Worker
 from mutual_forcing.tests.tiny import save_tiny
 
-SCHEDULE = "0: red ball\n3 reread 2: red bell\n6 blend 2: face says low"
-LONG = Job(name="long", schedule=SCHEDULE, seconds=9, seed=5, mode="few", state_out=True)
+SCHEDULE = "0: red ball\n2 reread 2: red bell\n4 blend 2: face says low"
+LONG = Job(name="long", schedule=SCHEDULE, seconds=6, seed=5, mode="few", state_out=True)
 IMPOSSIBLE = Job(name="impossible", prompt="xyzzy")
 
 
@@ -71,7 +71,7 @@ def test_a_clip_that_was_left_twice_has_the_same_bits(
     damaged: bool, model: Path, unbroken: dict[str, bytes], tmp_path: Path
 ) -> None:
     """Also where the last state that it left is cut short: the one before it serves."""
-    for second in (2, 5):
+    for second in (2, 4):
         with pytest.raises(Killed):
             worker(model, tmp_path).run(LONG, killed_at(second))
         states = sorted((tmp_path / ".making" / "long").glob("state-*"))
@@ -79,7 +79,7 @@ def test_a_clip_that_was_left_twice_has_the_same_bits(
         if damaged:
             states[-1].write_bytes(states[-1].read_bytes()[:5000])
     said = worker(model, tmp_path).run(LONG)
-    assert said["went on from block"] == (4 if damaged else 5)
+    assert said["went on from block"] == (3 if damaged else 4)
     assert {path.name: path.read_bytes() for path in tmp_path.glob("long.*")} == unbroken
     assert not (tmp_path / ".making" / "long").exists()
 
@@ -87,7 +87,7 @@ def test_a_clip_that_was_left_twice_has_the_same_bits(
 def test_a_job_is_the_clip_that_the_shell_makes(
     generate: ModuleType, model: Path, unbroken: dict[str, bytes], tmp_path: Path
 ) -> None:
-    asked = ["--schedule", SCHEDULE, "--seconds", "9", "--seed", "5", "--mode", "few"]
+    asked = ["--schedule", SCHEDULE, "--seconds", "6", "--seed", "5", "--mode", "few"]
     state = tmp_path / "one.state"
     asked += ["--path", "eager", "--state-out", str(state), "--drop-history"]
     out = ["-o", str(tmp_path / "one.mp4"), "--model", str(model)]
@@ -100,7 +100,7 @@ def test_one_that_goes_on_from_a_stream_goes_on_from_its_checkpoint(
 ) -> None:
     state = tmp_path / "before.state"
     state.write_bytes(unbroken["long.state"])
-    more = Job(name="more", state_in=state, seconds=5, mode="few")
+    more = Job(name="more", state_in=state, seconds=3, mode="few")
     whole = worker(model, tmp_path / "a").run(more)
     with pytest.raises(Killed):
         worker(model, tmp_path / "b").run(more, killed_at(2))
@@ -142,7 +142,7 @@ class Dying(OnRay):
 def test_workers_on_ray_that_are_killed_lose_and_double_nothing(
     model: Path, tmp_path: Path
 ) -> None:
-    short = [Job(name=f"{n}", prompt="red ball", seconds=2, seed=n, mode="few") for n in range(10)]
+    short = [Job(name=f"{n}", prompt="red ball", seconds=1, seed=n, mode="few") for n in range(10)]
     # Long enough to be met twice, however fast the machine.
     long = LONG.model_copy(update={"seconds": 20.0})
     jobs = [*short, long, IMPOSSIBLE]
