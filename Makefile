@@ -16,6 +16,8 @@ PROMPTS ?= 64
 SEEDS ?= 3
 JOBS ?= 2
 TESTS ?= tests
+# Processes that tests run in, a file by one of them; 0: all in one.
+WORKERS ?= 2
 # The networks here are small: a second thread brings nothing, and costs much on a busy machine.
 export OMP_NUM_THREADS ?= 1
 
@@ -43,7 +45,8 @@ lint: $(VENV)/.dev
 	$(PY) -m ruff check .
 
 test: lint
-	$(PY) -m pytest -c tests/pytest.ini $(TESTS) -q --durations=10
+	$(PY) -m pytest -c tests/pytest.ini $(TESTS) -q --durations=10 \
+		-n $(WORKERS) --dist loadfile
 
 # The workflows by ComfyUI's Run button, in Chromium (playwright in ComfyUI's environment).
 page: $(VENV)/.dev

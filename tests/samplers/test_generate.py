@@ -85,7 +85,7 @@ def test_a_schedule_is_followed_and_lies_in_clip_and_stream(
         ("--schedule", "0: red\n5 bell"): "line 2 of the schedule is '5 bell'",
         ("--schedule", "0: red\n5: xyzzy"): "line 2: the prompt 'xyzzy' has no word",
         (): "found no prompt",
-        ("red", "--schedule", story): "found a prompt and --schedule",
+        ("red", "--schedule", story): "found a prompt and a schedule",
     }.items():
         assert plain(*words) == 2
         assert message in capsys.readouterr().err
@@ -268,7 +268,7 @@ def test_mistakes_are_told_before_any_work(
         ("--state-out", "."): "is a folder",
         ("--state-in", "no.state"): "stream state no.state is not there",
         ("--state-in", "model.safetensors"): "not a stream state",
-        ("--state-in", "s.state", "--window", "3"): "leave --window out",
+        ("--state-in", "s.state", "--window", "3"): "leave it out",
         ("--seconds", "1e300"): "expected at most 86400",
         ("--seconds", "x"): "invalid float value",
         ("--mode", "multi", "--steps", str(10**12)): "expected 1 to 1000",
