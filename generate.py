@@ -24,8 +24,6 @@ from mutual_forcing import shell  # noqa: E402
 shell.hold_standard_streams()
 
 import torch  # noqa: E402
-from mutual_forcing.jobs.manifest import Manifest  # noqa: E402
-from mutual_forcing.jobs.pools import InTurn, OnRay  # noqa: E402
 from mutual_forcing.jobs.request import (  # noqa: E402
     A_DAY,
     lines_of,
@@ -33,9 +31,6 @@ from mutual_forcing.jobs.request import (  # noqa: E402
     sampler_of,
     starting_state,
 )
-from mutual_forcing.jobs.run import run  # noqa: E402
-from mutual_forcing.jobs.storage import Storage  # noqa: E402
-from mutual_forcing.jobs.worker import Worker  # noqa: E402
 from mutual_forcing.model_loaders.bundle import (  # noqa: E402
     Bundle,
     load_bundle,
@@ -195,13 +190,20 @@ def make_all(arguments: argparse.Namespace) -> int:
         ValueError: no clip can be made.
         OSError: likewise.
     """
+    # A single clip begins sooner without them.
+    from mutual_forcing.jobs.manifest import Manifest
+    from mutual_forcing.jobs.pools import InTurn, OnRay
+    from mutual_forcing.jobs.run import run
+    from mutual_forcing.jobs.storage import Storage
+    from mutual_forcing.jobs.worker import Worker
+
     plain = parser().parse_args([])
     here = {"jobs", "out", "ray", "workers", "model", "device", "path", "threads"}
     strange = [name for name, value in vars(arguments).items() if value != getattr(plain, name)]
     strange = [name for name in strange if name not in here]
     if strange:
         raise ValueError(f"--jobs: found {', '.join(strange)} as well, expected it in the jobs")
-    jobs, bundle = read_jobs(arguments.jobs), load_bundle(arguments.model)
+    jobs = read_jobs(arguments.jobs)
     # For workers in other folders.
     model = arguments.model.absolute()
     out = arguments.out if "://" in arguments.out else str(Path(arguments.out).absolute())
@@ -211,10 +213,12 @@ def make_all(arguments: argparse.Namespace) -> int:
         "device": arguments.device,
         "path": arguments.path,
     }
+    worker = Worker(**settings) if arguments.ray is None else None
+    bundle = load_bundle(model) if worker is None else worker.bundle
 
     def pool() -> InTurn | OnRay:
-        if arguments.ray is None:
-            return InTurn(Worker(**settings))
+        if worker is not None:
+            return InTurn(worker)
         return OnRay(settings, arguments.ray or None, arguments.workers)
 
     with Storage(out).for_one() as storage:

@@ -31,7 +31,7 @@ class Checkpoints:
 
     def __init__(self, storage: Storage, name: str, first: int) -> None:
         self.storage, self.folder = storage, f".making/{name}"
-        self.saved = self.first = first
+        self.first = first
 
     def _ends(self) -> list[int]:
         names = self.storage.names(self.folder)
@@ -51,7 +51,6 @@ class Checkpoints:
                 log.warning("%s is left out: %s", name, error)
                 self.storage.remove(name)
                 continue
-            self.saved = end
             return state
         return None
 
@@ -72,7 +71,6 @@ class Checkpoints:
             save_state(path, state.trimmed())
         for older in self._ends()[:-STATES]:
             self.storage.remove(f"{self.folder}/state-{older:07}")
-        self.saved = end
 
     def blocks(self, end: int) -> Iterator[BlockLatents]:
         """The job's blocks up to `end`, in order.

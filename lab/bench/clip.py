@@ -68,14 +68,18 @@ def neighbours(count: int) -> Iterator[None]:
             process.wait()
 
 
-def seconds_of(bundle: Bundle, way: Way, seconds: float, path: Path) -> float:
-    """How long a clip takes from its prompt until its file is closed."""
+def seconds_of(bundle: Bundle, way: Way, seconds: float, path: Path, takes: int = 1) -> float:
+    """How long a clip takes from its prompt until its file is closed.
+
+    Args:
+        takes: clips of one prompt, made as one stream and shown side by side.
+    """
     torch.set_num_threads(way.threads)
     sampler = sampler_settings(bundle.stream.default_mode)
-    state = bundle.begin()
+    state = bundle.begin(tuple(range(takes)))
     blocks = bundle.clock.blocks_for(seconds)
     began = time.perf_counter()
-    with ClipWriter(path, bundle.clock, *bundle.pixel_size) as writer:
+    with ClipWriter(path, bundle.clock, *bundle.pixel_size, clips=takes) as writer:
         for _ in live_clip(
             bundle,
             bundle.prompt(PROMPT, guided=sampler.guidance != 1),

@@ -25,16 +25,14 @@ from ...jobs.request import Job
 from ...jobs.run import run
 from ...jobs.storage import Storage
 from ...jobs.worker import Worker
-from ...model_loaders.bundle import Bundle, shipped_model_path
+from ...model_loaders.bundle import shipped_model_path
 from ...networks.execution import cores
-from ...samplers.clip_writer import ClipWriter
-from ...samplers.live import live_clip
-from ...samplers.rollout import sampler_settings
 from .. import command
 from ..report import publish, table
+from . import clip
 
 MODULE = "lab.bench.jobs"
-PROMPT, TAKES = "a red ball bounces on a blue background", 4
+TAKES = 4
 
 
 def seconds_of(jobs: Sequence[Job], pool: Pool, folder: Path, model_id: str) -> float:
@@ -44,24 +42,6 @@ def seconds_of(jobs: Sequence[Job], pool: Pool, folder: Path, model_id: str) -> 
     failed, _ = run(jobs, manifest, lambda: pool)
     if failed:
         raise ValueError(f"{failed} jobs failed; the lines above say why")
-    return time.perf_counter() - began
-
-
-def seconds_of_batch(bundle: Bundle, seconds: float, path: Path) -> float:
-    """How long the takes need as one stream, side by side in one file."""
-    began = time.perf_counter()
-    sampler = sampler_settings(bundle.stream.default_mode)
-    with ClipWriter(path, bundle.clock, *bundle.pixel_size, clips=TAKES) as writer:
-        for _ in live_clip(
-            bundle,
-            bundle.prompt(PROMPT, guided=sampler.guidance != 1),
-            bundle.begin(tuple(range(TAKES))),
-            bundle.clock.blocks_for(seconds),
-            sampler,
-            bundle.decoder(),
-            lambda decoded, _: writer.write(decoded),
-        ):
-            pass
     return time.perf_counter() - began
 
 
@@ -88,7 +68,9 @@ def work(args: object) -> None:
     torch.set_num_threads(1)
 
     def asked(count: int) -> list[Job]:
-        return [Job(name=str(n), prompt=PROMPT, seconds=args.seconds, seed=n) for n in range(count)]
+        return [
+            Job(name=str(n), prompt=clip.PROMPT, seconds=args.seconds, seed=n) for n in range(count)
+        ]
 
     found: dict[str, list[float]] = {}
     for _ in range(args.rounds):
@@ -109,7 +91,8 @@ def work(args: object) -> None:
             for name, pool, jobs, where in ways:
                 took = seconds_of(jobs, pool, folder / where, model_id)
                 found.setdefault(name, []).append(took)
-            batch = seconds_of_batch(worker.bundle, args.seconds, folder / "batch.mp4")
+            way, path = clip.Way(1, cores() > 1), folder / "batch.mp4"
+            batch = clip.seconds_of(worker.bundle, way, args.seconds, path, TAKES)
             found.setdefault(f"{TAKES} takes as one batch", []).append(batch)
     times = {name: median(took) for name, took in found.items()}
     turn, workers, takes, batch = times.values()
