@@ -76,8 +76,7 @@ class Ablations:
         self.args = args
         self.changes = json.loads(VARIANTS.read_text())
         settings = train.read_settings(args.config, "mutual", "mutual")
-        left = {key: value for key, value in settings.items() if key != "stages"}
-        self.settings = merged(left, self.changes.pop("all"))
+        self.settings = {key: value for key, value in settings.items() if key != "stages"}
         self.probe: Probe | None = None
         config = TransformerConfig.from_dict(self.settings["transformer"])
         self.init = train.untaught(args.init, config, args.out / "init")
@@ -148,7 +147,7 @@ class Ablations:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    known = [name for name in json.loads(VARIANTS.read_text()) if name != "all"]
+    known = list(json.loads(VARIANTS.read_text()))
     p = command.parser("lab.training.ablations", __doc__)
     p.add_argument("--config", type=Path, default=train.CONFIGS / "steered.json")
     p.add_argument(

@@ -124,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     known = list(json.loads(VARIANTS.read_text()))
     p = command.parser("lab.training.stabilisers", __doc__)
-    p.add_argument("--config", type=Path, default=train.CONFIGS / "omniforcing.json")
+    p.add_argument("--config", type=Path, default=train.CONFIGS / "stability.json")
     p.add_argument("--teacher", type=Path, required=True, help="run of stage I, without sinks")
     p.add_argument("--latents", type=Path, nargs="+", required=True)
     p.add_argument("--held-out", type=Path, nargs="+", required=True, help="sets never trained on")
