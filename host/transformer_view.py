@@ -27,15 +27,15 @@ class TransformerView:
     """A module of the host's with a config and an attention kernel of ours.
 
     Args:
-        module: has LTX-2's submodules and parameters.
+        hosted: has LTX-2's submodules and parameters.
         config: how to run it; the layout of its positions is that of its weights.
         kernel: softmax attention.
     """
 
     def __init__(
-        self, module: nn.Module, config: TransformerConfig, kernel: AttentionKernel
+        self, hosted: nn.Module, config: TransformerConfig, kernel: AttentionKernel
     ) -> None:
-        self._module = module
+        self.hosted = hosted
         self.config, self.kernel = config, kernel
         self.transformer_blocks = [
             _Replacing(
@@ -45,11 +45,15 @@ class TransformerView:
                     for name in ROTATED
                 },
             )
-            for block in module.transformer_blocks
+            for block in hosted.transformer_blocks
         ]
 
+    def over(self, hosted: nn.Module) -> TransformerView:
+        """The same of another module."""
+        return TransformerView(hosted, self.config, self.kernel)
+
     def __getattr__(self, name: str) -> object:
-        return getattr(self._module, name)
+        return getattr(self.hosted, name)
 
 
 class _Replacing:

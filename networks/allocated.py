@@ -13,6 +13,28 @@ from .kv_cache import key_bytes, most_blocks
 # Noise levels whose modulation is held: the refresh's, four steps', and the first step's once more
 # beside the refresh's.
 _LEVELS = 7
+LAID_OUT_BYTES = 2**30
+
+
+def lays_out(
+    config: TransformerConfig,
+    window: int,
+    height: int,
+    width: int,
+    *,
+    batch: int,
+    element_size: int,
+    branches: int,
+    kept: Kept = AS_COMPUTED,
+) -> bool:
+    """Whether the past of a stream on a CPU is laid out once a block instead of in every pass.
+
+    That saves time, and is done where two more copies of it are no more than `LAID_OUT_BYTES`.
+    Arguments as for `allocated_bytes`.
+    """
+    blocks = most_blocks(config, window)
+    keys = key_bytes(config, blocks, height, width, element_size)
+    return kept == AS_COMPUTED and 2 * batch * branches * keys <= LAID_OUT_BYTES
 
 
 def allocated_bytes(
@@ -37,10 +59,13 @@ def allocated_bytes(
         element_size: bytes per number.
         branches: 2 where the empty prompt has keys of its own.
         text_tokens: length of the prompt's embedding.
-        laid_out: for recorded passes, which have two copies of the past in memory that stays.
+        laid_out: with two more copies of the past in memory that stays, for recorded passes.
         kept: how and where keys and values wait.
-        on_cpu: where what a layer's are joined in is used again.
+        on_cpu: where it is laid out as well if that takes little (`lays_out`), and where else what
+            a layer's are joined in is used again.
     """
+    size = {"batch": batch, "element_size": element_size, "branches": branches, "kept": kept}
+    laid_out = laid_out or (on_cpu and lays_out(config, window, height, width, **size))
     layout, wide, narrow = config.layout, config.video_dim, config.audio_dim
     blocks = most_blocks(config, window)
     # While a block is read there are its keys too, and nobody has let go of the oldest ones yet.
@@ -60,12 +85,18 @@ def allocated_bytes(
         batch * branches * keys
         + branches * (text + tables)
         + levels
-        + batch * _pass_bytes(config, seen, heard, height * width, element_size, on_cpu)
+        + batch * _pass_bytes(config, seen, heard, height * width, element_size, on_cpu, laid_out)
     )
 
 
 def _pass_bytes(
-    config: TransformerConfig, seen: int, heard: int, grid: int, element_size: int, on_cpu: bool
+    config: TransformerConfig,
+    seen: int,
+    heard: int,
+    grid: int,
+    element_size: int,
+    on_cpu: bool,
+    laid_out: bool,
 ) -> int:
     """What a pass over two blocks has at once, at the larger one of a layer's two peaks.
 
@@ -81,7 +112,7 @@ def _pass_bytes(
     # far, and each half's keys and values for the other modality.
     feed_forward = 15 * tokens * wide + 4 * seen * narrow
     if on_cpu:
-        joined = 4 * seen * (wide + narrow) + 8 * heard * narrow
+        joined = 0 if laid_out else 4 * seen * (wide + narrow) + 8 * heard * narrow
         attention = joined + 4 * tokens * wide
         feed_forward = joined + 17 * tokens * wide  # with what operators make on their way
     return int(max(attention, feed_forward) * element_size)

@@ -58,6 +58,7 @@ class Execution:
             torch.compile on a CPU.
         lanes: audio beside video, in a CUDA stream of its own; changes nothing on a CPU.
         graph: replay passes as CUDA graphs once the window is full.
+        laid_out: put the past together once a block, not in every pass, for two more copies of it.
         merged: a block's refresh and the first step of the next one as one pass.
         watch: entered with a stage's name ("open", "denoise", "refresh", "refresh and denoise")
             around its work, to measure it.
@@ -67,6 +68,7 @@ class Execution:
     compiled: bool = False
     lanes: bool = False
     graph: bool = False
+    laid_out: bool = False
     merged: bool = True
     watch: Callable[[str], AbstractContextManager[object]] = _unwatched
 
@@ -246,6 +248,7 @@ class Workspace:
         self._attention = attention_order(device)
         self.keeps_still = execution.graph
         """Whether what a pass reads must lie in the same memory each time."""
+        self.lays_out = execution.graph or execution.laid_out
         self._buffers: dict[str, tuple[Tensor, Tensor]] = {}
         self._tables: tuple[int, ModalityTables] | None = None
         self._of_block: dict[int, ModalityTables] = {}

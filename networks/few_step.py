@@ -9,6 +9,9 @@ a config without a rank does so.
 
 from __future__ import annotations
 
+from copy import copy
+
+import torch
 from torch import Tensor, nn
 
 FEW_STEP = ".few_step."
@@ -40,6 +43,11 @@ def adapted(linear: nn.Module, x: Tensor, gate: Tensor | None) -> Tensor:
     if gate is None or adapter is None:
         return y
     return y + gate * adapter.up(adapter.down(x))
+
+
+def gate_of(guidance: float | Tensor) -> float | Tensor:
+    """The adapters' factor at a guidance."""
+    return (guidance - 1) / 2
 
 
 def attach(model: nn.Module, rank: int, operations: object, dtype: object, device: object) -> None:
@@ -76,3 +84,50 @@ def attach(model: nn.Module, rank: int, operations: object, dtype: object, devic
             beside(module.linear)
     beside(model.proj_out)
     beside(model.audio_proj_out)
+
+
+FOLDED_BYTES = 2**28
+"""Weights of a network up to which a second copy of them is nothing."""
+# Where ComfyUI keeps what changes a weight on its way.
+_PATCHES = ("weight_function", "weight_lowvram_function")
+
+
+@torch.no_grad()
+def folded(model: nn.Module, guidance: float, like: Tensor) -> nn.Module | None:
+    """The network with its adapters as part of the weights, for passes whose tokens are all of
+    few-step mode: the same up to rounding, without the adapters' products. All else is shared.
+
+    None where it has none, where a second copy would be large, and where a host's weights are not
+    there as they are multiplied: they lie elsewhere than `like`, or are patched on the way.
+    """
+    inner = getattr(model, "hosted", model)
+    linears = [module for module in inner.modules() if hasattr(module, "few_step")]
+    parts = [part for one in linears for part in (one, one.few_step.down, one.few_step.up)]
+    if not parts or not all(_is_plain(part, like) for part in parts):
+        return None
+    if sum(one.weight.nbytes for one in linears) > FOLDED_BYTES:
+        return None
+
+    def twin(module: nn.Module) -> nn.Module:
+        other = copy(module)
+        other._modules = {name: twin(child) for name, child in module._modules.items()}
+        adapter = other._modules.pop("few_step", None)
+        if adapter is not None:
+            thin = adapter.down.weight.t(), adapter.up.weight.t()
+            # Input channels first: products of few rows read that faster.
+            weight = module.weight.t().addmm(*thin, alpha=gate_of(guidance)).t()
+            other._parameters = module._parameters | {"weight": nn.Parameter(weight, False)}
+        return other
+
+    return twin(inner) if inner is model else model.over(twin(inner))
+
+
+def _is_plain(linear: nn.Module, like: Tensor) -> bool:
+    weight = linear.weight
+    patched = any(getattr(linear, name, None) for name in _PATCHES)
+    return (
+        not patched
+        and type(weight.data) is Tensor
+        and weight.dtype == like.dtype
+        and weight.device == like.device
+    )

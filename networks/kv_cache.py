@@ -216,7 +216,7 @@ class OpenBlock:
         }
         with self.workspace.watch("open"):
             self.stores: tuple[JoinedPast | LaidOutPast, ...] = (
-                self._laid_out() if self.workspace.keeps_still else self._joined(cache)
+                self._laid_out() if self.workspace.lays_out else self._joined(cache)
             )
 
     def followed(self, clean: BlockInput) -> OpenBlock:
@@ -354,8 +354,10 @@ class OpenBlock:
         """
         given = BlockInput(video, audio, text, track, memory)
 
+        network = getattr(modulation, "network", None) or self.model
+
         def denoise(video: Tensor, audio: Tensor, run: Pass) -> Tensors:
-            return run_layers(self.model, video, audio, replace(run, stores=self.stores))
+            return run_layers(network, video, audio, replace(run, stores=self.stores))
 
         if self.follows is None:
             with self.workspace.watch("denoise"):
@@ -400,7 +402,7 @@ class OpenBlock:
         out = self._run(name, both, (clean, given), modulation, repeats)
         self.cache = before.cache.append(BlockKeys.of(out[2:]), before.index)
         self.follows = None
-        if not self.workspace.keeps_still:
+        if not self.workspace.lays_out:
             self.stores = self._joined(self.cache)
         return out[:2]
 

@@ -192,11 +192,13 @@ class SharedModulation(NamedTuple):
 
     Attributes:
         flat: (b, all of it) one after the other; the rest are views of it.
+        network: what it was made for, if that is not the stream's (`few_step.folded`).
     """
 
     flat: Tensor
     layers: tuple[LayerModulation, ...]
     head: HeadModulation
+    network: nn.Module | None = None
 
     def layer(self, index: int) -> LayerModulation:
         """Of one layer."""
@@ -204,7 +206,8 @@ class SharedModulation(NamedTuple):
 
     def at(self, flat: Tensor) -> SharedModulation:
         """The same with the numbers of another flat tensor."""
-        return self if flat is self.flat else _views(flat, self.layers, self.head)
+        views = self if flat is self.flat else _views(flat, self.layers, self.head)
+        return views._replace(network=self.network)
 
 
 def shared_modulation(model: nn.Module, embedding: TimestepEmbedding) -> SharedModulation:

@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .config import TransformerConfig
-from .few_step import adapted
+from .few_step import adapted, gate_of
 
 SINUSOID_DIM = 256
 GUIDANCE = 3.0
@@ -142,7 +142,7 @@ def timestep_embedding(
             step = step * scale
         few_step = None
         if config.few_step_rank and step is not None:
-            few_step = ((step > 0) * (guidance - 1) / 2)[..., None].to(dtype)
+            few_step = ((step > 0) * gate_of(guidance))[..., None].to(dtype)
         for_layers, for_head = adaln(own, sigma * scale, step, rows, dtype, few_step)
         for_cross, _ = adaln(cross, sigma * scale, step, 4, dtype, few_step)
         for_gate, _ = adaln(gate, sigma * gate_scale, step, 1, dtype, few_step)

@@ -20,10 +20,11 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from ..networks.allocated import allocated_bytes
+from ..networks.allocated import allocated_bytes, lays_out
 from ..networks.checked import quoted
 from ..networks.config import TransformerConfig
 from ..networks.execution import EAGER, Execution, Workspace, to_device
+from ..networks.few_step import folded
 from ..networks.kept_keys import AS_COMPUTED, BlockKeys
 from ..networks.kv_cache import BlockInput, OpenBlock, RollingCache, kept_blocks
 from ..networks.layer import Text
@@ -184,8 +185,15 @@ def new_stream(model: StreamModel, settings: StreamSettings) -> StreamState:
 class SigmaConstants:
     """What the network makes of a noise level and step size, computed once for each."""
 
-    def __init__(self, model: nn.Module, like: Tensor, guidance: float = FEW_STEP_GUIDANCE) -> None:
-        self.model, self.like, self.guidance = model, like, guidance
+    def __init__(
+        self,
+        model: nn.Module,
+        like: Tensor,
+        guidance: float = FEW_STEP_GUIDANCE,
+        folded: nn.Module | None = None,
+    ) -> None:
+        """`folded`: the network of few-step mode at this guidance, for passes in that alone."""
+        self.model, self.like, self.guidance, self.folded = model, like, guidance, folded
         self._embeddings: dict[tuple[float, float], TimestepEmbedding] = {}
         self._modulations: dict[tuple[float, float], Modulation] = {}
         self._after_refresh: dict[tuple[float, float], SharedModulation] = {}
@@ -205,8 +213,13 @@ class SigmaConstants:
         if (sigma, step_size) not in self._modulations:
             # Shared, every layer's gradient would be as large as all layers' modulation together.
             make = TokenModulation if torch.is_grad_enabled() else shared_modulation
-            embedding = _acting(self.embedding(sigma, step_size), step_size)
-            self._modulations[sigma, step_size] = make(self.model, embedding)
+            network = self.folded if step_size else None
+            # What is part of the weights does not act beside them.
+            acting = _acting(self.embedding(sigma, step_size), 0.0 if network else step_size)
+            made = make(self.model, acting)
+            if network is not None:
+                made = made._replace(network=network)
+            self._modulations[sigma, step_size] = made
         return self._modulations[sigma, step_size]
 
     @torch.no_grad()
@@ -556,19 +569,18 @@ def rollout(
     source = noise or noise_of(state.settings.seeds)
 
     settings = state.settings
-    needed = allocated_bytes(
-        network.config,
-        settings.window,
-        settings.height,
-        settings.width,
-        batch=len(settings.seeds),
-        element_size=like.element_size(),
-        branches=1 + is_guided,
-        text_tokens=first.text.sample.shape[-2],
-        laid_out=True,
-    )
+    shape = network.config, settings.window, settings.height, settings.width
+    numbers = {
+        "batch": len(settings.seeds),
+        "element_size": like.element_size(),
+        "branches": 1 + is_guided,
+    }
+    text_tokens = first.text.sample.shape[-2]
+    needed = allocated_bytes(*shape, **numbers, text_tokens=text_tokens, laid_out=True)
     still = settings.kept == AS_COMPUTED
     execution = execution.chosen(network, like.device, needed if still else None)
+    if like.device.type == "cpu":
+        execution = replace(execution, laid_out=lays_out(*shape, **numbers, kept=settings.kept))
     reason = execution.unfit(network, like.device)
     if execution.graph and not still:
         reason = (
@@ -582,7 +594,9 @@ def rollout(
     # The checks above must not wait for the first block to be asked for, so the loop is a generator
     # inside.
     def generate(state: StreamState) -> Iterator[tuple[BlockLatents, StreamState]]:
-        constants = SigmaConstants(network, like, sampler.few_step_guidance or FEW_STEP_GUIDANCE)
+        strength = sampler.few_step_guidance or FEW_STEP_GUIDANCE
+        in_weights = folded(network, strength, like) if sampler.mode == "few" else None
+        constants = SigmaConstants(network, like, strength, in_weights)
         config = network.config
 
         def track(block: int, after: int) -> Tensor | None:

@@ -850,9 +850,7 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
         "networks/timestep.py",
         FEW_STEP,
         [
-            ("(step > 0) * (guidance - 1) / 2", "(step > 0) * (guidance - 1)"),
-            ("(step > 0) * (guidance - 1) / 2", "(step > 0) * guidance / 2"),
-            ("(step > 0) * (guidance - 1) / 2", "(step >= 0) * (guidance - 1) / 2"),
+            ("(step > 0) * gate_of(guidance)", "(step >= 0) * gate_of(guidance)"),
         ],
     ),
     (
@@ -861,6 +859,8 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
         [
             ("y + gate * adapter", "y - gate * adapter"),
             ("y + gate * adapter", "gate * (y + adapter.up(adapter.down(x))) + 0 * adapter"),
+            ("return (guidance - 1) / 2", "return guidance - 1"),
+            ("return (guidance - 1) / 2", "return guidance / 2"),
         ],
     ),
     (

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from mutual_forcing.host.transformer_view import TransformerView
 from mutual_forcing.model_loaders.keymap import split_layout
 from mutual_forcing.networks.attention import sdpa
 from mutual_forcing.networks.config import TransformerConfig
+from mutual_forcing.networks.few_step import FEW_STEP, adapted, folded
 from mutual_forcing.networks.transformer import CausalAVTransformer, text_keys
 from mutual_forcing.samplers.model import BareModel
 from mutual_forcing.samplers.rollout import Prompt, new_stream, rollout, sampler_settings
 from mutual_forcing.samplers.state import StreamSettings
 from mutual_forcing.tests.ltx2_files import GOLDEN, WEIGHTS
+from mutual_forcing.tests.tiny import TRANSFORMER, tiny_parts
 
 
 def run(model: object) -> torch.Tensor:
@@ -51,6 +55,20 @@ def test_the_order_matters() -> None:
     found = run(TransformerView(theirs, wrong, sdpa))
     expected = run(TransformerView(theirs, config, sdpa))
     assert not torch.allclose(found, expected, atol=1e-3 * expected.abs().max().item())
+
+
+@torch.no_grad()
+def test_adapters_become_part_of_the_weights_of_what_is_hosted() -> None:
+    ours, *_ = tiny_parts(0, replace(TRANSFORMER, few_step_rank=2))
+    for name, weight in ours.named_parameters():
+        if FEW_STEP in name:
+            weight.normal_(0, 0.2)
+    hosted = TransformerView(ours, ours.config, sdpa)
+    twin = folded(hosted, 2.0, torch.empty(0))
+    x = torch.randn(1, 3, ours.config.video_dim)
+    ours, theirs = (one.transformer_blocks[1].attn1 for one in (hosted, twin))
+    assert torch.allclose(theirs.to_q(x), adapted(ours.to_q, x, torch.tensor(0.5)), atol=1e-6)
+    assert theirs.q_norm.weight_for(x) is ours.q_norm.weight_for(x)
 
 
 @torch.no_grad()

@@ -12,7 +12,9 @@ from mutual_forcing.lab.training.parallel import ALONE
 from mutual_forcing.lab.training.stages import Trained, build_stage
 from mutual_forcing.lab.training.system import System
 from mutual_forcing.lab.training.train import load_starting
+from mutual_forcing.networks import few_step
 from mutual_forcing.networks.config import TransformerConfig
+from mutual_forcing.networks.few_step import folded
 from mutual_forcing.networks.full_sequence import Told, history_forward
 from mutual_forcing.networks.kv_cache import OpenBlock, RollingCache
 from mutual_forcing.networks.transformer import CausalAVTransformer, text_keys
@@ -95,6 +97,52 @@ def test_the_cached_pass_has_the_same_adapters() -> None:
         v, a = opened.velocity(*noisy, text, constants.at(SIGMA, STEP))
         assert close(v, whole[0][:, 0, :, vs]) < 1e-5 and close(a, whole[1][:, 0, as_]) < 1e-5
         cache = opened.commit(video[:, :, vs], audio[:, as_], text, constants.at(0.0))
+
+
+@torch.no_grad()
+def test_passes_of_few_step_mode_alone_have_the_adapters_in_their_weights() -> None:
+    model, _ = pair()
+    video, _, context = inputs(model.config, BLOCKS)
+    text = text_keys(model, context, context)
+    opened = OpenBlock(model, RollingCache(window=1), 2, 3, video)
+    noisy = torch.randn(1, *opened.video_shape), torch.randn(1, *opened.audio_shape)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    for guidance in (1.0, 2.0, 3.5):
+        twin = folded(model, guidance, video)
+        assert not any(".few_step." in name for name in twin.state_dict())
+        assert twin.transformer_blocks[0].attn2.to_k is not model.transformer_blocks[0].attn2.to_k
+        assert twin.patchify_proj.weight is model.patchify_proj.weight
+        apart, within = (
+            SigmaConstants(model, video, guidance, network).at(SIGMA, STEP)
+            for network in (None, twin)
+        )
+        assert within.network is twin and within.layers[0].video.few_step is None
+        pairs = zip(
+            opened.velocity(*noisy, text, within),
+            opened.velocity(*noisy, text, apart),
+            strict=True,
+        )
+        assert all(close(found, expected) < 1e-5 for found, expected in pairs)
+        # Multi-step mode and the refresh go over the network itself.
+        assert SigmaConstants(model, video, guidance, twin).at(SIGMA).network is None
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before[name])
+
+
+@torch.no_grad()
+def test_adapters_stay_beside_weights_that_are_not_there_as_they_are_multiplied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, plain = pair()
+    like = torch.empty(0)
+    assert folded(plain, 3.0, like) is None and folded(model, 3.0, like.bfloat16()) is None
+    linear = model.transformer_blocks[0].attn1.to_q
+    linear.weight_function = [lambda weight: 2 * weight]  # as ComfyUI applies a LoRA on the way
+    assert folded(model, 3.0, like) is None
+    linear.weight_function = []
+    assert folded(model, 3.0, like) is not None
+    monkeypatch.setattr(few_step, "FOLDED_BYTES", 1000)
+    assert folded(model, 3.0, like) is None
 
 
 def adapter_system() -> System:

@@ -9,8 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 from mutual_forcing.model_loaders.bundle import Bundle, load_bundle, save_bundle
+from mutual_forcing.networks import allocated
 from mutual_forcing.networks.execution import EAGER, Execution
 from mutual_forcing.networks.few_step import FEW_STEP
+from mutual_forcing.networks.kept_keys import ATTENTIONS
 from mutual_forcing.networks.kv_cache import BlockInput, OpenBlock, RollingCache
 from mutual_forcing.networks.transcript import TranscriptConfig
 from mutual_forcing.samplers.clock import Clock
@@ -78,6 +80,25 @@ def test_it_is_the_same_stream(bundle: Bundle, sampler: SamplerSettings) -> None
     merged, separate = (states(bundle, 8, None, sampler, how) for how in (EAGER, SEPARATE))
     for ours, theirs in zip(merged[-1].latents, separate[-1].latents, strict=True):
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("execution", [EAGER, SEPARATE], ids=("merged", "separate"))
+def test_a_past_that_is_laid_out_once_a_block_is_the_same_bits(
+    bundle: Bundle, execution: Execution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As small ones are on a CPU, and larger ones are not."""
+    laid: list[int] = []
+    lay_out = OpenBlock._lay_out
+    monkeypatch.setattr(
+        OpenBlock, "_lay_out", lambda block, name: laid.append(block.index) or lay_out(block, name)
+    )
+    once = states(bundle, 6, execution=execution)[-1]
+    assert laid == [block for block in range(1, 6) for _ in ATTENTIONS]
+    monkeypatch.setattr(allocated, "LAID_OUT_BYTES", 0)
+    each_time = states(bundle, 6, execution=execution)[-1]
+    assert len(laid) == 5 * len(ATTENTIONS)
+    for ours, theirs in zip(once.latents, each_time.latents, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_four_steps_are_four_passes_and_a_block_is_read_in_the_first(bundle: Bundle) -> None:
