@@ -91,7 +91,7 @@ def stream_of_clip(
     most = clock.blocks_for(seconds)
     pictures, wave, blocks = cut_to_blocks(clock, pictures, wave, rate, most)
     state = encoded(state, blocks, encode_video(pictures), audio_latents(decoder.audio_vae, wave))
-    if config.memory_interval:
+    if config.keeps_memory:
         *_, past = remembered(state.latents)
         state = replace(state, past=past)
     return decoder.in_phase(state, wave.mean(dim=1, keepdim=True))

@@ -387,6 +387,7 @@ def _sizes(
             "memory_video_dim": usual(0, [MEMORY]),
             "memory_audio_dim": usual(0, ["learned_memory_audio_encoder.weight"]),
             "memory_film_hidden": usual(0, layered("video_color_film.net.0.weight")),
+            "anchored_colours": True,
         }
     sizes["step_size_embedding"] = any(".step_size_embedder." in key for key in shapes)
     # Adapters of few-step mode: one matrix of each has their rank as its rows.

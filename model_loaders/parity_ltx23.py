@@ -41,6 +41,7 @@ def causal_config(golden: Golden) -> TransformerConfig:
         memory_audio_dim=memory["audio_dim"],
         memory_heads=memory["heads"],
         memory_film_hidden=memory["film_hidden"],
+        anchored_colours=True,
         absolute_positions=True,
         opening_blocks=run["blocks_per_window"] if run["first_window_keeps_all"] else 0,
     )
@@ -87,7 +88,7 @@ def errors(
         yield from golden.compare(name, *out, "velocity")
     sampler = SamplerSettings("multi", tuple(golden["rollout.sigmas"].tolist()), method="renoise")
     settings = StreamSettings(golden.height, golden.width, run["recent_blocks"], kept=kept)
-    plain = golden.model(replace(config, memory_interval=0))
+    plain = golden.model(replace(config, memory_interval=0, anchored_colours=False))
     for name, network in (("plain", plain), ("full", model)):
         bare = BareModel(network, name, torch.empty(0, device=golden.device))
         rolled = rollout(

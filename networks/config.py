@@ -30,6 +30,7 @@ _LATER = frozenset(
         "memory_audio_dim",
         "memory_heads",
         "memory_film_hidden",
+        "anchored_colours",
         "absolute_positions",
         "opening_blocks",
         "rotated_sinks",
@@ -88,12 +89,14 @@ class TransformerConfig:
     apply_gated_attention: bool = False
     caption_proj_before_connector: bool = False
     # TaoMate (docs/ltx23.md, sections 3 to 5): a memory branch in every so many layers, 0: none;
-    # positions that stay as a stream grows; blocks from the first on that all see all before them.
+    # whether every block is given block 0's colours; positions that stay as a stream grows; blocks
+    # from the first on that all see all before them.
     memory_interval: Annotated[int, Field(ge=0, le=256)] = 0
     memory_video_dim: Width = 512
     memory_audio_dim: Width = 256
     memory_heads: Count = 8
     memory_film_hidden: Width = 256
+    anchored_colours: bool = False
     absolute_positions: bool = False
     opening_blocks: Annotated[int, Field(ge=0, le=64)] = 0
 
@@ -115,6 +118,11 @@ class TransformerConfig:
     def remembers(self, layer: int) -> bool:
         """Whether a layer has a memory branch."""
         return bool(self.memory_interval) and (layer + 1) % self.memory_interval == 0
+
+    @property
+    def keeps_memory(self) -> bool:
+        """Whether a stream has a memory (`samplers/stream_memory.py`)."""
+        return bool(self.memory_interval) or self.anchored_colours
 
     @property
     def layout(self) -> BlockLayout:

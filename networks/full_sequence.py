@@ -24,6 +24,7 @@ from .config import TransformerConfig
 from .kernels import PLAIN, Kernels
 from .layer import FreshKeys, Masks, Pass, Text
 from .layout import BlockLayout
+from .memory_branch import Remembered, encoded, of_all_blocks
 from .modulation import TokenModulation
 from .rope import ModalityTables, RopeTable, modality_tables
 from .timestep import GUIDANCE, timestep_embedding
@@ -39,12 +40,15 @@ class Told(NamedTuple):
             it; None: none.
         track: timed transcript (b, s, c) of all blocks; None: none.
         guidance: of few-step mode, one for all or (b, 1), for a network that has adapters for it.
+        memory: of the stream before it, for every block but the first, to a network with a memory
+            branch; None: nothing.
     """
 
     text: Text
     later: tuple[Text, Tensor] | None = None
     track: Tensor | None = None
     guidance: float | Tensor = GUIDANCE
+    memory: tuple[Remembered, ...] | None = None
 
     def block(self, index: int) -> Text:
         """Text keys of a block."""
@@ -291,6 +295,7 @@ def causal_forward(
         masks,
         kernels,
     )
+    run = _with_memory(model, run, plan, told, blocks, video)
     video_out, audio_out = run_layers(
         model,
         patch_video(model, video_tokens(video)),
@@ -300,6 +305,24 @@ def causal_forward(
     )
     video_out = rearrange(video_out, "b (f h w) c -> b c f h w", h=height, w=width)
     return video_out, audio_out[:, sinks:]
+
+
+def _with_memory(
+    model: nn.Module, run: Pass, plan: SequencePlan, told: Told, blocks: int, like: Tensor
+) -> Pass:
+    """A pass that tells each block of a sequence what it is told of the stream before it."""
+    if not told.memory or blocks == 1:
+        return run
+
+    def places(clean: Tensor, group: Tensor) -> Tensor:
+        return torch.cat((clean, (group[len(clean) :] - 1) % blocks))
+
+    return replace(
+        run,
+        memory=encoded(model, of_all_blocks(told.memory[: blocks - 1], like)),
+        video_block=places(plan.video_block, plan.video_group),
+        audio_block=places(plan.audio_block, plan.audio_group),
+    )
 
 
 def _prompted(told: Told, plan: SequencePlan, copies: int) -> tuple[Text, Masks]:
@@ -379,6 +402,7 @@ def history_forward(
         (FreshKeys(),) * config.num_layers,
         masks,
     )
+    run = _with_memory(model, run, plan, told, blocks, like)
     video = audio = None
     if with_video:
         history = video_tokens(clean[0])[:, : plan.video_clean]

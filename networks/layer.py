@@ -203,7 +203,9 @@ class FreshKeys:
 class Pass:
     """Everything that a pass over the layers needs besides the tokens themselves.
 
-    `stores` holds one key-value store per layer, `memory` what is told of the stream, encoded.
+    `stores` holds one key-value store per layer, `memory` what is told of the stream, encoded. That
+    of a whole sequence has parts for all blocks, and `video_block` and `audio_block` (n,) say which
+    one each token has.
     """
 
     modulation: Modulation
@@ -214,6 +216,8 @@ class Pass:
     kernels: Kernels = PLAIN
     lanes: Lanes = ONE_LANE
     memory: Remembered | None = None
+    video_block: Tensor | None = None
+    audio_block: Tensor | None = None
 
 
 class _Side(NamedTuple):
@@ -365,9 +369,10 @@ def _remembering(
     x, hidden = kernels.add_norm(x, mod.attn_gate, own, eps)
     memory = getattr(run.memory, side.modality)
     module = getattr(block, f"{side.modality}_memory_attn")
-    x = x + recalled(module, hidden, memory, config.memory_heads, model.kernel)
+    places = getattr(run, f"{side.modality}_block")
+    x = x + recalled(module, hidden, memory, config.memory_heads, model.kernel, places)
     if side.modality == "video":
-        x = coloured(block.video_color_film, x, run.memory.colour, kernels, eps)
+        x = coloured(block.video_color_film, x, run.memory.colour, kernels, eps, places)
     if mod.text_scale is None:
         return x, F.rms_norm(x, (x.shape[-1],), eps=eps)
     return x, kernels.modulate(x, mod.text_scale, mod.text_shift, eps)

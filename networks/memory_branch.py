@@ -1,6 +1,6 @@
 """TaoMate's memory branch: a stream's beginning and its average, seen by some of the layers.
 
-b batch, n tokens of one modality, t memory tokens, c channels.
+b batch, n tokens of one modality, k blocks, t memory tokens of one block, c channels.
 After its own attention a modality attends over a few tokens that sum up the stream, and the video
 is scaled and shifted by the stream's colours (docs/ltx23.md, section 3). What the tokens are is
 `samplers/stream_memory.py`'s. The keys and values are not cached, so a block may be made under
@@ -9,8 +9,10 @@ another memory than those before it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -39,6 +41,14 @@ class Remembered(NamedTuple):
     video: Tensor
     audio: Tensor
     colour: Tensor
+
+
+def of_all_blocks(memories: Sequence[Remembered], like: Tensor) -> Remembered:
+    """What the k - 1 blocks after block 0 are told, in one: tokens (b, (k - 1) t, c) and colours
+    (b, k - 1, c)."""
+    video, audio, colour = zip(*memories, strict=True)
+    both = (torch.cat(tokens, dim=1) for tokens in (video, audio))
+    return Remembered(*(x.to(like) for x in (*both, torch.stack(colour, dim=1))))
 
 
 class MemoryAttention(nn.Module):
@@ -114,17 +124,45 @@ def encoded(model: nn.Module, memory: Remembered) -> Remembered:
 
 
 def recalled(
-    module: nn.Module, x: Tensor, memory: Tensor, heads: int, kernel: AttentionKernel
+    module: nn.Module,
+    x: Tensor,
+    memory: Tensor,
+    heads: int,
+    kernel: AttentionKernel,
+    block: Tensor | None = None,
 ) -> Tensor:
-    """Attention of normalised tokens x (b, n, c) over encoded memory tokens; (b, n, c)."""
+    """Attention of normalised tokens x (b, n, c) over encoded memory tokens; (b, n, c).
+
+    Args:
+        block: of each token (n,), where the memory is that of all blocks (`of_all_blocks`).
+    """
     q, k, v = (
         split_heads(part, heads)
         for part in (module.to_q(x), module.to_k(memory), module.to_v(memory))
     )
-    return module.to_out(rearrange(kernel(q, k, v, None), "b a n d -> b n (a d)"))
+    mask = None
+    if block is not None:
+        told = torch.arange(memory.shape[1], device=x.device) * block.max() // memory.shape[1] + 1
+        # Block 0 is told nothing: what it finds is dropped below, but a softmax must find some.
+        mask = (block[:, None] == told) | (block == 0)[:, None]
+    found = module.to_out(rearrange(kernel(q, k, v, mask), "b a n d -> b n (a d)"))
+    return found if block is None else found * (block > 0)[:, None]
 
 
-def coloured(module: nn.Module, x: Tensor, colour: Tensor, kernels: Kernels, eps: float) -> Tensor:
-    """Tokens x (b, n, c) plus themselves, normalised, scaled and shifted by the colours."""
-    scale, shift = module.net[2](F.silu(module.net[0](colour)))[:, None].chunk(2, dim=-1)
+def coloured(
+    module: nn.Module,
+    x: Tensor,
+    colour: Tensor,
+    kernels: Kernels,
+    eps: float,
+    block: Tensor | None = None,
+) -> Tensor:
+    """Tokens x (b, n, c) plus themselves, normalised, scaled and shifted by the colours.
+
+    Args:
+        block: of each token (n,), where the colours are those of all blocks.
+    """
+    rows = module.net[2](F.silu(module.net[0](colour)))
+    rows = rows[:, None] if block is None else F.pad(rows, (0, 0, 1, 0))[:, block]
+    scale, shift = rows.chunk(2, dim=-1)
     return x + kernels.modulate(x, scale, shift, eps)

@@ -296,7 +296,8 @@ class _Branch:
             video, audio, text, *told = read_with(block, *rest)
             return self.open(past, block).commit(video, audio, text, clean, *told)
 
-        memories = (_placed(memory, self.like) for memory in _memories(state, cache.next_block))
+        told = _memories(state, cache.next_block, self.model.config)
+        memories = (_placed(memory, self.like) for memory in told)
         unread = range(cache.next_block, state.next_block)
         # One longer than the blocks are: what the next one is told.
         for index, (made_under, now) in zip(unread, pairwise(memories), strict=False):
@@ -341,14 +342,16 @@ class _Branch:
         return self.merged and not opened.is_prefix
 
 
-def _memories(state: StreamState, first: int) -> Iterator[Remembered | None]:
+def _memories(
+    state: StreamState, first: int, config: TransformerConfig
+) -> Iterator[Remembered | None]:
     """What a network with a memory branch is told in each block from `first` to the next one.
 
     Raises:
         ValueError: the stream does not hold the blocks that it would have to be made from.
     """
     memory = state.past
-    if memory is None:
+    if memory is None or not config.memory_interval:
         yield from repeat(None)
     elif first + 1 >= state.next_block:
         yield from [memory.was_told(), memory.told()][first + 1 - state.next_block :]
@@ -363,13 +366,16 @@ def _placed(memory: Remembered | None, like: Tensor) -> Remembered | None:
     return Remembered(*(to_device(x, like).to(like.dtype) for x in memory))
 
 
-def _settled(state: StreamState, latents: BlockLatents) -> tuple[BlockLatents, StreamState]:
-    """A block as it is handed out by a network with a memory branch, and the state that has it in
+def _settled(
+    state: StreamState, latents: BlockLatents, config: TransformerConfig
+) -> tuple[BlockLatents, StreamState]:
+    """A block as it is handed out by a network that keeps a memory, and the state that has it in
     its memory."""
     past = state.past
     if past is None:
         return latents, replace(state, past=StreamMemory.begun(*latents))
-    latents = latents._replace(video=past.settled(latents.video))
+    if config.anchored_colours:
+        latents = latents._replace(video=past.settled(latents.video))
     return latents, replace(state, past=past.after(*latents))
 
 
@@ -640,7 +646,7 @@ def rollout(
                     speeches = _told(state.speeches, now, config, state.next_block)
                     state = replace(state, speeches=speeches)
                 texts = (prompts.text(state.schedule, state.next_block), first.unguided)
-                memory = state.past.told() if state.past else None
+                memory = state.past.told() if config.memory_interval and state.past else None
                 latents = _denoised(
                     [
                         (block, text, told(state.next_block, state.next_block))
@@ -655,8 +661,8 @@ def rollout(
                     kept,
                 )
                 caches = [block.cache for block in opened]
-                if config.memory_interval:
-                    latents, state = _settled(state, latents)
+                if config.keeps_memory:
+                    latents, state = _settled(state, latents, config)
             # Keys of a branch that is not extended would fall behind; they are rebuilt if guidance
             # comes back.
             cache, unguided = (*caches, None)[:2]

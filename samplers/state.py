@@ -148,7 +148,7 @@ class StreamState:
         memory: of the decoders, after some of the blocks; None where the stream was not decoded.
         dropped: how many of the first blocks are not held any more (`trimmed`).
         prefix: the latents of block 0, where it is one of them.
-        past: what a network with a memory branch is told of it; None for any other.
+        past: its memory, for a network that keeps one; None for any other.
     """
 
     settings: StreamSettings
@@ -370,10 +370,10 @@ def check_state(state: StreamState, model: StreamModel) -> None:
                 f"{state.settings.window} ({state.settings.kept}): "
                 "go on from state.without_keys(), which makes them again"
             )
-    if (state.past is not None) != bool(config.memory_interval and state.next_block):
+    if (state.past is not None) != bool(config.keeps_memory and state.next_block):
         raise ValueError(
             f"stream state has {'a' if state.past else 'no'} memory of its {state.next_block} "
-            f"blocks, expected {'one' if config.memory_interval else 'none'} for this model: load "
+            f"blocks, expected {'one' if config.keeps_memory else 'none'} for this model: load "
             "the model that made it, or start a new stream"
         )
     clips = len(state.settings.seeds)

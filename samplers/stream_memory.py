@@ -1,11 +1,11 @@
 """What TaoMate keeps of a stream against drift: its beginning, an average of it, and its colours.
 
 b batch, c channels, f h w video latent grid, s audio latents, t tokens.
-Two things are done with it. The network's memory branch is told of it (`told`), and every block
-after block 0 is given block 0's colours before it is handed out (`settled`). Each finished block
-moves the averages a little, and all of them are drawn back towards block 0 (docs/ltx23.md, section
-4; the constants are TaoMate's, whose checkpoint does not carry them). All in float32; a clip of a
-batch knows nothing of the others.
+Two things are done with it, or one of them. The network's memory branch is told of it (`told`), and
+every block after block 0 is given block 0's colours before it is handed out (`settled`). Each
+finished block moves the averages a little, and all of them are drawn back towards block 0
+(docs/ltx23.md, section 4; the constants are TaoMate's, whose checkpoint does not carry them). All
+in float32; a clip of a batch knows nothing of the others.
 """
 
 from __future__ import annotations
@@ -169,7 +169,10 @@ def _patches(video: Tensor) -> Tensor:
 
 
 def _pooled(height: int, width: int) -> tuple[int, int]:
-    return max(1, height // VIDEO_DOWNSAMPLE), max(1, width // VIDEO_DOWNSAMPLE)
+    """At least two a side, where TaoMate has one: of a picture that is standardised over itself
+    one mean alone is always 0."""
+    rows, columns = (max(min(2, size), size // VIDEO_DOWNSAMPLE) for size in (height, width))
+    return rows, columns
 
 
 def picture_tokens(height: int, width: int) -> int:

@@ -42,6 +42,7 @@ LATER = {
     "memory_audio_dim": 8,
     "memory_heads": 2,
     "memory_film_hidden": 4,
+    "anchored_colours": True,
     "absolute_positions": True,
     "opening_blocks": 3,
 }

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from ...networks.execution import attention_order
 from ...networks.kv_cache import kept_blocks
-from ...samplers.stream_memory import AUDIO_TOKENS, VIDEO_DOWNSAMPLE
+from ...samplers.stream_memory import AUDIO_TOKENS, picture_tokens
 from .setups import Setup
 from .stopwatch import Span, spanned
 
@@ -73,7 +73,6 @@ def pass_work(setup: Setup, block: int, element_size: int, *, refresh: bool = Fa
     grid, sinks = setup.height * setup.width, config.num_audio_sink_tokens
     (v0, v1), (a0, a1) = layout.video_span(kept), layout.audio_span(kept)
     past = a0 + sinks if kept else 0
-    parts = max(1, setup.height // VIDEO_DOWNSAMPLE) * max(1, setup.width // VIDEO_DOWNSAMPLE)
     told = bool(config.memory_interval and block)
     video = _Stream(
         config.video_dim,
@@ -83,7 +82,7 @@ def pass_work(setup: Setup, block: int, element_size: int, *, refresh: bool = Fa
         (v1 - v0) * grid,
         v0 * grid,
         config.memory_video_dim,
-        told * 2 * parts,
+        told * 2 * picture_tokens(setup.height, setup.width),
     )
     audio = _Stream(
         config.audio_dim,

@@ -34,6 +34,7 @@ _TAOMATE: dict[str, object] = {
     "apply_gated_attention": True,
     "caption_proj_before_connector": True,
     "memory_interval": 4,
+    "anchored_colours": True,
     "absolute_positions": True,
     "opening_blocks": 5,
 }

@@ -30,6 +30,7 @@ from .score import Table
 MODULE = "lab.metrics.horizon"
 PIECE = 5  # seconds
 WINDOWS = ((0, 5), (5, 15), (15, 25), (25, 60))
+MINUTE = 60
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,7 +42,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def windows_of(seconds: int) -> list[tuple[int, int]]:
-    """The windows of streams of `seconds`: what goes on after the last belongs to it.
+    """The windows of streams of `seconds`: what goes on after the last belongs to it, but for the
+    last minute of two or more.
 
     Raises:
         ValueError: not a multiple of PIECE, or too short for two windows.
@@ -51,7 +53,10 @@ def windows_of(seconds: int) -> list[tuple[int, int]]:
             f"found {seconds} seconds, expected a multiple of {PIECE} above {WINDOWS[0][1]}"
         )
     begun = [window for window in WINDOWS if window[0] < seconds]
-    return [*begun[:-1], (begun[-1][0], seconds)]
+    last = (begun[-1][0], seconds)
+    if seconds < 2 * MINUTE:
+        return [*begun[:-1], last]
+    return [*begun[:-1], (last[0], seconds - MINUTE), (seconds - MINUTE, seconds)]
 
 
 def by_piece(scores: Scores) -> list[dict[str, Estimate]]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...networks.config import TransformerConfig
+from ...networks.memory_branch import Remembered
 from ...networks.transcript import TranscriptConfig, latent_times, transcript_track
 from ..world.scene import SYLLABLES_PER_SECOND
 from ..world.vocabulary import SYLLABLES, TEMPO_ADJECTIVES, TEMPO_ADVERBS, VOCABULARY
@@ -42,16 +43,24 @@ but the captions: then no prompt changes and nobody knows what is spoken.
 
 
 class Asked(NamedTuple):
-    """What is asked for in a batch of clips: fields of `Batch`."""
+    """What is asked for in a batch of clips: fields of `Batch`, and what is told of the stream.
+
+    Attributes:
+        memory: see `Told`.
+    """
 
     ids: Tensor
     later: Tensor | None = None
     prompts: Tensor | None = None
     track: Tensor | None = None
+    memory: tuple[Remembered, ...] | None = None
 
     def rows(self, rows: list[int]) -> Asked:
         """Of some clips."""
-        return Asked(*(None if value is None else value[rows] for value in self))
+        *values, memory = self
+        if memory is not None:
+            memory = tuple(Remembered(*(x[rows] for x in one)) for one in memory)
+        return Asked(*(None if value is None else value[rows] for value in values), memory)
 
 
 class Batch(NamedTuple):

@@ -10,17 +10,22 @@ the real block.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from ...networks.config import TransformerConfig
 from ...networks.full_sequence import Told
 from ...networks.kv_cache import OpenBlock, RollingCache
+from ...networks.memory_branch import Remembered
 from ...samplers.rollout import SigmaConstants
 from ...samplers.sigmas import few_step_sigmas
 from ...samplers.steps import add_noise, euler
+from ...samplers.stream_memory import StreamMemory, remembered
 from .draws import Draws
 from .pair import Pair, by_block, joined
 
@@ -98,6 +103,14 @@ def rolled_places(blocks: int, further: int) -> list[int]:
     return [0, *[1] * (further if blocks > 1 else 0), *range(1, blocks)]
 
 
+class History(NamedTuple):
+    """A history, and what is told in each block after the first of the stream before it (None: it
+    has no memory)."""
+
+    clip: Pair
+    memory: tuple[Remembered, ...] | None
+
+
 @torch.no_grad()
 def few_step_history(
     model: nn.Module,
@@ -109,11 +122,12 @@ def few_step_history(
     window: int,
     draws: Draws,
     further: int = 0,
-) -> Pair:
+) -> History:
     """A history of the real clip's shape, finished by few-step mode from `start_step` on.
 
     Nobody sees the last block of a history, so it is left as it is, but for full rollouts, which
-    are clips of their own.
+    are clips of their own. A network that keeps a memory makes it under its memory, as the sampler
+    does.
 
     Args:
         clean: real latents.
@@ -124,30 +138,51 @@ def few_step_history(
             as they do from the cache of a long stream: so few-step mode also learns to go on from
             its own later drift.
     """
+    config = model.config
     if start_step == steps:
-        return clean
+        return History(clean, real_memory(clean, config))
+    blocks = by_block(clean, config.layout)
     sigmas = few_step_sigmas(steps)[start_step:]
     like = next(model.parameters()).new_empty(0)
     constants = SigmaConstants(model, like, told.guidance)
-    blocks = by_block(clean, model.config.layout)
     places = [*range(len(blocks) - 1)] if start_step else rolled_places(len(blocks), further)
-    cache = RollingCache(window)
-    made = []
+    cache, memory = RollingCache(window), None
+    made, memories = [], []
     for index, place in enumerate(places):
         block, keys = blocks[place], told.block(place)
-        track = told.block_track(place, model.config.layout)
+        track = told.block_track(place, config.layout)
+        past = memory.told() if config.memory_interval and memory else None
+        past = past and Remembered(*(value.to(like) for value in past))
         noise = block.noise(draws)
         x = Pair(*(add_noise(v, e, sigmas[0]) for v, e in zip(block, noise, strict=True)))
         opened = OpenBlock(model, cache, *block.video.shape[3:], like)
         for sigma, following in pairwise(sigmas):
             level = constants.at(sigma, sigma - following)
-            u = opened.velocity(x.video.to(like), x.audio.to(like), keys, level, track=track)
+            u = opened.velocity(x.video.to(like), x.audio.to(like), keys, level, track, past)
             x = Pair(*(euler(a, v.float(), sigma, following) for a, v in zip(x, u, strict=True)))
+        if config.anchored_colours and memory:
+            x = x._replace(video=memory.settled(x.video))
+        if config.keeps_memory:
+            memory = memory.after(*x) if memory else StreamMemory.begun(*x)
+            memories.append(memory)
         made.append(x)
         if index + 1 < len(places):
             keys = told.block(places[index + 1])
             done = x.map(lambda value: value.to(like))
-            cache = opened.commit(*done, keys, constants.at(0.0), track)
+            cache = opened.commit(*done, keys, constants.at(0.0), track, past)
     if start_step:
-        return joined([*made, blocks[-1]])
-    return joined([made[0], *made[len(made) - len(blocks) + 1 :]])
+        return History(joined([*made, blocks[-1]]), _told(memories, config))
+    later = len(blocks) - 1
+    clip = [made[0], *made[len(made) - later :]]
+    return History(joined(clip), _told(memories[-1 - later : -1], config))
+
+
+def real_memory(clip: Pair, config: TransformerConfig) -> tuple[Remembered, ...] | None:
+    """What each block of a real clip is told of those before it."""
+    return _told(list(remembered(by_block(clip, config.layout)[:-1])), config)
+
+
+def _told(
+    memories: Sequence[StreamMemory], config: TransformerConfig
+) -> tuple[Remembered, ...] | None:
+    return tuple(memory.told() for memory in memories) if config.memory_interval else None

@@ -29,7 +29,7 @@ from .distillation import (
 )
 from .draws import Draws
 from .flow_matching import flow_target, sample_sigma
-from .history import HistoryMix, few_step_history
+from .history import History, HistoryMix, few_step_history, real_memory
 from .pair import Pair, block_count, block_error, clean_prediction, noised, velocity
 from .system import Parts, without_some
 
@@ -173,7 +173,7 @@ def prepare(
     further = recipe.history.further_blocks(start, draws)
     rows, some = draws.every(recipe.taught_every)
 
-    def history(clip: Pair, asked: Asked, draws: Draws) -> Pair:
+    def history(clip: Pair, asked: Asked, draws: Draws) -> History:
         return few_step_history(
             system.transformer,
             at_guidance(system, asked, recipe),
@@ -189,12 +189,15 @@ def prepare(
         return pair.map(lambda value: value[rows])
 
     if start:
-        made = history(clean, asked, draws)
+        made, memory = history(clean, asked, draws)
+        asked = asked._replace(memory=memory)
         return Shown(clean, made, asked), Taught(
             chosen(clean), chosen(made), asked.rows(rows), steps, some
         )
-    rolled = history(chosen(clean), asked.rows(rows), some)
-    return Shown(clean, clean, asked), Taught(rolled, rolled, asked.rows(rows), steps, some)
+    rolled, memory = history(chosen(clean), asked.rows(rows), some)
+    shown = asked._replace(memory=real_memory(clean, system.transformer.config))
+    asked = asked.rows(rows)._replace(memory=memory)
+    return Shown(clean, clean, shown), Taught(rolled, rolled, asked, steps, some)
 
 
 def flow_loss(system: Parts, shown: Shown, recipe: MutualRecipe, draws: Draws) -> Tensor:

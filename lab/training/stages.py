@@ -146,7 +146,7 @@ class MutualStage:
     """Both modes of one network (lab.training.mutual_forcing), with teacher and fake score.
 
     With few-step adapters few-step mode alone learns, in them: the teacher is the same network with
-    them at rest, and nothing learns from flow.
+    them at rest. Nothing learns from flow but a memory branch, if there is one: both modes have it.
     """
 
     mode: Mode | None = "few"
@@ -156,7 +156,9 @@ class MutualStage:
         self, system: Parts, trained: Trained, recipe: MutualRecipe, fake_rate: float
     ) -> None:
         self.system, self.recipe = system, recipe
-        self.apart = bool(system.transformer.config.few_step_rank)
+        config = system.transformer.config
+        self.apart = bool(config.few_step_rank)
+        self.flows = not self.apart or bool(config.memory_interval)
         self.teacher = self.fake = self.fake_weights = None
         if self.apart:
             only_few_step(system)
@@ -181,7 +183,7 @@ class MutualStage:
         shown, taught = system(prepare, system, batch, recipe, progress, draws)
         logged: Logged = {}
         # Backward term by term: only one of them has its activations in memory at a time.
-        if not self.apart:
+        if self.flows:
             loss = system(flow_loss, system, shown, recipe, draws)
             (recipe.flow * loss).backward()
             logged["flow"] = loss.detach()
@@ -331,8 +333,17 @@ def build_stage(
         teacher: without masks, for OmniForcing's stages and the method that has one.
 
     Raises:
-        ValueError: one of these without a teacher.
+        ValueError: one of these without a teacher; a network with a memory, in any stage but Mutual
+            Forcing's.
     """
+    recipe = settings.get("mutual", {})
+    if system.transformer.config.keeps_memory and (
+        stage != "mutual" or wants_teacher(stage, recipe)
+    ):
+        raise ValueError(
+            f"the network keeps a memory and the stage is {stage}, expected stage mutual with the "
+            "network as its own teacher: nothing else trains a memory"
+        )
     if stage not in ("mutual", *TAUGHT):
         return FlowStage(system, trained, settings["recipe"], stage)
     values = dict(settings["mutual"])

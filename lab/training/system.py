@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...networks.config import TransformerConfig
 from ...networks.full_sequence import Told
+from ...networks.memory_branch import is_memory
 from ...networks.text_encoder import TextEncoder, TextEncoderConfig
 from ...networks.timestep import sinusoid
 from ...networks.transformer import CausalAVTransformer, TextKeys, text_keys
@@ -41,11 +42,11 @@ class Parts(nn.Module):
         later = None
         if asked.prompts is not None:
             later = self.text(asked.later), asked.prompts.bool()
-        return Told(self.text(asked.ids), later, asked.track)
+        return Told(self.text(asked.ids), later, asked.track, memory=asked.memory)
 
     def told_nothing(self, asked: Asked) -> Told:
         """The empty prompt for all of a batch: what guidance leads away from."""
-        return Told(self.text(self.nothing(asked.ids)))
+        return Told(self.text(self.nothing(asked.ids)), memory=asked.memory)
 
     def forward(self, function: Callable[..., Returned], *args: object) -> Returned:
         """`function(*args)`: where many processes gather the weights and share gradients."""
@@ -112,7 +113,7 @@ def without_some(
     if asked.track is not None:
         untold = dropped | (draws.uniform() < track_share)
         track = where(untold, torch.zeros_like(asked.track), asked.track)
-    return Asked(ids, later, asked.prompts, track)
+    return asked._replace(ids=ids, later=later, track=track)
 
 
 def of_few_step(name: str) -> bool:
@@ -121,9 +122,9 @@ def of_few_step(name: str) -> bool:
 
 
 def only_few_step(system: Parts) -> None:
-    """Freeze all but few-step mode's own."""
+    """Freeze all but few-step mode's own, and the memory branch."""
     for name, parameter in system.named_parameters():
-        parameter.requires_grad_(of_few_step(name))
+        parameter.requires_grad_(of_few_step(name) or is_memory(name))
 
 
 @torch.no_grad()
@@ -203,5 +204,7 @@ def initialise(system: System, seed: int) -> None:
     for name, module in model.named_modules():
         if name.endswith(".few_step"):
             nn.init.zeros_(module.up.weight)
+        if name.endswith(("_memory_attn.to_out", "_color_film.net.2")):
+            nn.init.zeros_(module.weight)
     nn.init.zeros_(model.proj_out.weight)
     nn.init.zeros_(model.audio_proj_out.weight)

@@ -34,6 +34,7 @@ from torch import Tensor
 from ...model_loaders.bundle import TEXT, TRANSFORMER, StreamDefaults
 from ...model_loaders.ltx2 import load_transformer
 from ...networks.config import TransformerConfig
+from ...networks.memory_branch import is_memory
 from ...samplers.atomic_file import replacing
 from .. import command
 from ..report import write_json
@@ -58,8 +59,8 @@ from .system import (
 logger = logging.getLogger("mutualforcing")
 CONFIGS = Path(__file__).parent / "configs"
 SAVE_SECONDS = 120
-ADDITIONS = (".audio_transcript_proj.", ".few_step.", ".audio_sink_tokens")
-DROPPED = ADDITIONS[1:]
+DROPPED = (".few_step.", ".audio_sink_tokens")
+ADDITIONS = (".audio_transcript_proj.", *DROPPED)
 
 
 def read_settings(config: Path, stage: str, method: str) -> dict[str, dict[str, object]]:
@@ -115,7 +116,7 @@ def starting_weights(path: Path) -> dict[str, Tensor]:
 
 def load_starting(system: System, weights: Mapping[str, Tensor]) -> None:
     """Set a system to the weights of another one, which may lack additions: transcript, adapters,
-    sinks.
+    sinks, a memory branch.
 
     A system without adapters takes the weights of one with them: its multi-step mode, that is. One
     without sinks takes all others.
@@ -130,7 +131,11 @@ def load_starting(system: System, weights: Mapping[str, Tensor]) -> None:
         for name, value in weights.items()
         if name in fresh or not any(part in name for part in DROPPED)
     }
-    added = {name: fresh[name] for name in fresh if any(part in name for part in ADDITIONS)}
+    added = {
+        name: fresh[name]
+        for name in fresh
+        if is_memory(name) or any(part in name for part in ADDITIONS)
+    }
     system.load_state_dict(added | kept)
     if here != there:
         rest_step_size(system, folded=here)

@@ -321,6 +321,7 @@ def test_windows_of_a_stream_that_never_changes_are_all_the_same():
     spans = horizon.windows_of(60)
     assert spans == [(0, 5), (5, 15), (15, 25), (25, 60)]
     assert horizon.windows_of(15) == [(0, 5), (5, 15)] and horizon.windows_of(80)[-1] == (25, 80)
+    assert horizon.windows_of(600)[-2:] == [(25, 540), (540, 600)]
     constant = _scores(2, 12, attributes=0.9, offset_ms=30.0)
     windows = [horizon.in_window(constant, span) for span in spans]
     assert all(

@@ -453,7 +453,7 @@ def test_a_history_by_hand(start: int, further: int) -> None:
         window=1,
         draws=Fixed(),
         further=further,
-    )
+    ).clip
     expected = history_by_hand(x, GRID[start:], 1, (2.0, -1.0), further)
     for kind, (dim, spans) in enumerate(((2, VIDEO_SPANS), (1, AUDIO_SPANS))):
         made = [expected[kind][0], *expected[kind][1 + further :]]

@@ -85,7 +85,7 @@ def test_a_real_history_is_the_clip_and_a_resampled_one_departs_from_it(
     def history(start: int) -> Pair:
         return few_step_history(
             system.transformer, told, clip, steps=4, start_step=start, window=2, draws=draws()
-        )
+        ).clip
 
     assert history(4) is clip
     distances = []
@@ -114,7 +114,7 @@ def test_a_history_rolled_out_is_what_the_sampler_generates(
             window=2,
             draws=draws(),
             further=further,
-        )
+        ).clip
         again = draws()
         prefix, *following = by_block(clip, CONFIG.layout)
         noise = [block.noise(again) for block in (prefix, *following[:1] * further, *following)]
