@@ -3,7 +3,7 @@
 One line per quantity, for video and audio: the network without masks (LTX-2.3 itself, whose
 positions it has then), under causal masks, block after block over a cache without and with a given
 memory, and two rollouts of ten blocks: without memory under one prompt, and with everything, where
-the prompt changes after five (docs/ltx23.md, section 7).
+the prompt changes after five (docs/ltx23.md, section 8).
 """
 
 from __future__ import annotations

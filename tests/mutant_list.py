@@ -898,8 +898,25 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
         "networks/memory_branch.py",
         LATER_PASS,
         [
-            ("scale, shift = module.net[2]", "shift, scale = module.net[2]"),
+            ("scale, shift = rows.chunk", "shift, scale = rows.chunk"),
             ("kernels.modulate(x, scale, shift, eps)", "shift + x * scale"),
+        ],
+    ),
+    (
+        "networks/memory_branch.py",
+        "lab/test_memory.py::test_a_whole_sequence_is_told_what_blocks_are_told_one_by_one",
+        [
+            ("// memory.shape[1] + 1", "// memory.shape[1]"),
+            ("found * (block > 0)[:, None]", "found"),
+            ("(0, 0, 1, 0)", "(0, 0, 0, 1)"),
+        ],
+    ),
+    (
+        "lab/training/history.py",
+        "lab/test_memory.py::test_a_history_is_made_under_the_memory_that_the_sampler_has",
+        [
+            ("memories[-1 - later : -1]", "memories[-later:]"),
+            ("keys, level, track, past)", "keys, level, track)"),
         ],
     ),
     ("lab/training/video_codec.py", DRAWN, [("torch.exp(0.5 * logvar)", "torch.exp(logvar)")]),

@@ -179,6 +179,8 @@ def few_step_history(
 
 def real_memory(clip: Pair, config: TransformerConfig) -> tuple[Remembered, ...] | None:
     """What each block of a real clip is told of those before it."""
+    if not config.memory_interval:
+        return None
     return _told(list(remembered(by_block(clip, config.layout)[:-1])), config)
 
 

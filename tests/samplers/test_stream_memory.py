@@ -140,11 +140,13 @@ def test_a_new_prompt_reads_the_past_again_but_for_the_pictures_own_keys(
     after = whole[TURN][1].cache
     assert before.indices == after.indices == (0, TURN - 1)
     for old, new in zip(before.blocks, after.blocks, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(old.video, new.video, strict=True))
+        # Read in a pass of its own or beside the next block, which may round differently.
+        pairs = zip(old.video, new.video, strict=True)
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
         for name in ("audio", "audio_to_video", "video_to_audio"):
             # Keys of the first layer are made before any text is seen.
             pairs = zip(getattr(old, name), getattr(new, name), strict=True)
-            assert not any(torch.equal(a[1], b[1]) for a, b in pairs)
+            assert not any(torch.allclose(a[1], b[1], atol=1e-3) for a, b in pairs)
     keep = Line(Clock.of(CONFIG).time_of(TURN), ("another",), Transition())
     kept = rolled(model, TURN + 1, told=lines(keep))[-1][1].cache
     for old, new in zip(before.blocks, kept.blocks, strict=True):
