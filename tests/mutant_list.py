@@ -337,8 +337,8 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
         PREPARE,
         [
             (
-                "return Shown(clean, clean, asked), Taught(rolled",
-                "return Shown(clean, rolled, asked), Taught(rolled",
+                "return Shown(clean, clean, shown), Taught(rolled",
+                "return Shown(clean, rolled, shown), Taught(rolled",
             ),
         ],
     ),
@@ -358,7 +358,7 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("few_step_sigmas(steps)[start_step:]", "few_step_sigmas(steps)[start_step - 1 :]"),
             ("constants.at(sigma, sigma - following)", "constants.at(sigma, 0.0)"),
             ("add_noise(v, e, sigmas[0])", "add_noise(e, v, sigmas[0])"),
-            ("len(made) - len(blocks) + 1 :", "1 : len(blocks)"),
+            ("made[len(made) - later :]", "made[1 : 1 + later]"),
         ],
     ),
     (
@@ -366,8 +366,8 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
         ROLLED,
         [
             (
-                "commit(*done, keys, constants.at(0.0), track)",
-                "commit(*done, keys, constants.at(1.0), track)",
+                "commit(*done, keys, constants.at(0.0), track, past)",
+                "commit(*done, keys, constants.at(1.0), track, past)",
             ),
         ],
     ),
