@@ -1,15 +1,15 @@
-"""Who makes the clips: this process, or workers that Ray keeps on this machine or on many."""
+"""Who does the work: this process, or workers that Ray keeps on this machine or on many."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from ..launch import ROOT
-from .request import Job
-from .worker import Refused, Worker
+from .worker import Refused
 
 MOST_FAILED_STARTS = 3
 
@@ -24,6 +24,38 @@ Outcome = dict[str, object] | Exception
 
 Tell = Callable[[Mapping[str, tuple[str, float, float]]], None]
 """Called with what is being made, by the job's name: by whom, seconds made, seconds wanted."""
+
+
+class Job(Protocol):
+    """What a pool passes to a worker: clips of a file of jobs, rows of a table, trainings.
+
+    Attributes:
+        cost: about how long it takes, in any unit.
+    """
+
+    name: str
+    cost: float
+
+    def text(self) -> str:
+        """What the worker reads it from, wherever it is."""
+
+
+class Worker(Protocol):
+    """Makes one job after the other."""
+
+    name: str
+
+    def read(self, text: str) -> Job:
+        """A job from its text."""
+
+    def run(self, job: Job, report: Callable[[float, float], None]) -> dict[str, object]:
+        """Make it; what it was is in the answer: `seconds` of clip, what it `took`, by which
+        `worker`.
+
+        Raises:
+            Refused: it cannot be made.
+            OSError: a file cannot be written.
+        """
 
 
 class Pool(Protocol):
@@ -84,16 +116,21 @@ class OnRay:
     """A worker per card, or per core without cards, each in a process that Ray keeps.
 
     Args:
-        settings: arguments of `Worker`.
+        settings: arguments of `of`; workers with another `device` than a card's take a core.
         address: of a running cluster; None = workers on this machine, for as long as this runs.
         workers: how many; None = as many as there are cards, or else cores.
+        of: what makes a worker, as MODULE:NAME.
 
     Raises:
         ValueError: Ray is not installed, no such cluster, or no worker can begin there.
     """
 
     def __init__(
-        self, settings: Mapping[str, object], address: str | None, workers: int | None
+        self,
+        settings: Mapping[str, object],
+        address: str | None,
+        workers: int | None,
+        of: str = "mutual_forcing.jobs.worker:Worker",
     ) -> None:
         # Ray reports its use to its makers unless told otherwise, and a run reaches nobody.
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -103,7 +140,7 @@ class OnRay:
             import ray
         except ImportError as error:
             raise ValueError("--ray needs Ray: pip install ray, or leave --ray out") from error
-        self.ray, self.settings = ray, dict(settings)
+        self.ray, self.settings, self.of = ray, dict(settings), of
         local = {} if address else {"num_cpus": workers, "include_dashboard": False}
         try:
             ray.init(address, log_to_driver=False, logging_level="ERROR", **local)
@@ -128,19 +165,19 @@ class OnRay:
         class Actor:
             """A worker where this pack lies in the same place as here."""
 
-            def __init__(self, settings: dict[str, object]) -> None:
+            def __init__(self, of: str, settings: dict[str, object]) -> None:
                 sys.path.insert(0, root)
                 import launch
 
                 launch.register()
                 import torch
-                from mutual_forcing.jobs.worker import Worker
 
                 torch.set_num_threads(1)
-                self.worker, self.now = Worker(**settings), (0.0, 0.0)
+                module, name = of.split(":")
+                made = getattr(importlib.import_module(module), name)
+                self.worker, self.now = made(**settings), (0.0, 0.0)
 
             def run(self, job: str) -> dict[str, object] | Exception:
-                from mutual_forcing.jobs.request import Job
                 from mutual_forcing.jobs.worker import Refused
 
                 def report(made: float, wanted: float) -> None:
@@ -148,7 +185,7 @@ class OnRay:
 
                 self.now = 0.0, 0.0
                 try:
-                    return self.worker.run(Job.model_validate_json(job), report)
+                    return self.worker.run(self.worker.read(job), report)
                 except (Refused, OSError) as error:
                     words = (isinstance(error, OSError) and error.strerror) or str(error)
                     return {"refused": words}
@@ -159,7 +196,7 @@ class OnRay:
         return Actor
 
     def _new(self) -> object:
-        return self._actor.remote(self.settings)
+        return self._actor.remote(self.of, self.settings)
 
     def wait_until_ready(self) -> None:
         """Until every worker has its model."""
@@ -173,7 +210,7 @@ class OnRay:
         """Give it to the first worker that has nothing to do."""
         taken = {index for _, index in self._busy.values()}
         index = next(i for i in range(len(self._workers)) if i not in taken)
-        self._busy[self._workers[index].run.remote(job.model_dump_json())] = job, index
+        self._busy[self._workers[index].run.remote(job.text())] = job, index
 
     def is_idle(self) -> bool:
         """Whether no worker has anything to do."""

@@ -64,6 +64,16 @@ class Job(BaseModel):
     state_in: Path | None = None
     state_out: bool = False
 
+    @property
+    def cost(self) -> float:
+        """About how long it takes, in any unit."""
+        passes = (self.steps or (100 if self.mode == "multi" else 4)) + 1
+        return self.seconds * passes
+
+    def text(self) -> str:
+        """What `Worker.read` reads."""
+        return self.model_dump_json()
+
 
 def read_jobs(path: Path) -> list[Job]:
     """The jobs of a file with a JSON object in each line; empty lines are none.

@@ -1,4 +1,4 @@
-"""All jobs of a file, the longest first, by whatever workers there are."""
+"""All jobs, the longest first, by whatever workers there are."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import Protocol
 
 from .. import shell
-from .manifest import Manifest
-from .pools import Lost, Pool
-from .request import Job
+from .pools import Job, Lost, Pool
 from .worker import Refused
 
 MOST_LOSSES = 5
@@ -19,13 +18,17 @@ MOST_LOSSES = 5
 _SHOWN = 12  # jobs in the making, in the table
 
 
-def cost(job: Job) -> float:
-    """About how long it takes, in any unit."""
-    passes = (job.steps or (100 if job.mode == "multi" else 4)) + 1
-    return job.seconds * passes
+class Book(Protocol):
+    """Knows what became of each job."""
+
+    def is_done(self, job: Job) -> bool:
+        """Whether what it makes is there."""
+
+    def note(self, job: Job, status: str, **facts: object) -> None:
+        """Say what became of it."""
 
 
-def run(jobs: Sequence[Job], manifest: Manifest, open_pool: Callable[[], Pool]) -> tuple[int, bool]:
+def run(jobs: Sequence[Job], book: Book, open_pool: Callable[[], Pool]) -> tuple[int, bool]:
     """Make what is not made yet; how many jobs have failed, and whether all had their turn.
 
     The first Ctrl-C lets what is being made be finished; the second one leaves it to the next run,
@@ -33,9 +36,9 @@ def run(jobs: Sequence[Job], manifest: Manifest, open_pool: Callable[[], Pool]) 
 
     Raises:
         ValueError: no worker can begin.
-        OSError: the manifest cannot be written.
+        OSError: the book cannot be written.
     """
-    waiting = sorted((job for job in jobs if not manifest.is_done(job)), key=cost, reverse=True)
+    waiting = sorted((job for job in jobs if not book.is_done(job)), key=lambda job: -job.cost)
     table = Table(len(jobs), len(jobs) - len(waiting))
     if not waiting:
         table.line("everything is there already")
@@ -59,11 +62,11 @@ def run(jobs: Sequence[Job], manifest: Manifest, open_pool: Callable[[], Pool]) 
                     if isinstance(outcome, Exception):
                         failed += 1
                         reason = getattr(outcome, "strerror", None) or str(outcome)
-                        manifest.note(job, "refused", reason=reason)
+                        book.note(job, "refused", reason=reason)
                         table.done(f"{job.name}: refused: {reason}")
                         continue
                     lost = {"workers lost": losses[job.name]} if losses[job.name] else {}
-                    manifest.note(job, "done", **outcome, **lost)
+                    book.note(job, "done", **outcome, **lost)
                     times = f"{outcome['seconds']:.1f} s in {outcome['took']:.1f} s"
                     table.done(f"{job.name}: {times} by {outcome['worker']}")
                 if stop:

@@ -27,6 +27,11 @@ Report = Callable[[float, float], None]
 """Called with the seconds of a clip that are made, and all that are wanted."""
 
 
+def this_process() -> str:
+    """A worker's name, for people."""
+    return f"{socket.gethostname()}/{os.getpid()}"
+
+
 class Refused(Exception):  # noqa: N818 - the job is at fault, not the worker
     """A job cannot be done by anybody; the message says why."""
 
@@ -57,7 +62,11 @@ class Worker:
             raise ValueError(f"--path {path}: {reason}")
         self.bundle = load_bundle(model, device=placed)
         self.storage, self.every = Storage(address), every
-        self.name = f"{socket.gethostname()}/{os.getpid()}"
+        self.name = this_process()
+
+    def read(self, text: str) -> Job:
+        """A job from its text."""
+        return Job.model_validate_json(text)
 
     def run(self, job: Job, report: Report | None = None) -> dict[str, object]:
         """Make a clip whole, from its last checkpoint on; what it was is in the answer.

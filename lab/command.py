@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
 import torch
 
 from .. import shell
+from ..jobs.pools import InTurn, Job, OnRay, Pool, Worker
+from ..jobs.run import run as run_jobs
 from ..model_loaders.bundle import Bundle, load_bundle, shipped_model_path
 from ..samplers.rollout import Mode, SamplerSettings, sampler_settings
 
@@ -64,6 +66,57 @@ def run(
 def started(module: str, *options: object) -> list[str]:
     """The command that runs another module of this pack in a process of its own."""
     return [sys.executable, str(ROOT / "launch.py"), module, *map(str, options)]
+
+
+def add_pool_options(p: argparse.ArgumentParser) -> None:
+    """Who does work that has parts: this process, or Ray's workers, of one thread each."""
+    p.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="make parts side by side, on this machine or a cluster; default: in turn",
+    )
+    p.add_argument("--workers", type=int, help="of Ray; default: one per core or card")
+
+
+def in_parts(
+    args: argparse.Namespace,
+    parts: Sequence[Job],
+    is_done: Callable[[Job], bool],
+    here: Callable[[], Worker],
+    there: tuple[str, Mapping[str, object]],
+) -> None:
+    """Make the parts that are not done, by `add_pool_options`; what fails is named and left out.
+
+    Args:
+        here: makes a worker in this process.
+        there: what makes one elsewhere, as MODULE:NAME, and its arguments.
+
+    Raises:
+        KeyboardInterrupt: it was asked to stop before all had their turn.
+        ValueError: no worker can begin.
+    """
+
+    class Files:
+        """The parts' own files say what is done."""
+
+        def is_done(self, job: Job) -> bool:
+            """Whether its file is there."""
+            return is_done(job)
+
+        def note(self, *_job: object, **_facts: object) -> None:
+            """They say it already."""
+
+    def pool() -> Pool:
+        if args.ray is None:
+            return InTurn(here())
+        of, settings = there
+        return OnRay(settings, args.ray or None, args.workers, of)
+
+    _, all_had_their_turn = run_jobs(parts, Files(), pool)
+    if not all_had_their_turn:
+        raise KeyboardInterrupt
 
 
 def add_model_options(p: argparse.ArgumentParser) -> None:

@@ -202,11 +202,16 @@ def report(
     return results, lines, all(claim.met for claim in claims) and not unasked
 
 
+def comparison_from(args: argparse.Namespace) -> Comparison:
+    """What the command line asks for."""
+    protocol = Protocol(args.prompts, args.seeds, args.seconds, 1, tuple(args.combinations))
+    return comparison_of(args, protocol, WITHOUT_MODEL)
+
+
 def work(args: argparse.Namespace) -> int:
     """Make the rows that are missing, compare, print and write. Returns the exit status."""
-    protocol = Protocol(args.prompts, args.seeds, args.seconds, 1, tuple(args.combinations))
-    comparison = comparison_of(args, protocol, WITHOUT_MODEL)
-    names = comparison.names
+    asked = comparison_from(args)
+    names = asked.names
     model = names[0] if args.claims is None else args.claims
     others = [name for name in names if name != model]
     baselines = others if args.baselines is None else args.baselines
@@ -215,13 +220,11 @@ def work(args: argparse.Namespace) -> int:
         raise ValueError(
             f"found {strangers} in --claims or --baselines, expected names of --models"
         )
-    rows = run(comparison, args, MODULE)
-    if args.only:
-        return int(not rows)
-    measured = [one for one in comparison.candidates if one.label in rows]
-    results, lines, met = report(comparison, rows, questions(measured, model, baselines))
+    rows = run(asked, args, MODULE)
+    measured = [one for one in asked.candidates if one.label in rows]
+    results, lines, met = report(asked, rows, questions(measured, model, baselines))
     publish(args.out / "compare", results, lines)
-    if len(measured) < len(comparison.candidates):
+    if len(measured) < len(asked.candidates):
         return 1
     return int(args.check and not met)
 

@@ -146,20 +146,22 @@ def report(
     return results, lines, met
 
 
+def comparison_from(args: argparse.Namespace) -> Comparison:
+    """What the command line asks for."""
+    size = args.prompts, args.seeds, PIECE, args.seconds // PIECE
+    return comparison_of(args, Protocol(*size, tuple(args.combinations)), (TRUTH,))
+
+
 def work(args: argparse.Namespace) -> int:
     """Make the rows that are missing, measure, print, draw and write. Returns the exit status."""
     spans = windows_of(args.seconds)
-    size = args.prompts, args.seeds, PIECE, args.seconds // PIECE
-    protocol = Protocol(*size, tuple(args.combinations))
-    comparison = comparison_of(args, protocol, (TRUTH,))
-    rows = run(comparison, args, MODULE)
-    if args.only:
-        return int(not rows)
-    results, lines, met = report(comparison, rows, spans)
+    asked = comparison_from(args)
+    rows = run(asked, args, MODULE)
+    results, lines, met = report(asked, rows, spans)
     publish(args.out / "horizon", results, lines)
     curves = {label: by_piece(rows[label].scores) for label in results["rows"]}
     plot(args.out / "horizon.png", curves, PIECE, [start for start, _ in spans[1:]])
-    if len(rows) < len(comparison.candidates):
+    if len(rows) < len(asked.candidates):
         return 1
     return int(args.check and not met)
 

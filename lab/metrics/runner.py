@@ -1,29 +1,28 @@
 """Rows of a comparison made once and kept: OUT/rows holds a file per row, and a row that is done is
 not made again.
 
-Rows are independent of each other, so with --jobs N each of N processes of one thread makes one at
-a time: the same command with `--only ROW`.
+Rows are independent of each other, so they may be made side by side (--ray).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ... import shell
+import torch
+
+from ...jobs.worker import Refused, Report, this_process
 from ...model_loaders.bundle import Bundle, load_bundle, shipped_model_path
 from ...samplers.rollout import NonFiniteBlockError, Step
-from ..command import started
+from .. import command
 from ..report import record, write_json
 from .candidates import (
     BATCH,
@@ -36,8 +35,6 @@ from .candidates import (
 )
 from .features import Reference, load_reference, save_reference
 from .score import Table
-
-log = logging.getLogger("mutualforcing")
 
 Scores = list[list[list[Table]]]  # by training, sampling seed and piece
 
@@ -87,26 +84,32 @@ def add_row_options(p: argparse.ArgumentParser) -> None:
         help="model file in whose codecs distances are measured; default: shipped",
     )
     p.add_argument("--device", default="cpu")
-    p.add_argument(
-        "--jobs", type=int, default=1, help="rows made at once, in processes of one thread"
-    )
-    p.add_argument("--only", metavar="ROW", help="make this one row and stop; what --jobs starts")
+    command.add_pool_options(p)
     p.add_argument("--check", action="store_true", help="exit with 1 when a claim is missed")
     p.add_argument(
         "--out", type=Path, required=True, help="folder; delete its rows/ to measure anew"
     )
 
 
-class Job(NamedTuple):
+class Part(NamedTuple):
     """One training's part of a row: what is made at once and kept in a file.
 
     Attributes:
         file: of the model; None for the rows without one.
     """
 
-    label: str
+    name: str
     candidate: Candidate
     file: Path | None
+
+    @property
+    def cost(self) -> float:
+        """Evaluations per block."""
+        return self.candidate.evaluations
+
+    def text(self) -> str:
+        """What `RowWorker.read` reads."""
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -116,21 +119,21 @@ class Comparison:
     Attributes:
         candidates: in the order of the table, those without a model first.
         names: of the models, as on the command line.
-        settings: by the label of each job that is wanted now, what it depends on, as in its file.
+        settings: by the name of each part, what it depends on, as in its file.
     """
 
     candidates: tuple[Candidate, ...]
     names: tuple[str, ...]
-    jobs: tuple[Job, ...]
+    parts: tuple[Part, ...]
     settings: dict[str, Table]
     protocol: Protocol
     codecs: Bundle
     folder: Path
     device: str
 
-    def path(self, job: Job) -> Path:
-        """Where a job's part of a row is kept."""
-        return self.folder / f"{job.label.replace(':', '-')}.json"
+    def path(self, part: Part) -> Path:
+        """Where a part of a row is kept."""
+        return self.folder / f"{part.name.replace(':', '-')}.json"
 
 
 def comparison_of(
@@ -155,25 +158,19 @@ def comparison_of(
     unknown = [one.label for one in asked if one.name not in files]
     if unknown:
         raise ValueError(f"found rows {unknown}, expected names of --models: {sorted(files)}")
-    jobs = [Job(name, Candidate(name, name), None) for name in floors]
+    parts = [Part(name, Candidate(name, name), None) for name in floors]
     for one in asked:
         for number, file in enumerate(files[one.name], start=1):
             if not file.is_file():
                 raise ValueError(f"no such model file: {file}; check --models")
             numbered = len(files[one.name]) > 1
-            jobs.append(Job(f"{one.label}#{number}" if numbered else one.label, one, file))
-    if args.only not in (None, *(job.label for job in jobs)):
-        raise ValueError(f"found --only {args.only!r}, expected one of the rows")
+            parts.append(Part(f"{one.label}#{number}" if numbered else one.label, one, file))
     codecs = load_bundle(args.codecs, device=args.device)
-    settings = {
-        job.label: _settings(job, protocol, codecs)
-        for job in jobs
-        if args.only in (None, job.label)
-    }
-    candidates = dict.fromkeys(job.candidate for job in jobs)
+    settings = {part.name: _settings(part, protocol, codecs) for part in parts}
+    candidates = dict.fromkeys(part.candidate for part in parts)
     folder = args.out / "rows"
     about = settings, protocol, codecs, folder, args.device
-    return Comparison(tuple(candidates), tuple(files), tuple(jobs), *about)
+    return Comparison(tuple(candidates), tuple(files), tuple(parts), *about)
 
 
 def run(comparison: Comparison, args: argparse.Namespace, module: str) -> dict[str, Made]:
@@ -181,23 +178,22 @@ def run(comparison: Comparison, args: argparse.Namespace, module: str) -> dict[s
 
     Args:
         args: of `add_row_options`.
-        module: the command's own, to start it again for single jobs.
+        module: the command's own, whose `comparison_from` a worker elsewhere asks.
     """
-    wanted = [job for job in comparison.jobs if job.label in comparison.settings]
-    to_do = [job for job in wanted if _kept(comparison, job) is None]
-    # The longest first, so that no process is left with it at the end.
-    to_do.sort(key=lambda job: -job.candidate.evaluations)
-    if to_do:
-        reference = _reference(comparison)
-    if args.jobs > 1 and len(to_do) > 1:
-        with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(lambda job: _start(job, module), to_do))
-    else:
-        for job in to_do:
-            _make(comparison, job, reference)
+    wanted = comparison.parts
+
+    def is_done(part: Part) -> bool:
+        return _kept(comparison, part) is not None
+
+    if not all(map(is_done, wanted)):
+        # Once, before workers would each make it.
+        _reference(comparison)
+    there = {"module": module, "argv": sys.argv[1:], "device": args.device}
+    of = f"{__name__}:{worker_of.__name__}"
+    command.in_parts(args, wanted, is_done, lambda: RowWorker(comparison), (of, there))
     parts: dict[str, list[Table | None]] = {}
-    for job in wanted:
-        parts.setdefault(job.candidate.label, []).append(_kept(comparison, job))
+    for part in wanted:
+        parts.setdefault(part.candidate.label, []).append(_kept(comparison, part))
     return {
         label: Made(
             [part["scores"] for part in trainings],
@@ -208,27 +204,35 @@ def run(comparison: Comparison, args: argparse.Namespace, module: str) -> dict[s
     }
 
 
-def _settings(job: Job, protocol: Protocol, codecs: Bundle) -> Table:
+def worker_of(module: str, argv: Sequence[str], device: str) -> RowWorker:
+    """A worker in a process of Ray's, for the command line of a module."""
+    made = importlib.import_module(f"{__package__.partition('.')[0]}.{module}")
+    args = made.parser().parse_args(argv)
+    args.device = device
+    return RowWorker(made.comparison_from(args))
+
+
+def _settings(part: Part, protocol: Protocol, codecs: Bundle) -> Table:
     settings: Table = {
         "protocol": protocol.described(),
         "codecs": codecs.model_id,
         "reference draws": REFERENCE_DRAWS,
     }
-    sampler = job.candidate.sampler
+    sampler = part.candidate.sampler
     if sampler is not None:
-        model = load_bundle(job.file)
+        model = load_bundle(part.file)
         settings |= {"model": model.model_id, "window": model.stream.window}
         settings["sampler"] = asdict(sampler) | {"sigmas": list(sampler.sigmas)}
     return settings
 
 
-def _kept(comparison: Comparison, job: Job) -> Table | None:
-    """What a job's file holds, if it is whole and was made with these settings."""
+def _kept(comparison: Comparison, part: Part) -> Table | None:
+    """What a part's file holds, if it is whole and was made with these settings."""
     try:
-        content = json.loads(comparison.path(job).read_text(encoding="utf-8"))
+        content = json.loads(comparison.path(part).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return content if content["settings"] == comparison.settings[job.label] else None
+    return content if content["settings"] == comparison.settings[part.name] else None
 
 
 def _reference(comparison: Comparison) -> Reference:
@@ -237,51 +241,59 @@ def _reference(comparison: Comparison) -> Reference:
     size += "".join(f"-{'.'.join(one)}" for one in protocol.combinations)
     path = comparison.folder / f"reference-{size}-{comparison.codecs.model_id}.safetensors"
     if not path.exists():
-        log.info("true clips to measure distances from ...")
+        logging.getLogger("mutualforcing").info("true clips to measure distances from ...")
         save_reference(path, true_reference(comparison.codecs, protocol))
     return load_reference(path)
 
 
-def _make(comparison: Comparison, job: Job, reference: Reference) -> None:
-    """Make one part of a row here, and keep it."""
-    candidate = job.candidate
-    protocol, model = comparison.protocol, comparison.codecs
-    if candidate.sampler is not None:
-        model = load_bundle(job.file, device=comparison.device)
-    batches = -(-protocol.prompts // BATCH) * protocol.seeds
-    blocks = model.clock.blocks_for(protocol.seconds * protocol.pieces)
-    steps = batches * blocks * candidate.sampler.steps if candidate.sampler is not None else None
-    began, cpu = time.perf_counter(), time.process_time()
-    try:
-        with shell.progress(total=steps, desc=job.label, unit="step", disable=None) as bar:
+class RowWorker:
+    """Makes parts of rows, and keeps them in their files."""
 
-            def progress(_: Step) -> None:
-                bar.update()
+    def __init__(self, comparison: Comparison) -> None:
+        self.comparison, self.reference = comparison, _reference(comparison)
+        self.name = this_process()
 
-            scored = measure(candidate, protocol, model, comparison.codecs, reference, progress)
-    except (NonFiniteBlockError, ValueError) as error:
-        log.error("row %s cannot be measured: %s", job.label, error)
-        return
-    content = {
-        "row": job.label,
-        "record": record(),
-        "settings": comparison.settings[job.label],
-        "evaluations per block": candidate.evaluations,
-        "seconds": time.perf_counter() - began,
-        "CPU seconds": time.process_time() - cpu,
-        "scores": scored,
-    }
-    write_json(comparison.path(job), content)
-    log.info("%s: done in %.0f s", job.label, content["seconds"])
+    def read(self, text: str) -> Part:
+        """The part of that name."""
+        return next(part for part in self.comparison.parts if part.name == text)
 
+    @torch.no_grad()
+    def run(self, part: Part, report: Report) -> dict[str, object]:
+        """Make a part.
 
-def _start(job: Job, module: str) -> None:
-    """Make one part of a row in a process of its own."""
-    command = started(module, *sys.argv[1:], "--only", job.label, "--jobs", "1")
-    threads = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=threads, capture_output=True, text=True)
-    if done.returncode:
-        lines = (done.stdout + done.stderr).strip().splitlines()
-        log.error("row %s failed: %s", job.label, lines[-1] if lines else "no word why")
-    else:
-        log.info("%s: done", job.label)
+        Raises:
+            Refused: the network breaks down.
+            OSError: the file cannot be written.
+        """
+        comparison, candidate = self.comparison, part.candidate
+        protocol, model = comparison.protocol, comparison.codecs
+        began, cpu, steps = time.perf_counter(), time.process_time(), 0
+        seconds = protocol.prompts * protocol.seeds * protocol.seconds * protocol.pieces
+
+        def progress(_: Step) -> None:
+            nonlocal steps
+            steps += 1
+            batches = -(-protocol.prompts // BATCH) * protocol.seeds
+            blocks = model.clock.blocks_for(protocol.seconds * protocol.pieces)
+            report(seconds * steps / (batches * blocks * candidate.sampler.steps), seconds)
+
+        try:
+            if candidate.sampler is not None:
+                model = load_bundle(part.file, device=comparison.device)
+            scored = measure(
+                candidate, protocol, model, comparison.codecs, self.reference, progress
+            )
+        except (NonFiniteBlockError, ValueError) as error:
+            raise Refused(str(error)) from error
+        took = time.perf_counter() - began
+        content = {
+            "row": part.name,
+            "record": record(),
+            "settings": comparison.settings[part.name],
+            "evaluations per block": candidate.evaluations,
+            "seconds": took,
+            "CPU seconds": time.process_time() - cpu,
+            "scores": scored,
+        }
+        write_json(comparison.path(part), content)
+        return {"seconds": seconds, "took": took, "worker": self.name}

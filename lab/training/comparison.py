@@ -22,12 +22,14 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from ...jobs.worker import Refused, Report, this_process
 from ...model_loaders.bundle import load_bundle, shipped_model_path
 from ...networks.config import TransformerConfig
 from .. import command
@@ -137,15 +139,74 @@ def model_of(args: argparse.Namespace, method: str, seed: int) -> Path:
     return model
 
 
+class Training(NamedTuple):
+    """One training of a method."""
+
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.method}_{self.seed}"
+
+    @property
+    def cost(self) -> float:
+        """Those with a teacher take longest."""
+        return 1.0 + (self.method in (TAUGHT, OMNIFORCING))
+
+    def text(self) -> str:
+        """What `Trainer.read` reads."""
+        return json.dumps(self)
+
+
+class Trainer:
+    """Takes one training after the other, each in a process of its own."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.name = args, this_process()
+
+    def read(self, text: str) -> Training:
+        """A training from its text."""
+        return Training(*json.loads(text))
+
+    def run(self, one: Training, _report: Report) -> dict[str, object]:
+        """Train; a training that was killed goes on.
+
+        Raises:
+            Refused: it failed.
+        """
+        began = time.perf_counter()
+        try:
+            trained(self.args, *one)
+        except subprocess.CalledProcessError as error:
+            raise Refused(f"{' '.join(error.cmd[2:4])} ended with {error.returncode}") from error
+        took = time.perf_counter() - began
+        return {"seconds": took, "took": took, "worker": self.name}
+
+
+def trainer_of(argv: Sequence[str], device: str) -> Trainer:
+    """A worker in a process of Ray's, for this command's line."""
+    del device
+    return Trainer(parser().parse_args(argv))
+
+
 def train_all(args: argparse.Namespace) -> None:
     """Train the methods, several at once; those with a teacher take longest, so they begin."""
     taught = [method for method in args.methods if method in (TAUGHT, OMNIFORCING)]
     if taught:
         trained(args, TEACHER, args.seed)
-    methods = taught + [method for method in args.methods if method not in taught]
-    runs = [(method, seed) for seed in seeds_of(args) for method in methods]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda one: trained(args, *one), runs))
+    trainings = [Training(method, seed) for seed in seeds_of(args) for method in args.methods]
+
+    def is_done(one: Training) -> bool:
+        return (run_of(args, *one) / "done").exists()
+
+    of = f"{__name__}:{trainer_of.__name__}"
+    there = of, {"argv": sys.argv[1:], "device": "cpu"}
+    command.in_parts(args, trainings, is_done, lambda: Trainer(args), there)
+    missing = [one.name for one in trainings if not is_done(one)]
+    if missing:
+        raise ValueError(f"not trained: {', '.join(missing)}; the lines above say why")
 
 
 def seeds_of(args: argparse.Namespace) -> range:
@@ -239,7 +300,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0, help="of the first training")
     p.add_argument("--trainings", type=int, default=1, help="of each method, seed after seed")
     p.add_argument("--methods", nargs="+", choices=known, default=known[:-1])
-    p.add_argument("--jobs", type=int, default=2, help="processes at once, of one thread each")
+    command.add_pool_options(p)
     p.add_argument("--prompts", type=int, default=64)
     p.add_argument("--seeds", type=int, default=3, help="sampling seeds")
     p.add_argument("--steered", type=int, default=12, help="prompts that speak, and switches")
@@ -259,7 +320,9 @@ def work(args: argparse.Namespace) -> None:
         models.append(f"{method}={files}")
     if settings_of(args, "mutual")["transformer"].get("transcript_channels"):
         tell_steered(args)
-    shared = ["--models", *models, "--codecs", args.codecs, "--jobs", args.jobs]
+    shared = ["--models", *models, "--codecs", args.codecs]
+    shared += [] if args.ray is None else ["--ray", args.ray]
+    shared += [] if args.workers is None else ["--workers", args.workers]
     rivals = [method for method in RIVALS if method in args.methods]
     claims = ["--claims", "mutual", "--baselines", *rivals] if "mutual" in args.methods else []
     compared(args, "compare", [*claims, *shared])
