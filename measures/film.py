@@ -89,7 +89,7 @@ def read_film(
     """
     pictures = PictureCourse()
     try:
-        with _opened(file) as container:
+        with opened(file) as container:
             stream = next((s for s in container.streams.video if s.codec_context), None)
             if stream is None:
                 raise UnreadableFilmError("no pictures: found no video that can be decoded")
@@ -102,7 +102,7 @@ def read_film(
         if seen is None:
             raise UnreadableFilmError("no pictures: found no frame with a timestamp")
         sound = SoundCourse(seen.first, period, seen.length - period / 2)
-        with _opened(file) as container:
+        with opened(file) as container:
             stream = next((s for s in container.streams.audio if s.codec_context), None)
             for frame in () if stream is None else container.decode(stream):
                 if frame.time is not None:
@@ -142,7 +142,8 @@ def film_of(
     return _film(seen, sound.result(), period)
 
 
-def _opened(file: Path | BinaryIO | str) -> av.container.InputContainer:
+def opened(file: Path | BinaryIO | str) -> av.container.InputContainer:
+    """A film to be read, and nothing else that its name or its content leads to."""
     if not isinstance(file, Path | str):
         file.seek(0)
         return av.open(file, options=_OPTIONS)

@@ -269,6 +269,19 @@ def _samples(shard: Path, broken: set[Path]) -> Iterator[_Entry]:
                 yield _Entry(f"{shard}:{sample['__key__']}", videos[0], texts[0] if texts else None)
 
 
+def captions_beside(video: Path) -> list[str]:
+    """Every caption of a video of a folder.
+
+    Raises:
+        UnusableClipError: there is none.
+    """
+    for suffix in CAPTION_SUFFIXES:
+        for file in map(video.with_suffix, (suffix, suffix.upper())):
+            if file.is_file():
+                return captions_of(_Entry(str(video), video, (suffix, file)))
+    raise UnusableClipError(f"no caption: found no {' or '.join(CAPTION_SUFFIXES)} beside it")
+
+
 def captions_of(entry: _Entry) -> list[str]:
     """Every caption of a video.
 
