@@ -1,9 +1,9 @@
 """JavisBench's numbers from embeddings: whoever can run its networks gives them, and has these.
 
 n frames, k windows, m stretches, c channels.
-Source: JavisBench (arXiv 2503.23377) and its evaluation, section 4 of eval/javisbench/README.md in
-JavisVerse/JavisDiT at b505b37; where text and code there differ, as its code does. A film's
-embeddings are a safetensors file:
+Source: JavisBench (arXiv 2503.23377) and the README of its evaluation, section 4, at
+https://github.com/JavisVerse/JavisDiT/tree/b505b37/eval/javisbench; where text and code there
+differ, as its code does. A film's embeddings are a safetensors file:
 
 | key | shape | what |
 |---|---|---|

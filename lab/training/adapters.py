@@ -3,10 +3,10 @@
 Mutual Forcing wants a generator, an average of it and a fake score (docs/mutual_forcing.md, section
 7). Over one frozen base each of them is a set of adapters and of the step size's embedders; the
 base lies in memory once. There are two forms, and a config says which a stage has. Adapters that
-change the weights in every mode add up(down(x)) to a linear layer: stage joint, which makes
-multi-step mode causal, or both modes of a network that shares all (arXiv:2604.25819). Few-step
-adapters (networks/few_step.py) act in few-step mode alone, so that multi-step mode stays what it
-was.
+change the weights in every mode add up(down(x)) to a linear layer: stage joint, which makes multi-
+step mode causal, or both modes of a network that shares all (arXiv:2604.25819), and OmniForcing's
+three stages, where one set is trained on and on (lab.training.omniforcing). Few-step adapters
+(networks/few_step.py) act in few-step mode alone, so that multi-step mode stays what it was.
 
     python launch.py lab.training.adapters --run runs/ltx2 --base ltx2.safetensors \
         --out made.safetensors
@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ...model_loaders.identity import SINKS
 from ...model_loaders.ltx2 import load_transformer
 from ...networks.few_step import attach
 from ...networks.timestep import AdaLNSingle, TimestepEmbedder
@@ -46,11 +47,13 @@ class AdapterSettings:
         alpha: what comes out of an adapter is multiplied by alpha / rank.
         modules: regular expression that finds names of linear layers. Without it and alpha the
             adapters are few-step mode's, which have their own places and factor.
+        sinks: sink tokens that a network gets which has none (arXiv 2603.11647, section 3.3).
     """
 
     rank: int
     alpha: float | None = None
     modules: str | None = None
+    sinks: int = 0
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -108,6 +111,17 @@ def adapt(model: CausalAVTransformer, settings: AdapterSettings) -> None:
     for name, parameter in model.named_parameters():
         if ".step_size_embedder." in name:
             parameter.requires_grad_(True)
+    if settings.sinks and not model.config.num_audio_sink_tokens:
+        shape = 1, settings.sinks, model.config.audio_dim
+        fresh = torch.randn(shape, dtype=torch.float32, device=model.proj_out.weight.device)
+        model.audio_sink_tokens = nn.Parameter(0.02 * fresh)
+        model.config = replace(model.config, num_audio_sink_tokens=settings.sinks)
+
+
+def without_sinks(model: CausalAVTransformer) -> None:
+    """Take a network's sink tokens away."""
+    del model.audio_sink_tokens
+    model.config = replace(model.config, num_audio_sink_tokens=0)
 
 
 def _adapt_linear(
@@ -142,12 +156,15 @@ def _add_step_size(module: AdaLNSingle) -> None:
 
 @torch.no_grad()
 def load_trained(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Set what is trained of a module from a run's weights.
+    """Set what is trained of a module from a run's weights; sinks that it lacks stay as they are.
 
     Raises:
         ValueError: the weights are not those of these adapters.
     """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    trained = {
+        name: p for name, p in trained.items() if name in weights or not name.endswith(SINKS)
+    }
     expected = {name: tuple(p.shape) for name, p in trained.items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if found != expected:

@@ -9,6 +9,8 @@ it comes a few-step network without masks by DMD (`bidirectional_dmd`, stage I),
 block-causal masks by regression on its velocities (`causal_ode`, stage II), and that one learns on
 its own rollouts under the teacher's score (`self_forcing`, stage III). OUT has a run's folder for
 each (lab.training.train); how many steps each takes is in the config.
+With --base, for a config with adapters, the teacher is LTX-2 as it comes: there is no first stage,
+and one set of adapters goes through all three (lab.training.adapters).
 One process or many under torchrun; the same command goes on after a kill.
 """
 
@@ -35,7 +37,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = command.parser("lab.training.omniforcing", __doc__)
     p.add_argument("--config", type=Path, default=train.CONFIGS / "omniforcing.json")
-    p.add_argument("--init", type=Path, required=True, help="run or model file")
+    begin = p.add_mutually_exclusive_group(required=True)
+    begin.add_argument("--init", type=Path, help="run or model file")
+    begin.add_argument("--base", type=Path, help="LTX-2 checkpoint, for a config with adapters")
     p.add_argument("--latents", type=Path, nargs="+", required=True)
     p.add_argument("--teacher", type=Path, help="run folder of one that is trained already")
     p.add_argument("--seed", type=int, default=0)
@@ -49,14 +53,20 @@ def work(args: argparse.Namespace) -> None:
     folders = {stage: args.out / stage for stage in CHAIN}
     folders[TEACHER] = args.teacher or folders[TEACHER]
     for stage, (init, teacher) in CHAIN.items():
-        if stage == TEACHER and args.teacher:
+        if stage == TEACHER and (args.teacher or args.base):
             continue
         steps = train.read_settings(args.config, stage, "mutual")["recipe"]["steps"]
         line = ["--stage", stage, "--config", args.config, "--latents", *args.latents]
         line += ["--steps", steps, "--seed", args.seed, "--threads", args.threads]
         line += ["--log-every", 10, "--out", folders[stage]]
-        line += ["--init", folders[init] if init else args.init]
-        if teacher:
+        if args.base:
+            line += ["--base", args.base]
+        # The base is where its adapters start, and the first and the last stage's teacher.
+        if init and not (args.base and init == TEACHER):
+            line += ["--init", folders[init]]
+        elif args.init:
+            line += ["--init", args.init]
+        if teacher and not (args.base and teacher == TEACHER):
             line += ["--teacher", folders[teacher]]
         train.Run(train.parser().parse_args([str(part) for part in line])).train()
 

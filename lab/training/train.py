@@ -38,13 +38,13 @@ from ...networks.memory_branch import is_memory
 from ...samplers.atomic_file import replacing
 from .. import command
 from ..report import write_json
-from .adapters import AdapterSettings, adapt, load_trained
+from .adapters import AdapterSettings, adapt, load_trained, without_sinks
 from .attention_forms import alter
 from .data import Batch, LatentSet
 from .draws import Draws
 from .monitor import RunLog, SampleSheets
 from .parallel import Processes
-from .stages import STAGES, Logged, Trained, build_stage
+from .stages import STAGES, Logged, Trained, build_stage, wants_teacher
 from .system import (
     EmbeddedSystem,
     Parts,
@@ -179,6 +179,8 @@ class Run:
         if args.teacher:
             told = json.loads((args.teacher / "config.json").read_text())["transformer"]
             teacher = self._system(args.teacher, TransformerConfig.from_dict(told))
+        elif self.base is not None and wants_teacher(args.stage, settings["mutual"]):
+            teacher = self._system(None, self.base_config)
         system = self._system(args.init, self.config)
         if "attention" in settings:
             alter(system, settings["attention"])
@@ -214,14 +216,20 @@ class Run:
                 f"{args.config} "
                 "says; correct that, or give another file"
             )
+        self.base_config = model.config
         torch.manual_seed(args.seed)
         adapt(model, AdapterSettings(**settings["adapters"]))
         return EmbeddedSystem(model, torch.from_numpy(np.load(args.latents[0] / "empty.npy")))
 
     def _system(self, weights: Path | None, config: TransformerConfig) -> Parts:
-        """A system with fresh weights, or with those of another run or model file."""
+        """A system with fresh weights, or with those of another run or model file.
+
+        Fresh adapters change nothing: they are the base itself.
+        """
         if self.base is not None:
             system = twin(self.base)
+            if system.transformer.config.num_audio_sink_tokens > config.num_audio_sink_tokens:
+                without_sinks(system.transformer)
             if weights is not None:
                 load_trained(system, starting_weights(weights))
         else:
@@ -361,7 +369,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--latents", type=Path, nargs="+", required=True)
     p.add_argument("--base", type=Path, help="LTX-2 checkpoint, for a config with adapters")
     p.add_argument("--init", type=Path, help="run folder or model file to start from")
-    p.add_argument("--teacher", type=Path, help="run folder of a network without masks")
+    p.add_argument(
+        "--teacher",
+        type=Path,
+        help="run folder of a network without masks; with --base, by default the base itself",
+    )
     p.add_argument("--out", type=Path, required=True)
     budget = p.add_mutually_exclusive_group(required=True)
     budget.add_argument("--minutes", type=float, help="budget in time, on a CPU of its own work")

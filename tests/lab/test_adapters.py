@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mutual_forcing.lab.training import adapters
+from mutual_forcing.lab.training import adapters, omniforcing
 from mutual_forcing.lab.training.adapters import (
     AdapterSettings,
     adapt,
@@ -195,3 +195,62 @@ def test_wrong_bases_and_layers_are_refused(folder: Path) -> None:
     adapt(model, AdapterSettings(**SHARED))
     with pytest.raises(ValueError, match="not of these adapters"):
         load_trained(model, {"x": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("adapters_of_mutual", [SHARED], indirect=True)
+def test_omniforcings_stages_train_one_set_of_adapters_over_one_base(folder: Path) -> None:
+    base = folder.parent / "headed.safetensors"
+    config = folder.parent / "config.json"
+    full = json.loads((CONFIGS / "ltx2_19b_omniforcing.json").read_text())
+    settings = json.loads(config.read_text())
+    adapters_of = {stage: a | {"rank": 2} for stage, a in full["adapters"].items()}
+    stages = {stage: own | {"steps": 2} for stage, own in full["stages"].items()}
+    recipe = settings["recipe"] | {"learning_rate": 0.01}
+    settings |= {"adapters": adapters_of, "stages": stages, "recipe": recipe}
+    config.write_text(json.dumps(settings))
+    out = folder.parent / "omniforcing"
+    words = ["--config", config, "--base", base, "--latents", folder, "--out", out]
+    args = omniforcing.parser().parse_args([str(word) for word in words])
+    omniforcing.work(args)
+    records = [json.loads((out / stage / "config.json").read_text()) for stage in stages]
+    counts = [record["transformer"].get("num_audio_sink_tokens", 0) for record in records]
+    assert counts == [0, 16, 16] and not (out / "bidirectional").exists()
+    runs = {stage: load_file(out / stage / "weights.safetensors") for stage in stages}
+    first, second, third = runs.values()
+    assert set(first) | {"transformer.audio_sink_tokens"} == set(second) == set(third)
+    # The third stage's teacher and fake score are the base, without sinks; all share its weights.
+    options = ["--base", str(base), "--init", str(out / "causal_ode"), "--steps", "2"]
+    made = run(folder, "third", *options, stage="self_forcing").stage
+    systems = made.system, made.teacher, made.fake
+    owners = [system.transformer.transformer_blocks[0].attn1.to_q for system in systems]
+    assert len({owner.base.weight.data_ptr() for owner in owners}) == 1
+    assert [system.transformer.config.num_audio_sink_tokens for system in systems] == [16, 0, 0]
+    data, level = clips(2), torch.full((2, 1), 0.6)
+    plain = load_transformer(base).transformer
+
+    def velocities(model: CausalAVTransformer, **told: object) -> tuple[torch.Tensor, ...]:
+        text = text_keys(model, *data.ids.unbind(dim=2))
+        return causal_forward(model, data.video, data.audio, level, level, text, **told)
+
+    pairs = zip(
+        velocities(made.teacher.transformer, causal=False),
+        velocities(plain, causal=False),
+        strict=True,
+    )
+    assert all(relative_error(*pair) < 1e-5 for pair in pairs)
+    saved = {key.removeprefix("transformer."): value for key, value in second.items()}
+    parameters = dict(made.system.transformer.named_parameters())
+    assert all(torch.equal(parameters[name], value) for name, value in saved.items())
+    # What comes out is a file with sinks, which makes what the adapted network makes.
+    path = folder.parent / "made.safetensors"
+    words = ["--run", out / "self_forcing", "--base", base, "--out", path]
+    adapters.work(adapters.parser().parse_args([str(word) for word in words]))
+    load_trained(
+        made.system.transformer, {k.removeprefix("transformer."): v for k, v in third.items()}
+    )
+    loaded = load_transformer(path).transformer
+    assert loaded.config.layout == plain.config.layout
+    step = torch.full((2, 1), 0.2)
+    few = [velocities(one, step_size=step) for one in (loaded, made.system.transformer)]
+    assert all(relative_error(a, b) < 1e-5 for a, b in zip(*few, strict=True))
+    assert relative_error(few[0][0], velocities(plain)[0]) > 1e-3
