@@ -37,6 +37,7 @@ from mutual_forcing.model_loaders.bundle import (  # noqa: E402
     shipped_model_path,
 )
 from mutual_forcing.networks.execution import AUTOMATIC, WAYS, Execution, device_named  # noqa: E402
+from mutual_forcing.networks.tensor_parallel import RankLostError  # noqa: E402
 from mutual_forcing.networks.video_codec import SPACE_STRIDE  # noqa: E402
 from mutual_forcing.samplers.clip_writer import ClipWriter  # noqa: E402
 from mutual_forcing.samplers.clock import Clock  # noqa: E402
@@ -44,10 +45,12 @@ from mutual_forcing.samplers.contact_sheet import ContactSheet  # noqa: E402
 from mutual_forcing.samplers.decode import DecodedBlock  # noqa: E402
 from mutual_forcing.samplers.live import live_clip  # noqa: E402
 from mutual_forcing.samplers.parking import spooled  # noqa: E402
+from mutual_forcing.samplers.ranks import Ranks, is_first  # noqa: E402
 from mutual_forcing.samplers.rollout import (  # noqa: E402
     NonFiniteBlockError,
     SamplerSettings,
     Step,
+    rollout,
 )
 from mutual_forcing.samplers.schedule import Line, written  # noqa: E402
 from mutual_forcing.samplers.state import StreamState  # noqa: E402
@@ -63,6 +66,8 @@ EXAMPLES = """examples:
 The last one goes on where the one before it ended.
 
 For several prompts give --schedule a file with a line such as "12.5: a blue ball bounces" for each.
+
+Started by torchrun --nproc-per-node 2, two cards make one stream (docs/many_clips.md).
 
 Ctrl-C (or SIGTERM, or a closed terminal) keeps what was made: clip, stream and contact sheet.
 
@@ -161,6 +166,13 @@ def parser() -> shell.Parser:
         help="how the work is carried out, the clip stays the same: automatic, which is what this "
         f"machine does fastest, eager, or some of {', '.join(WAYS)} joined by + (lanes and graph "
         "are for a GPU)",
+    )
+    add(
+        "--shares",
+        type=shell.shares,
+        metavar="A:B",
+        help="under torchrun, how much of the model each process holds and computes, such as 2:1 "
+        "for a first card that is twice the second one (alike)",
     )
     many = made.add_argument_group(
         "many clips",
@@ -332,8 +344,12 @@ def make(
     sampler: SamplerSettings,
     execution: Execution,
     lines: Sequence[Line],
+    ranks: Ranks | None = None,
 ) -> int:
     """Generate, decode and write block after block; the exit status.
+
+    Args:
+        ranks: the processes that make it together, of which this is the first.
 
     Raises:
         OSError: the clip cannot be written; nothing was made.
@@ -347,8 +363,9 @@ def make(
 
             def advance(steps: int) -> None:
                 bar.update(steps)
-                if stop:
-                    raise Interrupted(f"stopped by {stop.name}; what was finished is kept")
+                if bool(stop) if ranks is None else ranks.any(bool(stop)):
+                    name = stop.name if stop else "a signal to another process"
+                    raise Interrupted(f"stopped by {name}; what was finished is kept")
 
             def on_step(step: Step) -> None:
                 bar.set_description(f"second {step.block}")
@@ -372,9 +389,10 @@ def make(
                     on_rebuild=lambda done, of: advance(0),
                     execution=execution,
                     settle=settle,
+                    whole=arguments.state_out is not None,
                 ):
                     pass
-            except (Interrupted, NonFiniteBlockError) as error:
+            except (Interrupted, NonFiniteBlockError, RankLostError) as error:
                 failures.append(str(error))
             except ValueError as error:  # the stream and the model do not fit together after all
                 failures.append(str(error))
@@ -389,18 +407,70 @@ def make(
     return stop.status if stop else bool(failures) * status
 
 
+def follow(
+    arguments: argparse.Namespace,
+    bundle: Bundle,
+    state: StreamState,
+    sampler: SamplerSettings,
+    execution: Execution,
+    lines: Sequence[Line],
+    ranks: Ranks,
+) -> int:
+    """Take the steps that the first process takes, which writes the clip; the exit status."""
+    with shell.stoppable() as stop:
+
+        def agree(*_: object) -> None:
+            if ranks.any(bool(stop)):
+                raise Interrupted
+
+        try:
+            for _ in rollout(
+                bundle,
+                bundle.schedule(lines, guided=sampler.guidance != 1),
+                state,
+                bundle.clock.blocks_for(arguments.seconds, state.next_block),
+                sampler,
+                on_step=agree,
+                on_rebuild=agree,
+                execution=execution,
+                settle=partial(StreamState.trimmed, decoding=False),
+                whole=arguments.state_out is not None,
+            ):
+                pass
+        except (Interrupted, NonFiniteBlockError, RankLostError, ValueError):
+            return stop.status if stop else 1  # the first process says why
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status, as --help explains it."""
+    if not is_first():
+        shell.silence()
     try:
         arguments = parser().parse_args(argv)
         torch.set_num_threads(arguments.threads)
-        if arguments.jobs is not None:
-            return make_all(arguments)
         device, execution = device_named(arguments.device), Execution.named(arguments.path)
+        ranks = Ranks.joined(device)
+        if ranks is None and arguments.shares is not None:
+            raise ValueError(
+                "--shares is for several processes, and this is one by itself; start them with "
+                "torchrun --nproc-per-node"
+            )
+        if arguments.jobs is not None:
+            if ranks is not None:
+                raise ValueError(
+                    f"--jobs: found {ranks.world} processes that share one stream, expected one; "
+                    "many clips have a card each, by --ray"
+                )
+            return make_all(arguments)
         reason = execution.unavailable(device)
         if reason:
             raise ValueError(f"--path {arguments.path}: {reason}")
-        bundle = load_bundle(arguments.model, device=device)
+        if ranks is None:
+            bundle = load_bundle(arguments.model, device=device)
+        else:
+            part = partial(ranks.part, weights=arguments.shares)
+            bundle = load_bundle(arguments.model, device=ranks.device, part=part)
         sampler = sampler_of(arguments, bundle)
         state = starting_state(arguments, bundle)
         lines = lines_of(arguments, bundle, state)
@@ -409,7 +479,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"--seconds is {arguments.seconds:g}, expected at most {A_DAY} (a day): save the "
                 "stream with --state-out and go on from it"
             )
-        return make(arguments, bundle, state, sampler, execution, lines)
+        what = arguments, bundle, state, sampler, execution, lines
+        if ranks is None or not ranks.rank:
+            return make(*what, ranks)
+        return follow(*what, ranks)
     except SystemExit as done:  # the parser has said why
         return done.code
     except (ValueError, OSError) as error:

@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -56,6 +57,19 @@ def whole(least: int, most: int) -> Callable[[str], int]:
 def threads(text: str) -> int:
     """The type of --threads: as many as this machine has cores, at most."""
     return whole(1, cores())(text)
+
+
+def shares(text: str) -> tuple[float, ...]:
+    """The type of --shares: a number for each process, such as "2:1"."""
+    try:
+        found = tuple(float(share) for share in text.split(":"))
+    except ValueError:
+        found = ()
+    if not found or not all(0 <= share < float("inf") for share in found) or not any(found):
+        raise argparse.ArgumentTypeError(
+            f"found {clean(text)!r}, expected a number for each process, such as 2:1"
+        )
+    return found
 
 
 def device(text: str) -> str:
@@ -189,6 +203,12 @@ def hold_standard_streams() -> None:
         except OSError:
             # The lowest free number is taken, which is this one.
             os.open(os.devnull, os.O_RDWR)
+
+
+def silence() -> None:
+    """Say nothing from now on, for a process beside one that speaks; but where it crashes, why."""
+    sys.excepthook = lambda *raised: traceback.print_exception(*raised, file=sys.__stderr__)
+    sys.stdout = sys.stderr = Path(os.devnull).open("w")  # to the end
 
 
 def tell(text: str, stream: IO[str] | None) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..networks.audio_codec import LATENT_FRAMES, AudioCodec, AudioCodecConfig
 from ..networks.checked import quoted, reason_of
 from ..networks.config import TransformerConfig
+from ..networks.tensor_parallel import Part
 from ..networks.text_encoder import TextEncoder, TextEncoderConfig
 from ..networks.transcript import TranscriptConfig
 from ..networks.transformer import CausalAVTransformer, text_keys
@@ -219,12 +220,14 @@ def load_bundle(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     operations: object = nn,
+    part: Callable[[TransformerConfig], Part] | None = None,
 ) -> Bundle:
     """Load a model file.
 
     Args:
         dtype: of the transformer; the codecs and the text encoder are small and stay in float32.
         operations: namespace with `Linear` and `RMSNorm` for the transformer.
+        part: what this process is to hold of the transformer, where several share it.
 
     Raises:
         TensorFileError: the file cannot be used; one sentence with what was found and the next
@@ -261,15 +264,24 @@ def load_bundle(
     parts = {TRANSFORMER: transformer, TEXT: text_encoder, VIDEO: video_codec, AUDIO: audio_codec}
     _check_keys(path, parts, tensors)
     device = torch.device(device)
+    mine = None if part is None else part(configs[0])
+    if mine is not None:
+        mine.divide(transformer)
     for prefix, module in parts.items():
         part_dtype = dtype if prefix == TRANSFORMER else torch.float32
         weights = {
-            key.removeprefix(prefix): value.to(device=device, dtype=part_dtype, copy=True)
+            key.removeprefix(prefix): value
             for key, value in tensors.items()
             if key.startswith(prefix)
         }
         if prefix == TRANSFORMER:
             weights = split_layout(weights, configs[0])
+            if mine is not None:
+                weights = {key: mine.cut(key, value) for key, value in weights.items()}
+        weights = {
+            key: value.to(device=device, dtype=part_dtype, copy=True)
+            for key, value in weights.items()
+        }
         module.load_state_dict(weights, strict=True, assign=True)
         module.to(device).eval().requires_grad_(False)
     return Bundle(

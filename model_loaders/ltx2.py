@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from ..networks.checked import quoted, reason_of, some
 from ..networks.config import TransformerConfig
 from ..networks.few_step import FEW_STEP
 from ..networks.layout import PAPER_LAYOUT, RELEASED_LAYOUT, BlockLayout
+from ..networks.tensor_parallel import Part
 from ..networks.transformer import CausalAVTransformer
 from ..samplers.tensor_file import TensorFileError
 from .blank import BlankWeights
@@ -154,6 +155,7 @@ def load_transformer(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     operations: object = nn,
+    part: Callable[[TransformerConfig], Part] | None = None,
 ) -> LoadedTransformer:
     """Load a checkpoint.
 
@@ -171,6 +173,8 @@ def load_transformer(
         dtype: of the network; None = the one that most of the file is in (bfloat16 for an 8-bit
             file).
         operations: namespace with `Linear` and `RMSNorm`.
+        part: what this process is to hold of the network, where several share it; of each tensor
+            only that is read.
 
     Raises:
         TensorFileError: the file cannot be used or does not hold exactly one whole network; says
@@ -187,14 +191,22 @@ def load_transformer(
         transformer = CausalAVTransformer(config, operations=operations, dtype=dtype, device="meta")
     wanted = transformer.state_dict()
     _check(checkpoint, keys, wanted, what)
+    mine = None if part is None else part(config)
+    if mine is not None:
+        mine.divide(transformer)
     weights = {}
     for own, key in keys.names.items():
         rotated = config.rope_type == "interleaved" and is_rotated(own)
         keep = not rotated and checkpoint.dtypes[key] == dtype and device.type == "cpu"
         value = checkpoint.tensor(key, keep=keep)
         if not keep:
+            value = to_split(own, value, config)
+        if mine is not None:
+            value = mine.cut(own, value)
+        if not keep:
             # `copy`: a view of the pages that are about to go must not live on.
-            value = to_split(own, value, config).to(device=device, dtype=dtype, copy=not rotated)
+            copy = not rotated or mine is not None
+            value = value.to(device=device, dtype=dtype, copy=copy)
         weights[own] = value.contiguous()
         del value
     transformer.load_state_dict(weights, strict=True, assign=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..networks.config import TransformerConfig
 from ..networks.execution import EAGER, Execution, Workspace
@@ -86,24 +86,37 @@ def errors(
                 at = constants.at(run["sigma"])
                 out = opened.velocity(*now, text, at, memory=remembered)
         yield from golden.compare(name, *out, "velocity")
+    for name in ("plain", "full"):
+        yield from golden.compare(
+            f"rollout.{name}", *rolled(golden, name, execution, kept), "latent"
+        )
+
+
+def rolled(
+    golden: Golden,
+    name: str,
+    execution: Execution = EAGER,
+    kept: Kept = AS_COMPUTED,
+) -> tuple[Tensor, Tensor]:
+    """The latents of one of the fixture's two rollouts: video (b, c, f, h, w), audio (b, s, c)."""
+    run, config = golden.metadata["run"], causal_config(golden)
+    plain = replace(config, memory_interval=0, anchored_colours=False)
+    network = golden.model(config if name == "full" else plain)
     sampler = SamplerSettings("multi", tuple(golden["rollout.sigmas"].tolist()), method="renoise")
     settings = StreamSettings(golden.height, golden.width, run["recent_blocks"], kept=kept)
-    plain = golden.model(replace(config, memory_interval=0, anchored_colours=False))
-    for name, network in (("plain", plain), ("full", model)):
-        bare = BareModel(network, name, torch.empty(0, device=golden.device))
-        rolled = rollout(
-            bare,
-            _schedule(golden, network, run["prompts"][name]),
-            new_stream(bare, settings),
-            golden.blocks,
-            sampler,
-            noise=golden.noise,
-            execution=execution,
-        )
-        blocks = [latents for latents, _ in rolled]
-        video = torch.cat([block.video for block in blocks], dim=2)
-        audio = torch.cat([block.audio for block in blocks], dim=1)
-        yield from golden.compare(f"rollout.{name}", video, audio, "latent")
+    bare = BareModel(network, name, torch.empty(0, device=golden.device))
+    made = rollout(
+        bare,
+        _schedule(golden, network, run["prompts"][name]),
+        new_stream(bare, settings),
+        golden.blocks,
+        sampler,
+        noise=golden.noise,
+        execution=execution,
+    )
+    blocks = [latents for latents, _ in made]
+    video = torch.cat([block.video for block in blocks], dim=2)
+    return video, torch.cat([block.audio for block in blocks], dim=1)
 
 
 def _schedule(golden: Golden, network: nn.Module, prompts: list[int]) -> Schedule:

@@ -152,14 +152,19 @@ def attend(
     mask: Tensor | KeyPattern | None = None,
     kernels: Kernels = PLAIN,
     few_step: Tensor | None = None,
+    q: Tensor | None = None,
 ) -> Tensor:
     """Attend from x (b, n, c) over ready (rotated) keys and values; (b, n, c).
 
     There may be a pair of them for each of several equal parts of the batch, without a mask.
     What each head found is gated by x where the module has gates (docs/ltx23.md, section 1).
+
+    Args:
+        q: x's queries (b, a, n, d), normalised and rotated, where they are there already.
     """
-    q = adapted(module.to_q, x, few_step)
-    q = normed_heads(module.q_norm, q, heads, kernels, query_rope)
+    if q is None:
+        q = adapted(module.to_q, x, few_step)
+        q = normed_heads(module.q_norm, q, heads, kernels, query_rope)
     k, v, *others = (x.to(q.dtype) for x in key_values)
     if others:
         out = _in_parts(kernel, q, k, v, *others)

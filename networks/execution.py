@@ -31,6 +31,7 @@ from .kept_keys import Carrier
 from .kernels import PLAIN, Kernels, compiled_kernels
 from .lanes import ONE_LANE, Lanes, TwoLanes
 from .rope import ModalityTables, RopeTable, block_tables
+from .tensor_parallel import part_of
 from .triton_kernels import TRITON, triton
 
 logger = logging.getLogger("mutualforcing")
@@ -115,7 +116,8 @@ class Execution:
             return whole
         still = replace(whole, graph=True).unfit(model, device) is None
         graph = still and needed is not None and needed <= (free_bytes(device) if needed else 0)
-        return replace(whole, compiled=_compiles(device), lanes=still, graph=graph)
+        compiled = replace(whole, compiled=True).unfit(model, device) is None and _compiles(device)
+        return replace(whole, compiled=compiled, lanes=still, graph=graph)
 
     def unavailable(self, device: torch.device) -> str | None:
         """Why this cannot run on a device, or None if it can."""
@@ -133,6 +135,14 @@ class Execution:
 
     def unfit(self, model: nn.Module, device: torch.device) -> str | None:
         """Why this cannot run over a model on a device that could, or None if it can."""
+        part = part_of(model)
+        if part is not None and (self.graph or self.lanes):
+            return (
+                "several processes share this model, and what its video and sound have to tell "
+                "them goes in one message, so neither lanes nor graphs can be had"
+            )
+        if part is not None and self.compiled and part.has_none_of_some:
+            return "fused kernels need some heads of every kind on each process"
         # "cuda" is a card without a number, and tensors on it have one.
         if self.graph and any(
             found.type != device.type or device.index not in (None, found.index)

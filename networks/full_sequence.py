@@ -27,6 +27,7 @@ from .layout import BlockLayout
 from .memory_branch import Remembered, encoded, of_all_blocks
 from .modulation import TokenModulation
 from .rope import ModalityTables, RopeTable, modality_tables
+from .tensor_parallel import part_of
 from .timestep import GUIDANCE, timestep_embedding
 from .transformer import patch_audio, patch_video, run_layers
 
@@ -245,6 +246,11 @@ def _placed_plan(device: torch.device, dtype: torch.dtype, *what: object) -> Seq
     )
 
 
+def _tables(model: nn.Module, plan: SequencePlan) -> ModalityTables:
+    part = part_of(model)
+    return plan.tables if part is None else part.tables(plan.tables)
+
+
 def video_tokens(video: Tensor) -> Tensor:
     """(b, c, f, h, w) to (b, n, c)."""
     return rearrange(video, "b c f h w -> b (f h w) c")
@@ -290,7 +296,7 @@ def causal_forward(
     run = Pass(
         TokenModulation(model, embedding, video_groups, audio_groups),
         text,
-        plan.tables,
+        _tables(model, plan),
         (FreshKeys(),) * config.num_layers,
         masks,
         kernels,
@@ -398,7 +404,7 @@ def history_forward(
     run = Pass(
         TokenModulation(model, embedding, *groups),
         text,
-        plan.tables,
+        _tables(model, plan),
         (FreshKeys(),) * config.num_layers,
         masks,
     )

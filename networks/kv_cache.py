@@ -41,6 +41,7 @@ from .layer import FreshKeys, Pass, Text
 from .memory_branch import Remembered, encoded
 from .modulation import Modulation, SharedModulation
 from .rope import ModalityTables
+from .tensor_parallel import part_of
 from .transformer import patch_audio, patch_video, run_layers, write_keys
 
 NO_PAST = FreshKeys()
@@ -199,6 +200,9 @@ class OpenBlock:
             whole = self.workspace.tables_at(config, places, height, width, like, self.place)
         else:
             whole = self.workspace.tables(config, self.capacity, height, width, like)
+        part = part_of(model)
+        if part is not None:
+            whole = part.tables(whole)
         self.tables = ModalityTables(
             video=whole.video.tokens(*video),
             audio=whole.audio.tokens(*audio),
@@ -292,10 +296,11 @@ class OpenBlock:
         )
 
     def _heads(self, name: str) -> tuple[int, int]:
-        config = self.model.config
+        config, part = self.model.config, part_of(self.model)
+        heads, dim = config.audio_num_attention_heads, config.audio_attention_head_dim
         if name == "video":
-            return config.num_attention_heads, config.attention_head_dim
-        return config.audio_num_attention_heads, config.audio_attention_head_dim
+            heads, dim = config.num_attention_heads, config.attention_head_dim
+        return heads if part is None else part.count(name), dim
 
     def _lay_out(self, name: str) -> tuple[Tensor, Tensor]:
         """Rotated keys, and values, of the past in all layers: (l, b, a, m, d), then room."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +26,10 @@ from .lanes import ONE_LANE, Lanes
 from .memory_branch import Remembered, coloured, recalled
 from .modulation import ModalityModulation, Modulation
 from .rope import ModalityTables, RopeTable, rotate
+from .tensor_parallel import Part, Projection, Sums, alone, part_of, projected, whole_sum
 
 Pair = Callable[[Tensor, Tensor], Tensor]
+Side = TypeVar("Side")
 
 
 class TextKeys(NamedTuple):
@@ -152,8 +154,11 @@ class TextContexts(NamedTuple):
         kernels: Kernels,
     ) -> tuple[Tensor, Tensor]:
         """Keys and values (b, a, m, d) of one layer's attention over the text."""
-        context = torch.addcmul(mod.prompt_shift, getattr(self, modality), mod.prompt_scale)
-        return keys_values(module, context, heads, kernels=kernels)
+        return keys_values(module, self.context(modality, mod), heads, kernels=kernels)
+
+    def context(self, modality: str, mod: ModalityModulation) -> Tensor:
+        """What one layer's keys and values are made of in a pass, (b, m, c)."""
+        return torch.addcmul(mod.prompt_shift, getattr(self, modality), mod.prompt_scale)
 
     def _with(self, other: TextContexts, both: Pair) -> TextContexts:
         return TextContexts(*map(both, self, other))
@@ -294,21 +299,43 @@ class _Meeting(NamedTuple):
     """A modality as it comes to the other: its tokens, its query, and what it shows the other one.
 
     `keys` are the other's to attend over, with the past, (b, a, m, d); None where a modality runs
-    alone.
+    alone. `heads` (b, a, n, d) are its query's, where they had to be made together with the keys.
     """
 
     x: Tensor
     query: Tensor | None = None
     keys: tuple[Tensor, ...] | None = None
+    heads: Tensor | None = None
 
     def latter(self) -> _Meeting:
         """Of the second half of the batch, which has keys of its own."""
-        return _Meeting(_latter(self.x), _latter(self.query), self.keys[len(self.keys) // 2 :])
+        heads = None if self.heads is None else _latter(self.heads)
+        keys = self.keys[len(self.keys) // 2 :]
+        return _Meeting(_latter(self.x), _latter(self.query), keys, heads)
+
+
+def _own_heads(
+    part: Part, hidden: Tensor, side: _Side, text: Text
+) -> Sums[tuple[tuple[Tensor, ...], tuple[Tensor, Tensor] | None]]:
+    """On a rank: queries, keys and values of the modality's attention to itself, and keys and
+    values of the text where they are made in every pass."""
+    own, kind, mod = side.own, side.modality, side.modulation
+    asked = [
+        Projection(own.to_q, hidden, kind, own.q_norm, side.rope),
+        Projection(own.to_k, hidden, kind, own.k_norm),
+        Projection(own.to_v, hidden, kind),
+    ]
+    if isinstance(text, TextContexts):
+        context = text.context(kind, mod)
+        asked.append(Projection(side.text.to_k, context, kind, side.text.k_norm))
+        asked.append(Projection(side.text.to_v, context, kind))
+    made = yield from projected(part, mod.few_step, *asked)
+    return tuple(made[:3]), tuple(made[3:]) or None
 
 
 def _until_meeting(
     model: nn.Module, index: int, x: Tensor, side: _Side, run: Pass, both: bool
-) -> _Meeting:
+) -> Sums[_Meeting]:
     """Own attention and text attention, then query and keys for the other modality."""
     mod, kernels, store, eps = (
         side.modulation,
@@ -316,29 +343,38 @@ def _until_meeting(
         run.stores[index],
         model.config.norm_eps,
     )
+    part = part_of(model)
     hidden = kernels.modulate(x, mod.attn_scale, mod.attn_shift, eps)
+    q = text = None
+    if part is None:
+        k, v = keys_values(side.own, hidden, side.heads, mod.few_step, kernels)
+    else:
+        (q, k, v), text = yield from _own_heads(part, hidden, side, run.text)
     own = attend(
         side.own,
         hidden,
         side.heads,
         model.kernel,
-        key_values=store.extend(
-            side.modality,
-            *keys_values(side.own, hidden, side.heads, mod.few_step, kernels),
-            side.rope,
-        ),
+        key_values=store.extend(side.modality, k, v, side.rope),
         query_rope=side.rope,
         mask=getattr(run.masks, side.modality),
         kernels=kernels,
         few_step=mod.few_step,
+        q=q,
     )
+    own = yield from whole_sum(part, own)
     if run.memory is not None and model.config.remembers(index):
         x, hidden = _remembering(model, index, x, own, side, run)
     elif mod.text_scale is None:
         x, hidden = kernels.add_norm(x, mod.attn_gate, own, eps)
     else:
         x, hidden = kernels.add_modulate(x, mod.attn_gate, own, mod.text_scale, mod.text_shift, eps)
-    text = run.text.layer(index, side.modality, side.text, side.heads, mod, kernels)
+    if text is None:
+        text = run.text.layer(index, side.modality, side.text, side.heads, mod, kernels)
+    q = None
+    if part is not None:
+        asked = Projection(side.text.to_q, hidden, side.modality, side.text.q_norm)
+        (q,) = yield from projected(part, mod.few_step, asked)
     mask = getattr(run.masks, f"{side.modality}_text")
     from_text = attend(
         side.text,
@@ -349,14 +385,27 @@ def _until_meeting(
         mask=mask,
         kernels=kernels,
         few_step=mod.few_step,
+        q=q,
     )
+    from_text = yield from whole_sum(part, from_text)
     gate = mod.text_gate
     if not both:
         return _Meeting(x + from_text if gate is None else torch.addcmul(x, gate, from_text))
     cross = mod.query_scale, mod.query_shift, mod.key_scale, mod.key_shift
     x, query, shown = kernels.add_modulate_twice(x, from_text, *cross, eps, gate)
-    keys = keys_values(side.outgoing, shown, side.cross_heads, mod.few_step, kernels)
-    return _Meeting(x, query, store.extend(side.outgoing_name, *keys, side.cross_rope))
+    q = None
+    if part is None:
+        k, v = keys_values(side.outgoing, shown, side.cross_heads, mod.few_step, kernels)
+    else:
+        incoming, outgoing = side.incoming, side.outgoing
+        q, k, v = yield from projected(
+            part,
+            mod.few_step,
+            Projection(incoming.to_q, query, "crossing", incoming.q_norm, side.cross_rope),
+            Projection(outgoing.to_k, shown, "crossing", outgoing.k_norm),
+            Projection(outgoing.to_v, shown, "crossing"),
+        )
+    return _Meeting(x, query, store.extend(side.outgoing_name, k, v, side.cross_rope), q)
 
 
 def _remembering(
@@ -384,9 +433,9 @@ def _after_meeting(
     seen: tuple[Tensor, ...] | None,
     side: _Side,
     run: Pass,
-) -> Tensor:
+) -> Sums[Tensor]:
     """Attention to the other modality's keys and values (`seen`), then the feed-forward."""
-    mod, kernels, eps = side.modulation, run.kernels, model.config.norm_eps
+    mod, kernels, eps, part = side.modulation, run.kernels, model.config.norm_eps, part_of(model)
     if seen is None:
         x = meeting.x
         hidden = kernels.modulate(x, mod.ff_scale, mod.ff_shift, eps)
@@ -401,13 +450,36 @@ def _after_meeting(
             mask=getattr(run.masks, side.incoming_name),
             kernels=kernels,
             few_step=mod.few_step,
+            q=meeting.heads,
         )
+        other = yield from whole_sum(part, other)
         x, hidden = kernels.add_modulate(
             meeting.x, mod.cross_gate, other, mod.ff_scale, mod.ff_shift, eps
         )
     net = side.feed_forward.net
     inner = F.gelu(adapted(net[0].proj, hidden, mod.few_step), approximate="tanh")
-    return torch.addcmul(x, mod.ff_gate, adapted(net[2], inner, mod.few_step))
+    out = yield from whole_sum(part, adapted(net[2], inner, mod.few_step))
+    return torch.addcmul(x, mod.ff_gate, out)
+
+
+def _both_sides(
+    part: Part | None,
+    lanes: Lanes,
+    video: Sums[Side] | None,
+    audio: Sums[Side] | None,
+) -> tuple[Side | None, Side | None]:
+    """Both modalities' work, each on its lane; on a rank in step, because they share messages."""
+    if part is not None:
+        # Video's first: while its squares are summed there are its values to make.
+        seen, heard = part.together(video, audio)
+        return seen, heard
+    seen = heard = None
+    if audio is not None:
+        with lanes.audio():
+            heard = alone(audio)
+    if video is not None:
+        seen = alone(video)
+    return seen, heard
 
 
 def run_layer(
@@ -430,28 +502,26 @@ def run_layer(
         run.lanes,
         run.modulation.layer(index),
     )
-    both = video is not None and audio is not None
-    video_side = video_keys = audio_side = audio_keys = None
-    if audio is not None:
-        audio_side = _audio_side(model.config, block, run, modulation.audio)
-        with lanes.audio():
-            hearing = _until_meeting(model, index, audio, audio_side, run, both)
-        audio, audio_keys = hearing.x, hearing.keys
+    both, part = video is not None and audio is not None, part_of(model)
+    seeing = hearing = None
     if video is not None:
         video_side = _video_side(model.config, block, run, modulation.video)
         seeing = _until_meeting(model, index, video, video_side, run, both)
-        video, video_keys = seeing.x, seeing.keys
-    if keys_only:
-        return video, audio
-    if both:
-        lanes.exchange(audio_keys, video_keys)
-    if latter:
-        hearing, seeing = hearing.latter(), seeing.latter()
-        audio_side, video_side = audio_side.latter(), video_side.latter()
-        audio_keys, video_keys = hearing.keys, seeing.keys
     if audio is not None:
-        with lanes.audio():
-            audio = _after_meeting(model, hearing, video_keys, audio_side, run)
+        audio_side = _audio_side(model.config, block, run, modulation.audio)
+        hearing = _until_meeting(model, index, audio, audio_side, run, both)
+    seeing, hearing = _both_sides(part, lanes, seeing, hearing)
+    if keys_only:
+        return seeing and seeing.x, hearing and hearing.x
+    video_keys = audio_keys = None
+    if both:
+        lanes.exchange(hearing.keys, seeing.keys)
+        if latter:
+            hearing, seeing = hearing.latter(), seeing.latter()
+            audio_side, video_side = audio_side.latter(), video_side.latter()
+        audio_keys, video_keys = hearing.keys, seeing.keys
     if video is not None:
         video = _after_meeting(model, seeing, audio_keys, video_side, run)
-    return video, audio
+    if audio is not None:
+        audio = _after_meeting(model, hearing, video_keys, audio_side, run)
+    return _both_sides(part, lanes, video, audio)

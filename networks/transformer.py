@@ -21,6 +21,7 @@ from .config import TransformerConfig
 from .few_step import adapted, attach
 from .layer import Pass, Text, TextContexts, TextKeys, run_layer
 from .memory_branch import attach_branch, attach_encoders
+from .tensor_parallel import Part, Projection, part_of, projected
 from .timestep import AdaLNSingle
 
 
@@ -135,6 +136,8 @@ class CausalAVTransformer(nn.Module):
         config.validate()
         self.config = config
         self.kernel: AttentionKernel = sdpa
+        # What this process holds of the network, where several share it.
+        self.part: Part | None = None
         # Whether training spends a second forward pass of each layer to save the memory of its
         # activations.
         self.recompute = False
@@ -206,7 +209,9 @@ def text_keys(model: nn.Module, video_context: Tensor, audio_context: Tensor) ->
         audio = project(model.audio_caption_projection, audio_context)
     if config.cross_attention_adaln:
         return TextContexts(video, audio)
-    blocks = model.transformer_blocks
+    blocks, part = model.transformer_blocks, part_of(model)
+    if part is not None:
+        return _shared_text_keys(part, blocks, video, audio)
     return TextKeys(
         tuple(keys_values(block.attn2, video, config.num_attention_heads) for block in blocks),
         tuple(
@@ -214,6 +219,19 @@ def text_keys(model: nn.Module, video_context: Tensor, audio_context: Tensor) ->
             for block in blocks
         ),
     )
+
+
+def _shared_text_keys(part: Part, blocks: nn.ModuleList, video: Tensor, audio: Tensor) -> TextKeys:
+    """The same of a rank's heads: one message for all layers of both modalities."""
+    asked = []
+    for kind, name, context in (("video", "attn2", video), ("audio", "audio_attn2", audio)):
+        for block in blocks:
+            module = getattr(block, name)
+            asked.append(Projection(module.to_k, context, kind, module.k_norm))
+            asked.append(Projection(module.to_v, context, kind))
+    (made,) = part.together(projected(part, None, *asked))
+    pairs = tuple(zip(made[::2], made[1::2], strict=True))
+    return TextKeys(pairs[: len(blocks)], pairs[len(blocks) :])
 
 
 def _head(

@@ -36,11 +36,13 @@ from ..networks.modulation import (
     beside,
     shared_modulation,
 )
+from ..networks.tensor_parallel import part_of
 from ..networks.timestep import GUIDANCE as FEW_STEP_GUIDANCE
 from ..networks.timestep import TimestepEmbedding, timestep_embedding
 from .clock import Clock
 from .model import StreamModel
 from .noise import NoiseSource, noise_of
+from .ranks import WholeStates, part_of_cache
 from .schedule import (
     MOST_BLOCKS,
     USUAL,
@@ -527,6 +529,7 @@ def rollout(
     start: Start | None = None,
     given: Given | None = None,
     settle: Callable[[StreamState], StreamState] | None = None,
+    whole: bool = True,
 ) -> Iterator[tuple[BlockLatents, StreamState]]:
     """Yield `blocks` further blocks, each with the state after it. `state` itself is not changed.
 
@@ -549,6 +552,8 @@ def rollout(
             sound, no transcript is told.
         settle: what to do with the state after every block, so that a long stream does not fill
             the memory: `StreamState.trimmed`, or `parking.spooled` with a folder.
+        whole: where several processes share the network, states have the keys of all of them on
+            the first one, and of their own on the others (`WholeStates`); False: none anywhere.
 
     Raises:
         ValueError: at once, if the state belongs to another model, guidance has no empty prompt to
@@ -556,9 +561,12 @@ def rollout(
             the device lacks this way of execution; while iterating, if a prompt that is due cannot
             be encoded.
         NonFiniteBlockError: while iterating, if a block has NaN; names the block.
+        RankLostError: while iterating, if a process that shares the network is gone.
     """
     network, like = model.transformer, model.like
-    check_state(state, model)
+    part = part_of(network)
+    # On the other ranks it may have their own heads' keys, which fit nobody else.
+    check_state(state.without_keys() if part is not None and part.rank else state, model)
     if blocks is not None and blocks < 1:
         raise ValueError(f"blocks is {blocks}, expected at least 1")
     check_guidance(sampler, network.config)
@@ -596,6 +604,9 @@ def rollout(
     if reason:
         raise ValueError(f"{reason}; choose another execution path")
     branches = [_Branch(network, state.settings, like, execution) for _ in range(1 + is_guided)]
+    handed = _as_it_is
+    if part is not None:
+        handed = WholeStates(part) if whole else StreamState.without_keys
 
     # The checks above must not wait for the first block to be asked for, so the loop is a generator
     # inside.
@@ -619,11 +630,11 @@ def rollout(
             lambda block: prompts.reading(state.schedule, block),
             lambda block: _Reading(first.unguided, 0),
         )[: len(branches)]
-        caches = [
-            # A loaded state lies on the CPU.
-            None if cache is None else cache.to(like)
-            for cache in (state.cache, state.unguided)[: len(branches)]
-        ]
+        caches = [state.cache, state.unguided][: len(branches)]
+        if part is not None:
+            caches = [cache and part_of_cache(part, cache) for cache in caches]
+        # A loaded state lies on the CPU.
+        caches = [cache and cache.to(like) for cache in caches]
         written = min(0 if cache is None else cache.next_block for cache in caches)
         rebuilding = config.transcript_channels and written + 1 < state.next_block
         then = prompts.spoken(state, config) if rebuilding else {}
@@ -671,9 +682,13 @@ def rollout(
             )
             if settle is not None:
                 state = settle(state)
-            yield latents, state
+            yield latents, handed(state)
 
     return generate(state)
+
+
+def _as_it_is(state: StreamState) -> StreamState:
+    return state
 
 
 def _spread(text: Text, batch: int) -> Text:

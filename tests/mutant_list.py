@@ -566,7 +566,7 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
                 "kernels.add_norm(x, mod.attn_gate, own, eps)\n    else:",
                 "kernels.add_norm(x, mod.ff_gate, own, eps)\n    else:",
             ),
-            ("torch.addcmul(x, mod.ff_gate, adapted", "torch.addcmul(x, mod.attn_gate, adapted"),
+            ("torch.addcmul(x, mod.ff_gate, out)", "torch.addcmul(x, mod.attn_gate, out)"),
             ("meeting.x, mod.cross_gate, other", "meeting.x, mod.attn_gate, other"),
             (
                 "cross = mod.query_scale, mod.query_shift, mod.key_scale",

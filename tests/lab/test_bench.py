@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mutual_forcing.lab.bench import against, clip, rollout
+from mutual_forcing.lab.bench import against, clip, parallel_plan, rollout
 from mutual_forcing.lab.bench.breakdown import KINDS, kind_of
 from mutual_forcing.lab.bench.floor import Rates, Work, block_work, measure_rates, pass_work
 from mutual_forcing.lab.bench.measure import Workload, measure
@@ -260,3 +260,18 @@ def test_an_older_version_says_itself_how_long_its_clip_took(tmp_path: Path) -> 
     older.write_text("print('done')")
     with pytest.raises(ValueError, match="does not say how long"):
         clip.seconds_by_generate(tmp_path, None, 2, made)
+
+
+def test_cards_that_share_a_stream_are_computed_from_what_one_took() -> None:
+    def planned(cards: int, *, size: tuple[int, int] = (768, 512), **link: float) -> object:
+        link = parallel_plan.Link("", **{"latency": 0.0, "bandwidth": float("inf")} | link)
+        return parallel_plan.planned("19b", size, cards, link, 0.0, sound_on_one=False)
+
+    one, two = planned(1), planned(2)
+    assert one.seconds == parallel_plan.ON_ONE["19b"].whole and not one.sent
+    assert one.seconds / 2 < two.seconds < one.seconds
+    assert 0.5 * one.held < two.held < 0.51 * one.held
+    # A message's own time, and through each of two cards all of its bytes.
+    assert planned(2, latency=1e-3).seconds == pytest.approx(two.seconds + 1e-3 * two.messages)
+    assert planned(2, bandwidth=1e9).talking == pytest.approx(two.sent / 1e9)
+    assert two.messages == 4 * 7 * 48 and planned(2, size=(1280, 704)).sent > 2 * two.sent
