@@ -437,8 +437,11 @@ def follow(
                 whole=arguments.state_out is not None,
             ):
                 pass
-        except (Interrupted, NonFiniteBlockError, RankLostError, ValueError):
-            return stop.status if stop else 1  # the first process says why
+        except (Interrupted, NonFiniteBlockError, RankLostError, ValueError) as error:
+            # The first process says why, if it can.
+            if isinstance(error, RankLostError) and not ranks.first_has_ended():
+                shell.tell(f"generate.py: {error}\n", sys.__stderr__)
+            return stop.status if stop else 1
     return 0
 
 
@@ -480,9 +483,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "stream with --state-out and go on from it"
             )
         what = arguments, bundle, state, sampler, execution, lines
-        if ranks is None or not ranks.rank:
+        if ranks is None:
+            return make(*what)
+        if ranks.rank:
+            return follow(*what, ranks)
+        try:
             return make(*what, ranks)
-        return follow(*what, ranks)
+        finally:
+            ranks.end()
     except SystemExit as done:  # the parser has said why
         return done.code
     except (ValueError, OSError) as error:

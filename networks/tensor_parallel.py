@@ -74,10 +74,10 @@ def _is_added_once(found: re.Match[str]) -> bool:
 class RankLostError(RuntimeError):
     """A process that holds a part of the network does not answer any more."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self) -> None:
         super().__init__(
             "a process that holds a part of the model is gone, so the stream ends here; what was "
-            f"made is kept. Start again with --state-in to go on ({reason.splitlines()[0][:120]})"
+            "made is kept, and a saved stream goes on on any number of processes"
         )
 
 
@@ -413,4 +413,4 @@ def _told(function: Callable[[], Result]) -> Result:
     try:
         return function()
     except RuntimeError as error:  # torch's own, of every backend
-        raise RankLostError(str(error)) from error
+        raise RankLostError from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -25,6 +26,8 @@ from .state import StreamState
 
 PATIENCE = timedelta(minutes=10)
 """How long a rank waits for another: the first may decode, write, and read a file meanwhile."""
+_ENDING = timedelta(seconds=10)
+_ENDED = "the first process has ended by itself"
 
 
 def _place() -> tuple[int, int]:
@@ -44,12 +47,14 @@ class Ranks:
 
     Attributes:
         device: where this one computes.
+        store: where they find each other.
         control: over which they agree, on the host's side; None for the group itself.
     """
 
     rank: int
     world: int
     device: torch.device
+    store: Any
     control: Any = None
 
     @classmethod
@@ -86,7 +91,10 @@ class Ranks:
             device = torch.device("cuda", local)
             torch.cuda.set_device(device)
         try:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+            store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            them = {"store": store, "rank": rank, "world_size": world, "timeout": PATIENCE}
+            dist.init_process_group(backend, **them)
             # A card's messages are waited for by the card; to agree the host has to.
             control = dist.new_group(backend="gloo") if device.type == "cuda" else None
         except (RuntimeError, ValueError) as error:
@@ -95,7 +103,7 @@ class Ranks:
                 f"process {rank} of {world} cannot reach the others ({reason}); start them with "
                 "torchrun"
             ) from error
-        return cls(rank, world, device, control)
+        return cls(rank, world, device, store, control)
 
     def part(self, config: TransformerConfig, weights: Sequence[float] | None = None) -> Part:
         """What this process holds of a network.
@@ -123,8 +131,21 @@ class Ranks:
         try:
             dist.all_reduce(told, dist.ReduceOp.MAX, group=self.control)
         except RuntimeError as error:
-            raise RankLostError(str(error)) from error
+            raise RankLostError from error
         return bool(told.item())
+
+    def end(self) -> None:
+        """Let the others know that the first process has said and written all that it will."""
+        with suppress(RuntimeError):
+            self.store.set(_ENDED, "")
+
+    def first_has_ended(self) -> bool:
+        """Whether it has, or will in a moment; no, if it was killed."""
+        try:
+            self.store.wait([_ENDED], _ENDING)
+        except RuntimeError:  # never, or who kept that is gone as well
+            return False
+        return True
 
 
 def part_of_cache(part: Part, cache: RollingCache) -> RollingCache:
