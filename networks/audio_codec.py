@@ -25,6 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .checked import Positive, Width, build
+from .tape import Tape, taped_on
 from .vocoder import (
     Controls,
     HarmonicNoiseVocoder,
@@ -112,6 +113,21 @@ class _Caches:
         return x
 
 
+class Conv(nn.Conv1d):
+    """A convolution without padding; a few frames go through one product, because setting up a
+    convolution takes longer than that."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        (kernel,), (dilation,) = self.kernel_size, self.dilation
+        reach = (kernel - 1) * dilation
+        if x.shape[-1] - reach > LATENT_FRAMES:
+            return super().forward(x)
+        seen = x.unfold(-1, reach + 1, 1)[..., ::dilation]
+        rows = rearrange(seen, "b c f k -> b f (c k)")
+        y = F.linear(rows, rearrange(self.weight, "o c k -> o (c k)"), self.bias)
+        return rearrange(y, "b f o -> b o f")
+
+
 class CausalConv(nn.Module):
     """1-D convolution over (b, c, t) that sees the present and `(kernel - 1) * dilation` steps of
     the past.
@@ -120,7 +136,7 @@ class CausalConv(nn.Module):
     def __init__(self, c_in: int, c_out: int, kernel: int, dilation: int = 1) -> None:
         super().__init__()
         self.reach = (kernel - 1) * dilation
-        self.conv = nn.Conv1d(c_in, c_out, kernel, dilation=dilation)
+        self.conv = Conv(c_in, c_out, kernel, dilation=dilation)
 
     def forward(self, x: Tensor, caches: _Caches) -> Tensor:
         return self.conv(caches.extend(x, self.reach))
@@ -146,7 +162,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.norm = ChannelNorm(channels)
         self.conv = CausalConv(channels, channels, 3, dilation)
-        self.mix = nn.Conv1d(channels, channels, 1)
+        self.mix = Conv(channels, channels, 1)
 
     def forward(self, x: Tensor, caches: _Caches) -> Tensor:
         return x + self.mix(F.silu(self.conv(F.silu(self.norm(x)), caches)))
@@ -228,11 +244,11 @@ class AudioCodec(nn.Module):
         self.decoder_latent = nn.ModuleList(
             ResidualBlock(c) for _ in range(config.decoder_latent_blocks)
         )
-        self.up = nn.Conv1d(c, LATENT_FRAMES * c, 1)
+        self.up = Conv(c, LATENT_FRAMES * c, 1)
         self.decoder_blocks = nn.ModuleList(ResidualBlock(c, d) for d in config.decoder_dilations)
         self.decoder_norm = ChannelNorm(c)
         heads = config.f0_bins + config.harmonic_bands + config.noise_bands
-        self.heads = nn.Conv1d(c, heads, 1)
+        self.heads = Conv(c, heads, 1)
         with torch.no_grad():
             self.heads.weight.mul_(0.3)
             self.heads.bias[config.f0_bins :].fill_(-2.5)  # start quiet: amplitudes of about 0.003
@@ -290,17 +306,24 @@ class AudioCodec(nn.Module):
         """
         self._check(latent, state)
         raw = latent.to(self.latent_std) * self.latent_std + self.latent_mean
-        caches = None if state is None else state.caches
+        caches = () if state is None else state.caches
         played = []
         # One latent at a time: the convolutions then round alike in every cut. Pitch is summed up
         # to phase, so rounding that depended on the cut would be heard, growing, in all that
         # follows.
-        for one in raw.split(1, dim=1):
-            controls, _, caches = self.decode_controls(one, caches)
-            played.append(controls)
+        step = self._decode_one
+        for index, one in enumerate(latents := raw.split(1, dim=1)):
+            if index == 1 and len(latents) > 3 and taped_on(raw.device):
+                step = Tape(step, (one, *caches))
+            f0, harmonics, noise, *caches = step(one, *caches)
+            played.append((f0, harmonics, noise))
         controls = Controls(*(torch.cat(values, dim=1) for values in zip(*played, strict=True)))
         wave, vocoder = self.vocoder(controls, None if state is None else state.vocoder)
-        return wave, AudioDecoderState(caches, vocoder)
+        return wave, AudioDecoderState(tuple(caches), vocoder)
+
+    def _decode_one(self, raw: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
+        controls, _, left = self.decode_controls(raw, caches or None)
+        return *controls, *left
 
     def decode_controls(
         self, raw: Tensor, caches: tuple[Tensor, ...] | None = None

@@ -4,6 +4,8 @@ Every way gives the same numbers: `compiled` fuses the arithmetic between the pr
 runs audio beside video, `graph` records a pass once and replays it (its thousands of kernels are
 then started by the GPU itself). What repeats is the shape of a block once the window is full.
 
+On a CPU a small network's passes are recorded likewise (`tape.py`), by themselves.
+
 Tests run on a CPU, with stand-ins that check what is waited for and that replay over the same
 memory; `make parity` runs all of them on a GPU as well.
 """
@@ -31,6 +33,7 @@ from .kept_keys import Carrier
 from .kernels import PLAIN, Kernels, compiled_kernels
 from .lanes import ONE_LANE, Lanes, TwoLanes
 from .rope import ModalityTables, RopeTable, block_tables
+from .tape import Tape
 from .tensor_parallel import part_of
 from .triton_kernels import TRITON, triton
 
@@ -60,6 +63,7 @@ class Execution:
         lanes: audio beside video, in a CUDA stream of its own; changes nothing on a CPU.
         graph: replay passes as CUDA graphs once the window is full.
         laid_out: put the past together once a block, not in every pass, for two more copies of it.
+        taped: replay passes on a CPU as tapes once the window is full; their past is laid out.
         merged: a block's refresh and the first step of the next one as one pass.
         watch: entered with a stage's name ("open", "denoise", "refresh", "refresh and denoise")
             around its work, to measure it.
@@ -70,6 +74,7 @@ class Execution:
     lanes: bool = False
     graph: bool = False
     laid_out: bool = False
+    taped: bool = False
     merged: bool = True
     watch: Callable[[str], AbstractContextManager[object]] = _unwatched
 
@@ -256,9 +261,10 @@ class Workspace:
         self.lanes: Lanes = TwoLanes(device) if two else ONE_LANE
         self.watch = execution.watch
         self._attention = attention_order(device)
-        self.keeps_still = execution.graph
+        self.keeps_still = execution.graph or execution.taped
         """Whether what a pass reads must lie in the same memory each time."""
         self.lays_out = execution.graph or execution.laid_out
+        self._taped = execution.taped and not execution.graph
         self._buffers: dict[str, tuple[Tensor, Tensor]] = {}
         self._tables: tuple[int, ModalityTables] | None = None
         self._of_block: dict[int, ModalityTables] = {}
@@ -266,7 +272,7 @@ class Workspace:
         self._device, self._carrier = device, None
         self._refused = False
         self._warm: dict[str, tuple[object, ...]] = {}
-        self._passes: dict[tuple[str, int], tuple[tuple[object, ...], _Recorded]] = {}
+        self._passes: dict[tuple[str, int], tuple[tuple[object, ...], _Recorded | Tape]] = {}
         # What passes make on the way is nobody's once they are done, so they share its memory.
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
@@ -360,13 +366,16 @@ class Workspace:
                     self._warm[name] = reads
                     return function(*inputs)
                 try:
-                    recorded = _Recorded(function, inputs, self._pool)
+                    if self._taped:
+                        recorded = Tape(function, inputs)
+                    else:
+                        recorded = _Recorded(function, inputs, self._pool)
                 except RuntimeError as error:  # a host's network may wait for the card on the way
                     logger.warning("passes are not recorded: %s", reason_of(error))
                     self._refused = True
                     return function(*inputs)
                 self._passes[name, place] = reads, recorded
-            return recorded(inputs)
+            return recorded(*inputs)
 
 
 def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
@@ -397,7 +406,7 @@ class _Recorded:
         with torch.cuda.device(device), recording:
             self.outputs = function(*self.inputs)
 
-    def __call__(self, inputs: Tensors) -> Tensors:
+    def __call__(self, *inputs: Tensor) -> Tensors:
         for own, given in zip(self.inputs, inputs, strict=True):
             own.copy_(given)
         self.graph.replay()

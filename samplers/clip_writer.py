@@ -43,6 +43,8 @@ SCHEDULE = "mutual_forcing_schedule"
 """Tag of the mp4 with the prompts that its stream followed, as the text of a schedule."""
 _ROOM = 8192  # bytes of that tag: it stands before the pictures, and what is played is said later
 _FRAGMENT_MICROSECONDS = "100000"
+_ONE_THREAD = 512**2
+"""Pixels up to which a frame is encoded sooner than threads have found to each other."""
 # Without frames held back for later, every block is in the file as soon as it was given.
 _ENCODERS: Mapping[str, Mapping[str, str]] = {
     "libx264": {"crf": "18", "preset": "veryfast", "tune": "zerolatency"},
@@ -357,6 +359,8 @@ class _Encoder:
         self._video.codec_context.time_base = 1 / self._rate
         self._video.gop_size = round(self._rate)
         self._video.options = dict(_ENCODERS[name])
+        if height * width <= _ONE_THREAD:
+            self._video.codec_context.thread_count = 1
         self._audio = self._container.add_stream("aac", rate=self._sample_rate, layout=self._layout)
         self._audio.bit_rate = 96_000 * channels
         for stream in (self._video, self._audio):

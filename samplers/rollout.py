@@ -63,6 +63,9 @@ Speeches = tuple[Speech, ...]
 Mode = Literal["few", "multi"]
 Method = Literal["euler", "renoise"]
 FEW_STEPS, MULTI_STEPS, GUIDANCE = 4, 50, 3.0
+TAPED_NUMBERS = 2**15
+"""Numbers in a block's pictures, as a layer has them, up to which a CPU takes longer to start a
+pass than to do it; the small model's have 2688. To note one down takes room for all it makes."""
 
 
 @dataclass(frozen=True)
@@ -594,7 +597,11 @@ def rollout(
     still = settings.kept == AS_COMPUTED
     execution = execution.chosen(network, like.device, needed if still else None)
     if like.device.type == "cpu":
-        execution = replace(execution, laid_out=lays_out(*shape, **numbers, kept=settings.kept))
+        laid_out = lays_out(*shape, **numbers, kept=settings.kept)
+        tokens = network.config.layout.video_next * settings.height * settings.width
+        is_small = len(settings.seeds) * tokens * network.config.video_dim <= TAPED_NUMBERS
+        taped = laid_out and is_small and not execution.compiled and part is None
+        execution = replace(execution, laid_out=laid_out, taped=taped)
     reason = execution.unfit(network, like.device)
     if execution.graph and not still:
         reason = (
@@ -612,7 +619,8 @@ def rollout(
     # inside.
     def generate(state: StreamState) -> Iterator[tuple[BlockLatents, StreamState]]:
         strength = sampler.few_step_guidance or FEW_STEP_GUIDANCE
-        in_weights = folded(network, strength, like) if sampler.mode == "few" else None
+        few = sampler.mode == "few" and part is None
+        in_weights = folded(network, strength, like) if few else None
         constants = SigmaConstants(network, like, strength, in_weights)
         config = network.config
 

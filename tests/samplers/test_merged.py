@@ -14,7 +14,9 @@ from mutual_forcing.networks.execution import EAGER, Execution
 from mutual_forcing.networks.few_step import FEW_STEP
 from mutual_forcing.networks.kept_keys import ATTENTIONS
 from mutual_forcing.networks.kv_cache import BlockInput, OpenBlock, RollingCache
+from mutual_forcing.networks.tape import Tape
 from mutual_forcing.networks.transcript import TranscriptConfig
+from mutual_forcing.samplers import rollout as rollout_module
 from mutual_forcing.samplers.clock import Clock
 from mutual_forcing.samplers.rollout import SamplerSettings, rollout, sampler_settings
 from mutual_forcing.samplers.schedule import KEEP, Line, Transition
@@ -61,6 +63,23 @@ def states(
     return [after for _, after in made]
 
 
+@pytest.mark.parametrize("sampler", [FEW, GUIDED], ids=("few", "guided"))
+def test_passes_of_a_small_network_on_a_cpu_are_tapes_of_the_same_bits(
+    bundle: Bundle, sampler: SamplerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played: list[Tape] = []
+    play = Tape.__call__
+    monkeypatch.setattr(Tape, "__call__", lambda tape, *x: played.append(tape) or play(tape, *x))
+    taped = states(bundle, 8, None, sampler)[-1]
+    assert len(set(played)) >= 4 and len(played) > 6
+    monkeypatch.setattr(rollout_module, "TAPED_NUMBERS", 0)
+    count = len(played)
+    plain = states(bundle, 8, None, sampler)[-1]
+    assert len(played) == count
+    for ours, theirs in zip(taped.latents, plain.latents, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 @contextmanager
 def rows(bundle: Bundle) -> Iterator[list[int]]:
     """How many tokens of a clip each pass takes through the first product of pictures."""
@@ -70,7 +89,9 @@ def rows(bundle: Bundle) -> Iterator[list[int]]:
         found.append(inputs[0].shape[:-1].numel() // 2)
 
     hook = bundle.transformer.patchify_proj.register_forward_hook(note)
-    yield found
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rollout_module, "TAPED_NUMBERS", 0)  # a tape calls no module
+        yield found
     hook.remove()
 
 
