@@ -161,6 +161,12 @@ def parser() -> shell.Parser:
     )
     add("--device", type=shell.device, default="cpu", help="cpu, cuda, cuda:1 or mps (cpu)")
     add(
+        "--decode-device",
+        type=shell.device,
+        help="another one for pictures and sound (cuda:1, say), which are decoded there while the "
+        "next block is denoised (--device)",
+    )
+    add(
         "--path",
         default=AUTOMATIC,
         help="how the work is carried out, the clip stays the same: automatic, which is what this "
@@ -210,7 +216,7 @@ def make_all(arguments: argparse.Namespace) -> int:
     from mutual_forcing.jobs.worker import Worker
 
     plain = parser().parse_args([])
-    here = {"jobs", "out", "ray", "workers", "model", "device", "path", "threads"}
+    here = {"jobs", "out", "ray", "workers", "model", "device", "decode_device", "path", "threads"}
     strange = [name for name, value in vars(arguments).items() if value != getattr(plain, name)]
     strange = [name for name in strange if name not in here]
     if strange:
@@ -223,6 +229,7 @@ def make_all(arguments: argparse.Namespace) -> int:
         "model": model,
         "address": out,
         "device": arguments.device,
+        "decode_device": arguments.decode_device,
         "path": arguments.path,
     }
     worker = Worker(**settings) if arguments.ray is None else None
@@ -469,11 +476,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = execution.unavailable(device)
         if reason:
             raise ValueError(f"--path {arguments.path}: {reason}")
-        if ranks is None:
-            bundle = load_bundle(arguments.model, device=device)
-        else:
-            part = partial(ranks.part, weights=arguments.shares)
-            bundle = load_bundle(arguments.model, device=ranks.device, part=part)
+        elsewhere = arguments.decode_device and device_named(arguments.decode_device)
+        place = {"device": device if ranks is None else ranks.device, "decode_device": elsewhere}
+        part = None if ranks is None else partial(ranks.part, weights=arguments.shares)
+        bundle = load_bundle(arguments.model, **place, part=part)
         sampler = sampler_of(arguments, bundle)
         state = starting_state(arguments, bundle)
         lines = lines_of(arguments, bundle, state)

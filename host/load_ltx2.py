@@ -245,11 +245,11 @@ def load_vaes(path: Path) -> tuple[comfy.sd.VAE | None, comfy.sd.VAE | None]:
     """The VAEs for pictures and for sound out of LTX-2's own file, as ComfyUI loads them; None
     for one that is not in it.
     """
+    return _vae(path, _VIDEO_VAE), _vae(path, _AUDIO_VAE)
+
+
+def _vae(path: Path, names: Mapping[str, str]) -> comfy.sd.VAE | None:
     checkpoint = Checkpoint(path)
-    return _vae(checkpoint, _VIDEO_VAE), _vae(checkpoint, _AUDIO_VAE)
-
-
-def _vae(checkpoint: Checkpoint, names: Mapping[str, str]) -> comfy.sd.VAE | None:
     tensors = {
         own + key.removeprefix(prefix): checkpoint.tensor(key, keep=True)
         for key in checkpoint.shapes
@@ -260,4 +260,12 @@ def _vae(checkpoint: Checkpoint, names: Mapping[str, str]) -> comfy.sd.VAE | Non
         return None
     vae = comfy.sd.VAE(sd=tensors, metadata=checkpoint.metadata)
     vae.throw_exception_if_invalid()
+    vae.patcher.cached_patcher_init = (_vae_again, (path, names))
     return vae
+
+
+def _vae_again(
+    path: Path, names: Mapping[str, str], disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """For ComfyUI's Select VAE Device, which loads a VAE once more for another card."""
+    return _vae(path, names).patcher

@@ -138,6 +138,8 @@ def load_mutual_forcing(path: Path, precision: Precision, attention: Attention) 
         options = patcher.model_options["transformer_options"]
         options["optimized_attention_override"] = _pytorch_attention
     vaes = video_vae(bundle.video_codec), audio_vae(bundle.audio_codec)
+    for which, vae in enumerate(vaes):
+        vae.patcher.cached_patcher_init = (_vae_again, (path, which))
     clip = clip_of(bundle)
     known = CausalModel(
         OWN,
@@ -156,6 +158,15 @@ def load_mutual_forcing(path: Path, precision: Precision, attention: Attention) 
     patcher.set_attachments(ATTACHMENT, known)
     streams.remember(known)
     return LoadedModel(patcher, clip, *vaes)
+
+
+def _vae_again(
+    path: Path, which: int, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """For ComfyUI's Select VAE Device, which loads a VAE once more for another card."""
+    bundle = load_bundle(path, device=comfy.model_management.vae_offload_device())
+    vae = audio_vae(bundle.audio_codec) if which else video_vae(bundle.video_codec)
+    return vae.patcher
 
 
 def _pytorch_attention(_chosen: object, *arguments: object, **options: object) -> Tensor:

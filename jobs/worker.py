@@ -42,6 +42,7 @@ class Worker:
     Args:
         address: as for `Storage`.
         every: seconds after which what was made is kept (`Checkpoints`).
+        decode_device: where pictures and sound are decoded, if it is another.
 
     Raises:
         ValueError: a model, a device or a path that cannot be used here.
@@ -54,13 +55,15 @@ class Worker:
         device: str = "cpu",
         path: str = "automatic",
         every: float = 5.0,
+        decode_device: str | None = None,
     ) -> None:
         self.execution = Execution.named(path)
         placed = device_named(device)
         reason = self.execution.unavailable(placed)
         if reason:
             raise ValueError(f"--path {path}: {reason}")
-        self.bundle = load_bundle(model, device=placed)
+        decoding = device_named(decode_device or device)
+        self.bundle = load_bundle(model, device=placed, decode_device=decoding)
         self.storage, self.every = Storage(address), every
         self.name = this_process()
 

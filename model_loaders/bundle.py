@@ -89,7 +89,8 @@ class Bundle:
     """A model, ready to run: a `StreamModel`.
 
     Attributes:
-        transformer: in `dtype` on `device`; the other three are float32 on `device`.
+        transformer: in `dtype` on `device`; the other three are float32, the codecs where they were
+            loaded and the text encoder on `device`.
         clock: blocks, latents, frames and samples of its streams.
         stream: sizes and mode of a stream unless told otherwise.
         transcript: what the transformer can be told to say; None where it can be told nothing.
@@ -219,6 +220,7 @@ def load_bundle(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    decode_device: torch.device | str | None = None,
     operations: object = nn,
     part: Callable[[TransformerConfig], Part] | None = None,
 ) -> Bundle:
@@ -226,6 +228,7 @@ def load_bundle(
 
     Args:
         dtype: of the transformer; the codecs and the text encoder are small and stay in float32.
+        decode_device: of the codecs, if it is another: pictures and sound are then decoded there.
         operations: namespace with `Linear` and `RMSNorm` for the transformer.
         part: what this process is to hold of the transformer, where several share it.
 
@@ -264,11 +267,13 @@ def load_bundle(
     parts = {TRANSFORMER: transformer, TEXT: text_encoder, VIDEO: video_codec, AUDIO: audio_codec}
     _check_keys(path, parts, tensors)
     device = torch.device(device)
+    decode_device = torch.device(decode_device or device)
     mine = None if part is None else part(configs[0])
     if mine is not None:
         mine.divide(transformer)
     for prefix, module in parts.items():
         part_dtype = dtype if prefix == TRANSFORMER else torch.float32
+        place = decode_device if prefix in (VIDEO, AUDIO) else device
         weights = {
             key.removeprefix(prefix): value
             for key, value in tensors.items()
@@ -279,11 +284,11 @@ def load_bundle(
             if mine is not None:
                 weights = {key: mine.cut(key, value) for key, value in weights.items()}
         weights = {
-            key: value.to(device=device, dtype=part_dtype, copy=True)
+            key: value.to(device=place, dtype=part_dtype, copy=True)
             for key, value in weights.items()
         }
         module.load_state_dict(weights, strict=True, assign=True)
-        module.to(device).eval().requires_grad_(False)
+        module.to(place).eval().requires_grad_(False)
     return Bundle(
         transformer,
         text_encoder,

@@ -7,6 +7,7 @@ Prints one line `NAME number` per quantity and `ok`, or fails.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import sys
 import tempfile
@@ -22,8 +23,10 @@ import comfy.cli_args  # noqa: E402
 comfy.cli_args.args.cpu = True  # before anything asks for a device
 
 import comfy.memory_management  # noqa: E402
+import comfy.model_management  # noqa: E402
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
+from comfy_extras.nodes_multigpu import _retarget_patcher  # noqa: E402
 from einops import rearrange  # noqa: E402
 
 _spec = importlib.util.spec_from_file_location("launch", ROOT / "launch.py")
@@ -32,6 +35,7 @@ _spec.loader.exec_module(launch)
 launch.register()
 
 from mutual_forcing.host.attention import comfy_attention  # noqa: E402
+from mutual_forcing.host.decoding import clip_decoder  # noqa: E402
 from mutual_forcing.host.load_mutual_forcing import load_mutual_forcing  # noqa: E402
 from mutual_forcing.host.model_wire import stream_model  # noqa: E402
 from mutual_forcing.model_loaders.bundle import load_bundle  # noqa: E402
@@ -161,6 +165,37 @@ def codecs_are_the_codecs(loaded: object) -> None:
     assert torch.equal(decoded[..., 0], expected.clamp(-1, 1))
 
 
+def on_another_device(vae: object, device: torch.device) -> object:
+    """What ComfyUI's Select VAE Device does where there are two cards: a copy, loaded anew."""
+    vae = copy.copy(vae)
+    offload = comfy.model_management.vae_offload_device()
+    vae.patcher = _retarget_patcher(vae.patcher.clone(), device, offload)
+    vae.first_stage_model, vae.device = vae.patcher.model, device
+    return vae
+
+
+def vaes_go_to_another_device(loaded: object) -> None:
+    """The same pictures and sound come from there. The CPU by another name is the other device."""
+    other = torch.device("cpu:0")
+    usual = loaded.vae, loaded.audio_vae
+    vaes = [on_another_device(vae, other) for vae in usual]
+    bundle = load_bundle(MODEL)
+    state = new_stream(bundle, SETTINGS)
+    made = list(rollout(bundle, bundle.prompt(TEXT), state, 3, sampler_settings("few", 2)))
+    channels = bundle.video_codec.config.channels, bundle.audio_codec.config.latent_channels
+    shown = [], []
+    for pair, blocks in zip((usual, vaes), shown, strict=True):
+        decoder = clip_decoder(*pair, bundle.clock, channels=channels)
+        comfy.model_management.load_models_gpu(decoder.beside, force_full_load=True)
+        decoder.follow(made, state, lambda block, _state, blocks=blocks: blocks.append(block))
+    for here, there in zip(usual, vaes, strict=True):
+        assert there.patcher.load_device == other != here.patcher.load_device
+        assert there.first_stage_model is there.patcher.model is not here.first_stage_model
+        assert same_weights(here.first_stage_model, there.first_stage_model)
+    for ours, theirs in zip(*shown, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 def saved_and_loaded(model: object, folder: Path, name: str) -> Path:
     """What Save Model writes."""
     path = folder / name
@@ -192,6 +227,7 @@ with torch.inference_mode():
     assert said("low_vram_with_lora_vs_loaded", difference(offloaded, changed)) < 1e-4
 
     codecs_are_the_codecs(loaded)
+    vaes_go_to_another_device(loaded)
 
     with tempfile.TemporaryDirectory() as folder:
         copy = saved_and_loaded(loaded.model, Path(folder), "copy.safetensors")

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mutual_forcing.model_loaders.bundle import Bundle
+from mutual_forcing.model_loaders.bundle import Bundle, load_bundle
 from mutual_forcing.networks.video_codec import VideoCodec
 from mutual_forcing.samplers.chunk import chunk_origin, chunk_state, chunk_tensors
 from mutual_forcing.samplers.decode import DecodedBlock, joined
 from mutual_forcing.samplers.live import live_clip
 from mutual_forcing.samplers.rollout import rollout, sampler_settings
 from mutual_forcing.samplers.state import BlockLatents, DecodeState, Memory, StreamState
-from mutual_forcing.tests.tiny import CHANNELS, VIDEO_CHANNELS
+from mutual_forcing.tests.tiny import CHANNELS, VIDEO_CHANNELS, save_tiny
 
 BLOCKS = 5
 FEW = sampler_settings("few", 1)
@@ -224,3 +226,38 @@ def test_chunks_of_a_stream_that_are_decoded_one_by_one_cost_their_own_length(
         assert sum(lengths) <= 1 + 2 * 25
     expected = joined(bundle.decoder().decode_from(replace(state), 0))
     assert difference(joined(parts), expected) < 1e-4
+
+
+def test_pictures_and_sound_may_be_decoded_on_another_device(tmp_path: Path) -> None:
+    """Weights lie where they were asked for; of a block each modality's latents go there once."""
+    path = save_tiny(tmp_path / "tiny.safetensors")
+    apart = load_bundle(path, decode_device="meta")
+    parts = apart.transformer, apart.text_encoder, apart.video_codec, apart.audio_codec
+    places = [{x.device.type for x in part.state_dict().values()} for part in parts]
+    assert places == [{"cpu"}, {"cpu"}, {"meta"}, {"meta"}] and apart.like.device.type == "cpu"
+    bundle = load_bundle(path)
+    decoder, memory = bundle.decoder(), None
+    for latents, _ in rollout(bundle, bundle.prompt("red ball"), bundle.begin(), 3, FEW):
+        _Travelling.went.clear()
+        watched = BlockLatents(*(x.as_subclass(_Travelling) for x in latents))
+        decoded, after = decoder.decode(watched, memory)
+        expected, memory = decoder.decode(latents, memory)
+        assert _Travelling.went == [x.shape for x in latents]
+        assert all(torch.equal(a, b) for a, b in zip(decoded, expected, strict=True))
+        assert not any(isinstance(x, _Travelling) for x in (*decoded, *after.tensors().values()))
+
+
+class _Travelling(torch.Tensor):
+    """Latents that note when they are sent to a device; what comes there is an ordinary tensor."""
+
+    went: ClassVar[list[torch.Size]] = []
+
+    @classmethod
+    def __torch_function__(
+        cls, func: object, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        with torch._C.DisableTorchFunctionSubclass():
+            if func is torch.Tensor.to:
+                cls.went.append(args[0].shape)
+                return args[0].as_subclass(torch.Tensor).to(*args[1:], **(kwargs or {}))
+            return func(*args, **(kwargs or {}))
