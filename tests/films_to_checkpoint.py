@@ -1,7 +1,7 @@
 """In ComfyUI's Python (inside_comfyui_ltx2.py): films to a checkpoint, killed twice on the way.
 
-The models are what shrunken_ltx2.py wrote; of one more, diffusion_models/trained.safetensors, the
-loader node makes a clip (test_comfyui_ltx2).
+The models are what shrunken_ltx2.py wrote; of two more, trained.safetensors (Mutual Forcing) and
+omniforcing.safetensors in diffusion_models, the loader node makes clips (test_comfyui_ltx2).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import av
 import numpy as np
 import torch
 from mutual_forcing.host.encoders import LTX2Encoders, model_file
-from mutual_forcing.lab.training import adapters, ltx2_latents, train
+from mutual_forcing.lab.training import adapters, ltx2_latents, omniforcing, train
 from mutual_forcing.tests import shrunken_gemma  # noqa: F401 - makes Gemma as small as its file
 
 BASE = "checkpoints/ltx-2-19b-dev-fp8.safetensors"
@@ -140,14 +140,47 @@ def trained(models: Path, folder: Path, stage: str, base: Path, name: str, steps
         run(f"{stage}_whole").train()
         weights = (folder / f"{stage}_{way}/weights.safetensors" for way in ("whole", "broken"))
         assert len({path.read_bytes() for path in weights}) == 1
+    return checkpoint(models, folder / f"{stage}_broken", base, name)
+
+
+def checkpoint(models: Path, run: Path, base: Path, name: str) -> Path:
+    """The checkpoint of a run."""
     path = models / "diffusion_models" / name
-    args = ["--run", f"{folder}/{stage}_broken", "--base", str(base), "--out", str(path)]
-    adapters.work(adapters.parser().parse_args(args))
+    args = ["--run", run, "--base", base, "--out", path]
+    adapters.work(adapters.parser().parse_args([str(part) for part in args]))
     return path
 
 
+def three_stages(models: Path, folder: Path) -> None:
+    """OmniForcing's, killed in the second step of the first and of the last one: the same bytes."""
+    full = json.loads((train.CONFIGS / "ltx2_19b_omniforcing.json").read_text())
+    config = {
+        "like": "config.json",
+        "adapters": {stage: one | {"rank": 2} for stage, one in full["adapters"].items()},
+        "stages": {stage: one | {"steps": 2} for stage, one in full["stages"].items()},
+    }
+    (folder / "omniforcing.json").write_text(json.dumps(config))
+    base = models / BASE
+
+    def train_all(out: str, last_step: int | None = None) -> None:
+        words = ["--config", folder / "omniforcing.json", "--base", base]
+        words += ["--latents", folder / "broken", "--out", folder / out]
+        if last_step is not None:
+            train.Run.advance = at_call(last_step, train.Run.advance)
+        omniforcing.work(omniforcing.parser().parse_args([str(word) for word in words]))
+
+    killed(lambda: train_all("stages_broken", 2))
+    killed(lambda: train_all("stages_broken", 1 + 2 + 2))
+    train_all("stages_broken")
+    train_all("stages_whole")
+    for stage in config["stages"]:
+        weights = (folder / f"stages_{x}/{stage}/weights.safetensors" for x in ("whole", "broken"))
+        assert len({path.read_bytes() for path in weights}) == 1, stage
+    checkpoint(models, folder / "stages_broken/self_forcing", base, "omniforcing.safetensors")
+
+
 def films_to_checkpoint(models: Path, folder: Path) -> None:
-    """Films, latents, both stages of Mutual Forcing, a checkpoint."""
+    """Films, latents, Mutual Forcing's stages and OmniForcing's, a checkpoint of each."""
     torch.set_num_threads(1)
     films_to_latents(models, folder)
     config = json.loads((train.CONFIGS / "ltx2_19b.json").read_text())
@@ -166,3 +199,4 @@ def films_to_checkpoint(models: Path, folder: Path) -> None:
     joint = trained(models, folder, "joint", models / BASE, "joint.safetensors", steps=2)
     trained(models, folder, "mutual", joint, "trained.safetensors", steps=1)
     joint.unlink()
+    three_stages(models, folder)

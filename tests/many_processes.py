@@ -2,8 +2,8 @@
 
     RANK=0 WORLD_SIZE=2 ... python many_processes.py FOLDER
 
-FOLDER holds latents and a config; every stage's log and weights go to FOLDER/<processes>/<stage and
-method>.
+FOLDER holds latents and a config, and in "over" the same for adapters over base.safetensors; every
+stage's log and weights go to FOLDER/<processes>/<stage and method>.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ STAGES = (
 
 
 def train_all(folder: Path) -> None:
-    """Three steps of every stage; where there are two modes, with a stop after the first."""
-    from mutual_forcing.lab.training import train
+    """Three steps of every stage, with a stop after the first where there are two modes; those of
+    OmniForcing with adapters as well."""
+    from mutual_forcing.lab.training import omniforcing, train
     from mutual_forcing.lab.training.stages import TAUGHT
 
     world = os.environ.get("WORLD_SIZE", "1")
@@ -42,6 +43,10 @@ def train_all(folder: Path) -> None:
             first.log.line(first.step, 0.0)
             first.save()
         train.Run(args).train()
+    over = folder / "over"
+    words = ["--config", over / "config.json", "--base", over / "base.safetensors"]
+    words += ["--latents", over / "latents", "--out", folder / world / "over"]
+    omniforcing.work(omniforcing.parser().parse_args([str(word) for word in words]))
 
 
 if __name__ == "__main__":

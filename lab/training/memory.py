@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seconds", type=int, default=600)
     p.add_argument("--prompts", type=int, default=4)
     p.add_argument("--threads", type=int, default=1)
-    p.add_argument("--jobs", type=int, default=1, help="streams' processes at once")
+    command.add_pool_options(p)
     p.add_argument("--out", type=Path, required=True)
     return p
 
@@ -110,7 +110,9 @@ def work(args: argparse.Namespace) -> None:
     models = [f"{name}={','.join(ones)}" for name, ones in files.items()]
     rows = [f"{name}:few:4" for name in files]
     size = ["--seconds", args.seconds, "--prompts", args.prompts, "--seeds", 1]
-    rest = ["--codecs", args.codecs, "--jobs", args.jobs, "--out", args.out / "horizon"]
+    rest = ["--codecs", args.codecs, "--out", args.out / "horizon"]
+    rest += [] if args.ray is None else ["--ray", args.ray]
+    rest += [] if args.workers is None else ["--workers", args.workers]
     launched("lab.metrics.horizon", "--models", *models, "--rows", *rows, *size, *rest)
 
 

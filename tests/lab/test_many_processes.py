@@ -9,10 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from mutual_forcing.lab.training import train
+from mutual_forcing.lab.training.stages import TAUGHT
 from mutual_forcing.tests import many_processes
+from mutual_forcing.tests.lab.test_adapters import CAPTION, HEADER, clips
+from mutual_forcing.tests.ltx2_files import with_header
 from mutual_forcing.tests.tiny_training import SETTINGS, batch, write_latents
 from safetensors.torch import load_file
 
@@ -33,6 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "mutual": SETTINGS["mutual"] | {"taught_every": 2},
     }
     (folder / "config.json").write_text(json.dumps(settings))
+    write_adapted(folder / "over")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -54,16 +60,38 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("stage", "method"), many_processes.STAGES)
-def test_two_processes_have_the_losses_and_weights_of_one(
-    runs: Path, stage: str, method: str
-) -> None:
-    one, two = (runs / processes / f"{stage} {method}" for processes in "12")
+def write_adapted(folder: Path) -> None:
+    """A base, latents and the config for LTX-2 19B with what is large in it made small."""
+    folder.mkdir()
+    with_header(folder, **HEADER).rename(folder / "base.safetensors")
+    write_latents(folder / "latents", clips(4))
+    np.save(folder / "latents" / "empty.npy", np.zeros((5, 2, CAPTION), np.float16))
+    full = json.loads((train.CONFIGS / "ltx2_19b_omniforcing.json").read_text())
+    like = json.loads((train.CONFIGS / full.pop("like")).read_text())
+    full["adapters"] = {stage: one | {"rank": 2} for stage, one in full["adapters"].items()}
+    full["stages"] = {stage: one | {"steps": 3} for stage, one in full["stages"].items()}
+    recipe = {"lengths": [{"blocks": 2, "batch": 2, "share": 1.0}], "dtype": "float32"}
+    small = {
+        "transformer": {"num_layers": 2},
+        "stream": like["stream"] | {"height": 2, "width": 2},
+        "recipe": like["recipe"] | recipe | {"warmup_steps": 1, "learning_rate": 0.01},
+    }
+    (folder / "config.json").write_text(json.dumps(like | full | small))
+
+
+RUNS = [" ".join(one) for one in many_processes.STAGES]
+RUNS += [f"over/{stage}" for stage in TAUGHT]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_have_the_losses_and_weights_of_one(runs: Path, name: str) -> None:
+    one, two = (runs / processes / name for processes in "12")
     lines = [
         [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         for out in (one, two)
     ]
-    assert len(lines[0]) == len(lines[1]) == 3
+    # OmniForcing's command tells every tenth step only.
+    assert len(lines[0]) == len(lines[1]) == (0 if name.startswith("over/") else 3)
     for first, second in zip(*lines, strict=True):
         assert first.keys() == second.keys() > TIMED
         for key in first.keys() - TIMED:
@@ -73,6 +101,7 @@ def test_two_processes_have_the_losses_and_weights_of_one(
     # small.
     step = 0.05 * SETTINGS["recipe"]["learning_rate"]
     assert weights[0].keys() == weights[1].keys()
+    assert all(value.isfinite().all() for value in weights[0].values())
     for name, value in weights[0].items():
         assert torch.allclose(weights[1][name], value, atol=step), name
 

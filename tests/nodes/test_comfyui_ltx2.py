@@ -164,12 +164,13 @@ def test_numbers_lora_and_eight_bits_inside_comfyui(said: str) -> None:
     assert float(numbers["taomate_vs_own_network"]) < 1e-4
 
 
+@pytest.mark.parametrize("name", ["trained.safetensors", "omniforcing.safetensors"])
 def test_a_model_that_was_trained_on_films_makes_a_clip(
-    said: str, models: Path, server: Server, schemas: dict
+    name: str, said: str, models: Path, server: Server, schemas: dict
 ) -> None:
     """The script makes films, their latents by LTX-2's encoders, trains both stages of Mutual
-    Forcing on them, is killed on the way, and insists on the same bytes."""
-    name = "trained.safetensors"
+    Forcing and the three of OmniForcing on them, is killed on the way, and insists on the same
+    bytes."""
     folder = server.base / "models" / "diffusion_models"
     shutil.copyfile(models / "diffusion_models" / name, folder / name)
     prompt = shrunken("5_ltx2_text_to_clip.json", schemas)
