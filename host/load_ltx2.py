@@ -35,6 +35,7 @@ from ..networks.memory_branch import attach_branch, attach_encoders, is_memory
 from ..networks.timestep import TimestepEmbedder
 from ..samplers.tensor_file import TensorFileError
 from .kinds import ltx2_model
+from .leaves import adapted_layers_are_leaves
 from .room import has_room, usual_stream
 from .stream_model import ATTACHMENT
 
@@ -200,6 +201,7 @@ def _finish(module: nn.Module, generator: Generator, dtype: torch.dtype) -> None
         attach(module, rank, comfy.ops.manual_cast, dtype, device)
         held = {name: value for name, value in generator.additions.items() if FEW_STEP in name}
         _fill(module, held)
+        adapted_layers_are_leaves(module)
     memory = {name: value for name, value in generator.additions.items() if is_memory(name)}
     if memory:
         rest = generator.config, comfy.ops.manual_cast, dtype, torch.device("cpu")

@@ -21,6 +21,7 @@ from ..model_loaders.bundle import TRANSFORMER, Bundle, load_bundle, packed_head
 from . import streams
 from .codecs import CodecVAE, audio_vae, video_vae
 from .kinds import OWN
+from .leaves import adapted_layers_are_leaves
 from .room import has_room, patcher_for, usual_stream
 from .stream_model import ATTACHMENT, CausalModel
 from .text_encoder import clip_of
@@ -77,6 +78,7 @@ class MutualForcing(comfy.model_base.BaseModel):
             device=device,
             unet_model=lambda **_options: bundle.transformer,
         )
+        adapted_layers_are_leaves(self.diffusion_model)
         # A tuple: the other parts have patchers of their own and must not be moved with this one.
         self._beside = (bundle.text_encoder, bundle.video_codec, bundle.audio_codec)
         self._header = packed_header(bundle)

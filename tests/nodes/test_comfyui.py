@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from mutual_forcing.tests.comfyui_prompts import (
     titled,
 )
 from mutual_forcing.tests.comfyui_server import PACK, ROOT, Server, comfyui_path, comfyui_python
-from mutual_forcing.tests.tiny import save_tiny
+from mutual_forcing.tests.tiny import TRANSFORMER, save_tiny
 from mutual_forcing.tests.ui_workflow import api_prompt, read_workflow
 from PIL import Image
 
@@ -643,10 +644,14 @@ def test_a_graph_of_an_earlier_version_runs_as_it_was_saved(
 # The seam.
 
 
-def test_what_our_loader_gives_is_the_engine_inside_comfyui(tmp_path: Path) -> None:
-    """See the script: bit for bit the engine's streams, LoRAs, offloading, saving, both codecs."""
+@pytest.mark.parametrize("rank", [0, 2])
+def test_what_our_loader_gives_is_the_engine_inside_comfyui(tmp_path: Path, rank: int) -> None:
+    """See the script: bit for bit the engine's streams, LoRAs, offloading, saving, both codecs;
+    with few-step adapters too, as the shipped model has them."""
     comfyui = comfyui_path()
-    script, model = ROOT / "tests" / "inside_comfyui.py", save_tiny(tmp_path / "tiny.safetensors")
+    config = replace(TRANSFORMER, few_step_rank=rank)
+    script = ROOT / "tests" / "inside_comfyui.py"
+    model = save_tiny(tmp_path / "tiny.safetensors", transformer=config)
     command = [str(comfyui_python(comfyui)), str(script), str(comfyui), str(model)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.stdout.strip().endswith("ok"), done.stdout + done.stderr
