@@ -16,7 +16,7 @@ from functools import cache, partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -55,6 +55,13 @@ class Tape:
 def taped_on(device: torch.device) -> bool:
     """Whether what is done on a device now can be a tape."""
     return device.type == "cpu" and not torch.is_grad_enabled()
+
+
+def is_plain(network: nn.Module) -> bool:
+    """Whether a network's weights are tensors and nothing more: a host's own kinds carry out their
+    operators by themselves."""
+    weights = getattr(network, "hosted", network).parameters()
+    return all(type(weight.data) is Tensor for weight in weights)
 
 
 class _Call(NamedTuple):

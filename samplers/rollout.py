@@ -36,6 +36,7 @@ from ..networks.modulation import (
     beside,
     shared_modulation,
 )
+from ..networks.tape import is_plain
 from ..networks.tensor_parallel import part_of
 from ..networks.timestep import GUIDANCE as FEW_STEP_GUIDANCE
 from ..networks.timestep import TimestepEmbedding, timestep_embedding
@@ -601,6 +602,7 @@ def rollout(
         tokens = network.config.layout.video_next * settings.height * settings.width
         is_small = len(settings.seeds) * tokens * network.config.video_dim <= TAPED_NUMBERS
         taped = laid_out and is_small and not execution.compiled and part is None
+        taped = taped and is_plain(network)
         execution = replace(execution, laid_out=laid_out, taped=taped)
     reason = execution.unfit(network, like.device)
     if execution.graph and not still:

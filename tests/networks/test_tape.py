@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from mutual_forcing.networks import tape as module
 from mutual_forcing.networks.audio_codec import AudioCodec
-from mutual_forcing.networks.tape import Tape
+from mutual_forcing.networks.tape import Tape, is_plain
 from mutual_forcing.tests.tiny import AUDIO, tiny_parts
 from torch import Tensor
 
@@ -91,3 +91,13 @@ def test_sound_is_decoded_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> N
     later_plain, plain_after = codec.decode(latents, plain_state)
     assert torch.equal(sound, plain) and torch.equal(later, later_plain) and len(plays) == 16
     assert all(map(torch.equal, after.caches, plain_after.caches))
+
+
+def test_weights_of_a_kind_of_their_own_are_not_taped() -> None:
+    class Eighths(torch.Tensor):
+        """As a host's tensors in 8 bits."""
+
+    network = torch.nn.Linear(2, 2)
+    assert is_plain(network)
+    network.weight = torch.nn.Parameter(torch.zeros(2, 2).as_subclass(Eighths))
+    assert not is_plain(network)
