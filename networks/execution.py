@@ -52,6 +52,11 @@ def _unwatched(_stage: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
+TAPED_AGAIN = 8
+"""Passes before one is noted again that reads something else, such as a new prompt: that takes
+longer than to carry it out, and somebody who typed a line waits for the next seconds."""
+
+
 @dataclass(frozen=True)
 class Execution:
     """How passes are carried out; all off is called eager.
@@ -271,7 +276,8 @@ class Workspace:
         self._joined: dict[int, list[Tensor]] = {}
         self._device, self._carrier = device, None
         self._refused = False
-        self._warm: dict[str, tuple[object, ...]] = {}
+        self._warm: dict[str, tuple[tuple[object, ...], int]] = {}
+        self._was_taped = False
         self._passes: dict[tuple[str, int], tuple[tuple[object, ...], _Recorded | Tape]] = {}
         # What passes make on the way is nobody's once they are done, so they share its memory.
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
@@ -360,14 +366,16 @@ class Workspace:
             known, recorded = self._passes.get((name, place), ((), None))
             if not _same(known, reads):
                 self._passes.pop((name, place), None)
-                if not _same(self._warm.get(name, ()), reads):
-                    # The first time warms up: compiles kernels and sets up libraries, which cannot
-                    # be recorded.
-                    self._warm[name] = reads
+                before, times = self._warm.get(name, ((), 0))
+                times = times + 1 if _same(before, reads) else 0
+                self._warm[name] = reads, times
+                # The first time warms up: compiles kernels and sets up libraries, which cannot be
+                # recorded.
+                if times < (TAPED_AGAIN if self._taped and self._was_taped else 1):
                     return function(*inputs)
                 try:
                     if self._taped:
-                        recorded = Tape(function, inputs)
+                        recorded, self._was_taped = Tape(function, inputs), True
                     else:
                         recorded = _Recorded(function, inputs, self._pool)
                 except RuntimeError as error:  # a host's network may wait for the card on the way

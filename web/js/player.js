@@ -6,10 +6,12 @@ import { said } from "./words.js";
 
 const AT_LEAST = 0.5; // seconds that lie ready before it plays
 const AT_MOST = 4.0; // the same after many interruptions
+const AT_MOST_ENDLESS = 2.0; // no more than three are made ahead there
 // The next piece may take so many times as long to come as the last ones: to begin, and where a typed
 // line is waited for.
 const TO_BEGIN = 2;
 const TO_JUMP = 1.3;
+const JUMP_AT_LEAST = 0.9; // of its second: half of it would run dry
 const LAST = 4; // pieces that say how long one takes
 const SAID_EVERY = 400; // milliseconds between two words on where it is, while there is no end
 const VOLUME = "mutual_forcing.volume";
@@ -192,7 +194,8 @@ export class Player {
   enough(slack) {
     const usual = (this.came.at(-1) - this.came[0]) / (this.came.length - 1) || 0;
     const over = (performance.now() - this.since) / 1000;
-    return Math.min(AT_MOST, Math.max(AT_LEAST, slack * usual - over));
+    const most = this.status?.asked === null ? AT_MOST_ENDLESS : AT_MOST;
+    return Math.min(most, Math.max(AT_LEAST, slack * usual - over));
   }
 
   /**
@@ -209,7 +212,7 @@ export class Player {
     let enough = ahead >= this.enough(TO_BEGIN * (1 + numbers.underruns.length));
     if (this.jump !== null) {
       const there = Math.max(video.currentTime, this.jump);
-      if (end - there >= this.enough(TO_JUMP) || this.status.over) {
+      if (end - there >= Math.max(JUMP_AT_LEAST, this.enough(TO_JUMP)) || this.status.over) {
         if (there > video.currentTime) video.currentTime = there;
         this.jump = null;
         enough = true;
