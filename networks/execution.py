@@ -277,7 +277,7 @@ class Workspace:
         self._device, self._carrier = device, None
         self._refused = False
         self._warm: dict[str, tuple[tuple[object, ...], int]] = {}
-        self._was_taped = False
+        self._were_taped: set[tuple[str, int]] = set()
         self._passes: dict[tuple[str, int], tuple[tuple[object, ...], _Recorded | Tape]] = {}
         # What passes make on the way is nobody's once they are done, so they share its memory.
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
@@ -371,11 +371,12 @@ class Workspace:
                 self._warm[name] = reads, times
                 # The first time warms up: compiles kernels and sets up libraries, which cannot be
                 # recorded.
-                if times < (TAPED_AGAIN if self._taped and self._was_taped else 1):
+                if times < (TAPED_AGAIN if (name, place) in self._were_taped else 1):
                     return function(*inputs)
                 try:
                     if self._taped:
-                        recorded, self._was_taped = Tape(function, inputs), True
+                        recorded = Tape(function, inputs)
+                        self._were_taped.add((name, place))
                     else:
                         recorded = _Recorded(function, inputs, self._pool)
                 except RuntimeError as error:  # a host's network may wait for the card on the way

@@ -70,11 +70,11 @@ def test_passes_of_a_small_network_on_a_cpu_are_tapes_of_the_same_bits(
     played: list[Tape] = []
     play = Tape.__call__
     monkeypatch.setattr(Tape, "__call__", lambda tape, *x: played.append(tape) or play(tape, *x))
-    taped = states(bundle, 8, None, sampler)[-1]
+    taped = states(bundle, 20, None, sampler)[-1]
     assert len(set(played)) >= 4 and len(played) > 6
     monkeypatch.setattr(rollout_module, "TAPED_NUMBERS", 0)
     count = len(played)
-    plain = states(bundle, 8, None, sampler)[-1]
+    plain = states(bundle, 20, None, sampler)[-1]
     assert len(played) == count
     for ours, theirs in zip(taped.latents, plain.latents, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
