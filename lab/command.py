@@ -85,13 +85,14 @@ def in_parts(
     parts: Sequence[Job],
     is_done: Callable[[Job], bool],
     here: Callable[[], Worker],
-    there: tuple[str, Mapping[str, object]],
+    there: Callable[[], tuple[str, Mapping[str, object]]],
 ) -> None:
     """Make the parts that are not done, by `add_pool_options`; what fails is named and left out.
 
     Args:
         here: makes a worker in this process.
-        there: what makes one elsewhere, as MODULE:NAME, and its arguments.
+        there: what makes one elsewhere, as MODULE:NAME, and its arguments. Either is called only
+            where something is to be made.
 
     Raises:
         KeyboardInterrupt: it was asked to stop before all had their turn.
@@ -111,7 +112,7 @@ def in_parts(
     def pool() -> Pool:
         if args.ray is None:
             return InTurn(here())
-        of, settings = there
+        of, settings = there()
         return OnRay(settings, args.ray or None, args.workers, of)
 
     _, all_had_their_turn = run_jobs(parts, Files(), pool)

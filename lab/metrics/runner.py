@@ -185,12 +185,12 @@ def run(comparison: Comparison, args: argparse.Namespace, module: str) -> dict[s
     def is_done(part: Part) -> bool:
         return _kept(comparison, part) is not None
 
-    if not all(map(is_done, wanted)):
-        # Once, before workers would each make it.
-        _reference(comparison)
-    there = {"module": module, "argv": sys.argv[1:], "device": args.device}
-    of = f"{__name__}:{worker_of.__name__}"
-    command.in_parts(args, wanted, is_done, lambda: RowWorker(comparison), (of, there))
+    def there() -> tuple[str, Table]:
+        _reference(comparison)  # once, before workers would each make it
+        settings = {"module": module, "argv": sys.argv[1:], "device": args.device}
+        return f"{__name__}:{worker_of.__name__}", settings
+
+    command.in_parts(args, wanted, is_done, lambda: RowWorker(comparison), there)
     parts: dict[str, list[Table | None]] = {}
     for part in wanted:
         parts.setdefault(part.candidate.label, []).append(_kept(comparison, part))
@@ -270,16 +270,17 @@ class RowWorker:
         began, cpu, steps = time.perf_counter(), time.process_time(), 0
         seconds = protocol.prompts * protocol.seeds * protocol.seconds * protocol.pieces
 
-        def progress(_: Step) -> None:
-            nonlocal steps
-            steps += 1
-            batches = -(-protocol.prompts // BATCH) * protocol.seeds
-            blocks = model.clock.blocks_for(protocol.seconds * protocol.pieces)
-            report(seconds * steps / (batches * blocks * candidate.sampler.steps), seconds)
-
         try:
             if candidate.sampler is not None:
                 model = load_bundle(part.file, device=comparison.device)
+            batches = -(-protocol.prompts // BATCH) * protocol.seeds
+            blocks = batches * model.clock.blocks_for(protocol.seconds * protocol.pieces)
+
+            def progress(_: Step) -> None:
+                nonlocal steps
+                steps += 1
+                report(seconds * steps / (blocks * candidate.sampler.steps), seconds)
+
             scored = measure(
                 candidate, protocol, model, comparison.codecs, self.reference, progress
             )

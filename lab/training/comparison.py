@@ -193,8 +193,7 @@ def trainer_of(argv: Sequence[str], device: str) -> Trainer:
 
 def train_all(args: argparse.Namespace) -> None:
     """Train the methods, several at once; those with a teacher take longest, so they begin."""
-    taught = [method for method in args.methods if method in (TAUGHT, OMNIFORCING)]
-    if taught:
+    if any(method in (TAUGHT, OMNIFORCING) for method in args.methods):
         trained(args, TEACHER, args.seed)
     trainings = [Training(method, seed) for seed in seeds_of(args) for method in args.methods]
 
@@ -202,8 +201,8 @@ def train_all(args: argparse.Namespace) -> None:
         return (run_of(args, *one) / "done").exists()
 
     of = f"{__name__}:{trainer_of.__name__}"
-    there = of, {"argv": sys.argv[1:], "device": "cpu"}
-    command.in_parts(args, trainings, is_done, lambda: Trainer(args), there)
+    settings = {"argv": sys.argv[1:], "device": "cpu"}
+    command.in_parts(args, trainings, is_done, lambda: Trainer(args), lambda: (of, settings))
     missing = [one.name for one in trainings if not is_done(one)]
     if missing:
         raise ValueError(f"not trained: {', '.join(missing)}; the lines above say why")
