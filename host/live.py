@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 LEAD = 3.0
-"""Seconds that an endless run may be ahead of who plays it; a typed line leaves them out."""
+"""Seconds that an endless run may be ahead of who plays it; a typed line leaves them out, and from
+its second on it is counted anew."""
 _UNHEARD = 5.0
 """Seconds after which a page that does not say where it is counts as gone."""
 WAITING, CHARACTERS = 16, 2000
@@ -75,6 +76,7 @@ class LiveRun:
         self._began, self._tell, self._lines = time.monotonic(), tell, list[str]()
         self._grown = threading.Condition()
         self._played: tuple[float, float] | None = None
+        self._jump = 0.0  # the second that the page will jump to
         self._idle = 0.0
         self._ended: float | None = None
 
@@ -118,6 +120,8 @@ class LiveRun:
         """Take from the page which second of the clip it plays at this moment."""
         with self._grown:
             self._played = second, time.monotonic()
+            if second >= self._jump:
+                self._jump = 0.0
             self._grown.notify_all()
 
     def wait_for_player(self, look: Callable[[], None]) -> None:
@@ -138,11 +142,13 @@ class LiveRun:
         if self._played is None or not self.watchers or self.stop_asked or self.line_waits:
             return False
         second, said = self._played
-        return self.made - second > LEAD and time.monotonic() - said < _UNHEARD
+        return self.made - max(second, self._jump) > LEAD and time.monotonic() - said < _UNHEARD
 
     def follow(self, second: float, line: str) -> None:
-        """Say from which second of the clip on a typed line is followed."""
+        """Say from which second of the clip on a typed line is followed: a page that plays it
+        jumps there as soon as enough of that is made."""
         self.followed.append((second, line))
+        self._jump = second
         self._tell(self.status)
 
     def say(self, words: str) -> None:

@@ -33,7 +33,7 @@ from .kept_keys import Carrier
 from .kernels import PLAIN, Kernels, compiled_kernels
 from .lanes import ONE_LANE, Lanes, TwoLanes
 from .rope import ModalityTables, RopeTable, block_tables
-from .tape import Tape
+from .tape import Nested, Still, Tape
 from .tensor_parallel import part_of
 from .triton_kernels import TRITON, triton
 
@@ -53,8 +53,8 @@ def _unwatched(_stage: str) -> AbstractContextManager[object]:
 
 
 TAPED_AGAIN = 8
-"""Passes before one is noted again that reads something else, such as a new prompt: that takes
-longer than to carry it out, and somebody who typed a line waits for the next seconds."""
+"""Passes before one is noted again that reads in other places, such as those of two prompts while
+one passes into the other: that takes longer than to carry it out, and soon is over."""
 
 
 @dataclass(frozen=True)
@@ -270,6 +270,7 @@ class Workspace:
         """Whether what a pass reads must lie in the same memory each time."""
         self.lays_out = execution.graph or execution.laid_out
         self._taped = execution.taped and not execution.graph
+        self._prompts = Still(), Still()
         self._buffers: dict[str, tuple[Tensor, Tensor]] = {}
         self._tables: tuple[int, ModalityTables] | None = None
         self._of_block: dict[int, ModalityTables] = {}
@@ -342,6 +343,15 @@ class Workspace:
         pairs = zip(held_here[::2], held_here[1::2], strict=True)
         return ModalityTables(*(RopeTable(cos, sin) for cos, sin in pairs))
 
+    def still(self, texts: tuple[Nested, ...]) -> tuple[Nested, ...]:
+        """The prompts of a pass where it reads them: in the same memory each time, if it is a tape,
+        so that it goes on with another prompt."""
+        if not self._taped:
+            return texts
+        *before, last = texts
+        own = self._prompts[-1].of(last)
+        return *(own if one is last else self._prompts[0].of(one) for one in before), own
+
     def run(
         self,
         name: str,
@@ -365,7 +375,6 @@ class Workspace:
                 return function(*inputs)
             known, recorded = self._passes.get((name, place), ((), None))
             if not _same(known, reads):
-                self._passes.pop((name, place), None)
                 before, times = self._warm.get(name, ((), 0))
                 times = times + 1 if _same(before, reads) else 0
                 self._warm[name] = reads, times
@@ -373,6 +382,8 @@ class Workspace:
                 # recorded.
                 if times < (TAPED_AGAIN if (name, place) in self._were_taped else 1):
                     return function(*inputs)
+                del recorded
+                self._passes.pop((name, place), None)  # there may not be room for both
                 try:
                     if self._taped:
                         recorded = Tape(function, inputs)

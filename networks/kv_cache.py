@@ -508,6 +508,7 @@ class OpenBlock:
         tokens = frames, _plain(_stacked(audio)), *tracks, *remembered
         if not shared:
             return whole(*tokens)
+        texts = self.workspace.still(texts)
         repeats = self.is_full if repeats is None else repeats
         flat = modulation.flat
         if 1 < len(flat) < len(frames):  # one for each half of the batch

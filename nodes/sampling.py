@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from ..host import folders, kept_runs
 from ..host.live import LiveRun
 from ..host.page import Progress, stop_if_asked
 from ..samplers.parking import spooled
-from ..samplers.rollout import Step, rollout
+from ..samplers.rollout import BeginAgain, Step, rollout
 from ..samplers.state import BlockLatents, StreamState, rewound
 from .request import Request
 
@@ -20,10 +20,6 @@ Made = Iterator[tuple[BlockLatents, StreamState]]
 _OPENING = 2
 """Blocks that are there before anything else is begun, where somebody waits to hear: the prefix and
 a second, or the second of a typed line and, so that it need not wait again, the next one."""
-
-
-class _LineTyped(Exception):  # noqa: N818 - nothing went wrong
-    """The block that is being made would be an old one: another prompt was typed."""
 
 
 def sample(asked: Request, progress: Progress, run: LiveRun) -> Made:
@@ -44,29 +40,30 @@ def sample(asked: Request, progress: Progress, run: LiveRun) -> Made:
             asked.tell(line, run, asked.seconds_to(state))
             awaited = _OPENING
 
-    made = _made(asked, progress, run, state)
-    while True:
-        try:
-            for latents, state in made:
-                yield latents, state
-                if awaited and not run.stop_asked:
-                    awaited -= 1
-                    run.wait_for(asked.seconds_to(state))
-                run.wait_for_player(stop_if_asked)
-                if run.stop_asked:
-                    return
-                heed_lines()
-            return
-        except _LineTyped:
+    def on_step(step: Step) -> None:
+        progress.step(step)
+        if run.line_waits and step.step + 1 < step.steps:  # the last one is nearly the block
+            progress.again(step.step + 1)
             heed_lines()
-            made = _made(asked, progress, run, state)
+            raise BeginAgain
+
+    for latents, state in _made(asked, progress, on_step):
+        yield latents, state
+        if awaited and not run.stop_asked:
+            awaited -= 1
+            run.wait_for(asked.seconds_to(state))
+        run.wait_for_player(stop_if_asked)
+        if run.stop_asked:
+            return
+        heed_lines()
 
 
-def _made(asked: Request, progress: Progress, run: LiveRun, state: StreamState) -> Made:
-    """From a state on; begins with what is known of the request."""
-    end = asked.state.next_block + (asked.blocks or 0)
+def _made(asked: Request, progress: Progress, on_step: Callable[[Step], None]) -> Made:
+    """Begins with what is known of the request."""
+    state = asked.state
+    end = state.next_block + (asked.blocks or 0)
     # What has no end is played from its beginning, for lines to be typed.
-    known = kept_runs.longest(asked.asked, end) if asked.blocks and state is asked.state else None
+    known = kept_runs.longest(asked.asked, end) if asked.blocks else None
     if known is not None:
         there = known.next_block - state.next_block
         logger.info("%d of %d blocks were there already", there, asked.blocks)
@@ -78,13 +75,6 @@ def _made(asked: Request, progress: Progress, run: LiveRun, state: StreamState) 
         state = known
     if asked.blocks and state.next_block == end:
         return
-
-    def on_step(step: Step) -> None:
-        progress.step(step)
-        # Recorded passes would have to be recorded again; and the last step is nearly the block.
-        if run.line_waits and not asked.execution.graph and step.step + 1 < step.steps:
-            progress.again(step.step + 1)
-            raise _LineTyped
 
     yield from rollout(
         asked.model,

@@ -169,6 +169,11 @@ class Step(NamedTuple):
     steps: int
 
 
+class BeginAgain(Exception):  # noqa: N818 - nothing went wrong
+    """Raised by `on_step`: the block that is being made is begun anew, with what its schedule says
+    by then."""
+
+
 class NonFiniteBlockError(RuntimeError):
     """A block came out with NaN or infinity; the blocks before it are untouched."""
 
@@ -546,7 +551,7 @@ def rollout(
             first line a stream goes on with the prompt that it followed last.
         blocks: None = until the caller asks for no more.
         on_step: called after every denoising step; an exception raised there stops within that
-            step, and what was yielded before stays good.
+            step, and what was yielded before stays good. `BeginAgain` does not stop it.
         on_rebuild: called with (blocks done, blocks in all) while a state without keys gets them
             back; an exception raised there stops as well.
         noise: where noise comes from; by default named by the state's seeds.
@@ -648,42 +653,54 @@ def rollout(
         written = min(0 if cache is None else cache.next_block for cache in caches)
         rebuilding = config.transcript_channels and written + 1 < state.next_block
         then = prompts.spoken(state, config) if rebuilding else {}
-        for _ in count() if blocks is None else range(blocks):
-            with torch.no_grad():
-                clean = constants.at(0.0)
-                state = prompts.followed(state)
-                kept = held(start, given, state.next_block)
-                opened = [
-                    branch.next(cache, state, clean, told, reading, on_rebuild, kept is not None)
-                    for branch, cache, told, reading in zip(
-                        branches, caches, tracks, readings, strict=True
-                    )
-                ]
-                if config.transcript_channels:
-                    now = prompts.of(state.schedule[-1]).transcripts
-                    if kept is not None and kept.audio is not None:
-                        # A given sound has its own times, and pictures would follow the told ones.
-                        now = (None,) * len(now)
-                    speeches = _told(state.speeches, now, config, state.next_block)
-                    state = replace(state, speeches=speeches)
-                texts = (prompts.text(state.schedule, state.next_block), first.unguided)
-                memory = state.past.told() if config.memory_interval and state.past else None
-                latents = _denoised(
-                    [
-                        (block, text, told(state.next_block, state.next_block))
-                        for block, text, told in zip(opened, texts, tracks, strict=False)
-                    ],
-                    state,
-                    _placed(memory, like),
-                    sampler,
-                    constants,
-                    source,
-                    on_step,
-                    kept,
+
+        @torch.no_grad()
+        def made() -> BlockLatents:
+            nonlocal state, caches
+            clean = constants.at(0.0)
+            state = prompts.followed(state)
+            kept = held(start, given, state.next_block)
+            opened = [
+                branch.next(cache, state, clean, told, reading, on_rebuild, kept is not None)
+                for branch, cache, told, reading in zip(
+                    branches, caches, tracks, readings, strict=True
                 )
-                caches = [block.cache for block in opened]
-                if config.keeps_memory:
-                    latents, state = _settled(state, latents, config)
+            ]
+            if config.transcript_channels:
+                now = prompts.of(state.schedule[-1]).transcripts
+                if kept is not None and kept.audio is not None:
+                    # A given sound has its own times, and pictures would follow the told ones.
+                    now = (None,) * len(now)
+                speeches = _told(state.speeches, now, config, state.next_block)
+                state = replace(state, speeches=speeches)
+            texts = (prompts.text(state.schedule, state.next_block), first.unguided)
+            memory = state.past.told() if config.memory_interval and state.past else None
+            latents = _denoised(
+                [
+                    (block, text, told(state.next_block, state.next_block))
+                    for block, text, told in zip(opened, texts, tracks, strict=False)
+                ],
+                state,
+                _placed(memory, like),
+                sampler,
+                constants,
+                source,
+                on_step,
+                kept,
+            )
+            caches = [block.cache for block in opened]
+            if config.keeps_memory:
+                latents, state = _settled(state, latents, config)
+            return latents
+
+        for _ in count() if blocks is None else range(blocks):
+            before = state
+            while True:
+                try:
+                    latents = made()
+                    break
+                except BeginAgain:
+                    state = before
             # Keys of a branch that is not extended would fall behind; they are rebuilt if guidance
             # comes back.
             cache, unguided = (*caches, None)[:2]

@@ -112,6 +112,17 @@ def test_an_endless_run_waits_for_who_plays_it_and_for_nobody_else() -> None:
             assert wait(run, move) == 3
         run.plays_at(0.0)
         assert wait(run) == 0  # the page is gone
+    # A page that is about to jump to a typed line is where that begins.
+    run = LiveRun(("p", "1"), None, None)
+    with run.watched():
+        run.plays_at(2.0)
+        run.follow(5.0, "a bell")
+        run.add(5.0 + LEAD)
+        assert wait(run) == 0
+        run.add(5.1 + LEAD)
+        assert wait(run, lambda run: run.plays_at(5.1)) == 3
+        run.plays_at(2.0)  # and somebody went back
+        assert wait(run) == 3
     with_an_end = LiveRun(("p", "1"), None, 60)
     with_an_end.add(9.0)
     with with_an_end.watched():

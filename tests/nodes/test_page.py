@@ -94,7 +94,7 @@ def test_chunks_are_heard_one_after_the_other(server: Server) -> None:
 
 def test_a_live_session_of_five_lines_is_made_again_from_its_schedule(server: Server) -> None:
     """Without an end, by the keyboard alone; Stop gives a clip."""
-    found = played(server, "1_text_to_clip", "canvas", 0, LINES, "played")
+    found = played(server, "1_text_to_clip", "vue", 0, LINES, "played")
     status = found["status"]
     assert status["stop_asked"] and len(found["lines"]) == len(LINES) == len(status["followed"])
     saved = sorted((server.output / "video").glob("clip_*.mp4"))[-1]

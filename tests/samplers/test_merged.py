@@ -18,7 +18,13 @@ from mutual_forcing.networks.tape import Tape
 from mutual_forcing.networks.transcript import TranscriptConfig
 from mutual_forcing.samplers import rollout as rollout_module
 from mutual_forcing.samplers.clock import Clock
-from mutual_forcing.samplers.rollout import SamplerSettings, rollout, sampler_settings
+from mutual_forcing.samplers.rollout import (
+    BeginAgain,
+    SamplerSettings,
+    Step,
+    rollout,
+    sampler_settings,
+)
 from mutual_forcing.samplers.schedule import KEEP, Line, Transition
 from mutual_forcing.samplers.start import Given
 from mutual_forcing.samplers.state import StreamState
@@ -77,6 +83,33 @@ def test_passes_of_a_small_network_on_a_cpu_are_tapes_of_the_same_bits(
     plain = states(bundle, 20, None, sampler)[-1]
     assert len(played) == count
     for ours, theirs in zip(taped.latents, plain.latents, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_line_in_mid_block_goes_on_with_the_same_tapes(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is noted again while somebody waits, and its schedule makes the same bits."""
+    noted, played, before = [], [], []
+    note, play = Tape.__init__, Tape.__call__
+    monkeypatch.setattr(Tape, "__init__", lambda tape, *x: noted.append(0) or note(tape, *x))
+    monkeypatch.setattr(Tape, "__call__", lambda tape, *x: played.append(0) or play(tape, *x))
+    schedule, began = bundle.schedule([Line(0, (A,))]), bundle.begin((1, 2))
+
+    def on_step(step: Step) -> None:
+        if step[:2] == (10, 1) and not before:
+            before.extend((len(noted), len(played)))
+            schedule.tell(B, Transition(reread=1))
+            raise BeginAgain
+
+    *_, (_, typed) = rollout(bundle, schedule, began, 13, FEW, on_step=on_step)
+    # But for the pass that reads the last block again, which sees less of the past.
+    assert [len(noted), len(played)] == [before[0], before[1] + 3 * FEW.steps - 1]
+    monkeypatch.setattr(rollout_module, "TAPED_NUMBERS", 0)
+    lines = typed.schedule
+    assert [line.texts for line in lines] == [(A,), (B,)] and len(noted) == before[0] > 0
+    *_, (_, plain) = rollout(bundle, bundle.schedule(lines), began, 13, FEW)
+    for ours, theirs in zip(typed.latents, plain.latents, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 

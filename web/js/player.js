@@ -11,7 +11,6 @@ const AT_MOST_ENDLESS = 2.0; // no more than three are made ahead there
 // line is waited for.
 const TO_BEGIN = 2;
 const TO_JUMP = 1.3;
-const JUMP_AT_LEAST = 0.9; // of its second: half of it would run dry
 const LAST = 4; // pieces that say how long one takes
 const SAID_EVERY = 400; // milliseconds between two words on where it is, while there is no end
 const VOLUME = "mutual_forcing.volume";
@@ -212,7 +211,7 @@ export class Player {
     let enough = ahead >= this.enough(TO_BEGIN * (1 + numbers.underruns.length));
     if (this.jump !== null) {
       const there = Math.max(video.currentTime, this.jump);
-      if (end - there >= Math.max(JUMP_AT_LEAST, this.enough(TO_JUMP)) || this.status.over) {
+      if (end - there >= this.enough(TO_JUMP) || this.status.over) {
         if (there > video.currentTime) video.currentTime = there;
         this.jump = null;
         enough = true;
