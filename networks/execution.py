@@ -274,7 +274,7 @@ class Workspace:
         self._buffers: dict[str, tuple[Tensor, Tensor]] = {}
         self._tables: tuple[int, ModalityTables] | None = None
         self._of_block: dict[int, ModalityTables] = {}
-        self._joined: dict[int, list[Tensor]] = {}
+        self._joined: dict[tuple[int, ...], list[Tensor]] = {}
         self._device, self._carrier = device, None
         self._refused = False
         self._warm: dict[str, tuple[tuple[object, ...], int]] = {}
@@ -320,8 +320,8 @@ class Workspace:
     ) -> ModalityTables:
         """RoPE tables of blocks that stand at their own seconds, one after the other.
 
-        While there are as many tokens they are laid into the same memory, one for each `place`,
-        which a recorded pass reads.
+        Those of as many tokens are laid into the same memory, one for each `place`, which a
+        recorded pass reads.
         """
 
         def one(block: int) -> ModalityTables:
@@ -335,9 +335,7 @@ class Workspace:
             for tables in zip(*self._of_block.values(), strict=True)
             for parts in zip(*tables, strict=True)
         ]
-        held_here = self._joined.get(place, [])
-        if [x.shape for x in joined] != [x.shape for x in held_here]:
-            self._joined[place] = held_here = joined
+        held_here = self._joined.setdefault((place, *joined[0].shape), joined)
         for own, given in zip(held_here, joined, strict=True):
             own.copy_(given)
         pairs = zip(held_here[::2], held_here[1::2], strict=True)

@@ -193,8 +193,11 @@ class OpenBlock:
             "audio_to_video": audio,
             "video_to_audio": video,
         }
-        # Room for a power of two of blocks, so that a growing window is not laid out anew for each.
-        self.capacity = min(most_blocks(config, cache.window), 1 << kept.bit_length())
+        # Room for a power of two of blocks, so that a growing window is not laid out anew for each;
+        # where passes are recorded, never anywhere else, although less is read again for a prompt.
+        self.capacity = most_blocks(config, cache.window)
+        if not self.workspace.keeps_still:
+            self.capacity = min(self.capacity, 1 << kept.bit_length())
         if config.absolute_positions:
             places = (*cache.indices, self.index)
             whole = self.workspace.tables_at(config, places, height, width, like, self.place)

@@ -86,15 +86,18 @@ def test_passes_of_a_small_network_on_a_cpu_are_tapes_of_the_same_bits(
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.parametrize("absolute", [False, True], ids=("re-based", "absolute"))
 def test_a_line_in_mid_block_goes_on_with_the_same_tapes(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, absolute: bool
 ) -> None:
     """Nothing is noted again while somebody waits, and its schedule makes the same bits."""
+    config = replace(bundle.transformer.config, absolute_positions=absolute)
+    monkeypatch.setattr(bundle.transformer, "config", config)
     noted, played, before = [], [], []
     note, play = Tape.__init__, Tape.__call__
     monkeypatch.setattr(Tape, "__init__", lambda tape, *x: noted.append(0) or note(tape, *x))
     monkeypatch.setattr(Tape, "__call__", lambda tape, *x: played.append(0) or play(tape, *x))
-    schedule, began = bundle.schedule([Line(0, (A,))]), bundle.begin((1, 2))
+    schedule, began = bundle.schedule([Line(0, (A,))]), bundle.begin((1, 2), window=3)
 
     def on_step(step: Step) -> None:
         if step[:2] == (10, 1) and not before:
