@@ -10,7 +10,7 @@ nothing of ComfyUI.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
@@ -23,6 +23,7 @@ from ..model_loaders.bundle import StreamDefaults
 from ..model_loaders.rate import at_rate, rate_of
 from ..networks.attention import AttentionKernel
 from ..networks.config import TransformerConfig
+from ..networks.execution import one_thread
 from ..networks.layer import Text
 from ..networks.layout import BlockLayout
 from ..networks.transformer import text_keys
@@ -136,18 +137,12 @@ class StreamModel:
         """ComfyUI's network under the functions of `networks`."""
         return TransformerView(self.module, self.about.config, self.kernel)
 
-    @contextmanager
-    def fitting_threads(self) -> Iterator[None]:
+    def fitting_threads(self) -> AbstractContextManager[None]:
         """In the body a small network on a CPU computes in one thread: a second one brings nothing,
         and on a core that a browser draws on, the two wait for each other.
         """
-        before = torch.get_num_threads()
-        if self.like.device.type == "cpu" and self.about.config.video_dim < NARROW:
-            torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+        is_small = self.like.device.type == "cpu" and self.about.config.video_dim < NARROW
+        return one_thread() if is_small else nullcontext()
 
     @property
     def model_id(self) -> str:

@@ -11,7 +11,6 @@ import comfy.hooks
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
-import torch
 from torch import Tensor, nn
 
 from ..model_loaders.bundle import Bundle
@@ -78,7 +77,7 @@ class MutualForcingText(nn.Module):
                 "this prompt was cut into tokens for another text encoder: use CLIP Text Encode"
             )
         ids = [[index for index, _ in one] for one in tokens[_TOKENS]]
-        embedding = self.text_encoder(torch.tensor(ids, device=self.text_encoder.place.device))
+        embedding = self.text_encoder.encode_ids(ids)
         placed = embedding.float().to(comfy.model_management.intermediate_device())
         text = tokens[_TEXT]
         extras = {

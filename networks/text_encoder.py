@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .checked import Count, Width, build
+from .execution import one_thread
 
 logger = logging.getLogger("mutualforcing")
 
@@ -132,5 +133,9 @@ class TextEncoder(nn.Module):
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Embeddings (b, m, c) of prompts; '' is the unconditional one."""
-        ids = torch.tensor([self.tokenize(text) for text in texts], device=self.place.device)
-        return self(ids)
+        return self.encode_ids([self.tokenize(text) for text in texts])
+
+    def encode_ids(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        """The same of what `tokenize` makes; the same bits, whatever else computes meanwhile."""
+        with one_thread():
+            return self(torch.tensor(ids, device=self.place.device))

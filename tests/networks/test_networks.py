@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mutual_forcing.model_loaders.bundle import Bundle
 from mutual_forcing.networks.config import TransformerConfig
 from mutual_forcing.networks.full_sequence import Told, causal_forward, history_forward
 from mutual_forcing.networks.kv_cache import OpenBlock, RollingCache
@@ -210,3 +211,16 @@ def test_configs_that_cannot_be_built_say_why() -> None:
         TransformerConfig.from_dict({"attention_head_dim": 7})
     with pytest.raises(ValueError, match="num_layers is 'many'"):
         TransformerConfig.from_dict({"num_layers": "many"})
+
+
+def test_a_prompt_is_the_same_bits_in_any_number_of_threads(bundle: Bundle) -> None:
+    """A node encodes in as many as there are, and a line that is typed is encoded in one."""
+    before = torch.get_num_threads()
+    try:
+        made = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            made.append(bundle.text_encoder.encode(["red ball"]))
+        assert torch.equal(*made) and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
