@@ -24,7 +24,7 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
 from ..model_loaders.containers import REMEDY, Checkpoint
-from ..model_loaders.eight_bits import LAYERS, in_eight_bits
+from ..model_loaders.eight_bits import FLOAT8, INT8, LAYERS, Format, in_eight_bits
 from ..model_loaders.generator import STEP_SIZE, Generator, assemble
 from ..model_loaders.identity import CONNECTORS, SINKS, Preset
 from ..model_loaders.keymap import CAUSAL_MARK
@@ -41,7 +41,7 @@ from .stream_model import ATTACHMENT
 
 logger = logging.getLogger("mutualforcing")
 
-Weights = Literal["as in the file", "fp8", "fp8, closer", "fp8, fast"]
+Weights = Literal["as in the file", "int8", "fp8", "fp8, fast"]
 WEIGHTS: tuple[Weights, ...] = get_args(Weights)
 # Keys of the base file and what ComfyUI's VAE calls them.
 _VIDEO_VAE = {"vae.": ""}
@@ -100,9 +100,9 @@ def hosted(
     # ComfyUI takes the tensors out of the dictionary that it is given.
     tensors = dict(generator.tensors)
     fast = weights == "fp8, fast"
-    if weights != WEIGHTS[0] and takes_eight_bits(tensors, device):
-        closer = weights == "fp8, closer"
-        tensors = in_eight_bits(tensors, products=fast, closer=closer, device=device)
+    formats = eight_bit_formats(weights, tensors, device)
+    if formats:
+        tensors = in_eight_bits(tensors, formats, products=fast, device=device)
     if whole is None:
         # 32 bits are computed in 16 on a card.
         everything = (*tensors.values(), *generator.additions.values())
@@ -129,19 +129,23 @@ def stream_bytes_of(generator: Generator) -> int:
     return usual_stream(generator.config, usual.defaults, usual.text_tokens)
 
 
-def takes_eight_bits(tensors: Mapping[str, Tensor], device: torch.device) -> bool:
-    """Whether the layers' weights can be rounded to 8 bits: they are not yet, and the device can
-    hold such.
+def eight_bit_formats(
+    weights: Weights, tensors: Mapping[str, Tensor], device: torch.device
+) -> tuple[Format, ...]:
+    """What the layers' weights are rounded to, whichever is nearer to each matrix; none where they
+    have eight bits or fewer already, or the device cannot hold such.
 
-    Templates come with fp8, and Apple's devices cannot even hold it.
+    Older templates come with fp8, and Apple's devices cannot even hold it.
     """
     layers = (value for name, value in tensors.items() if name.startswith(LAYERS))
-    if any(value.itemsize < 2 for value in layers):
-        return False
-    if not comfy.model_management.supports_cast(device, FORMAT):
-        logger.warning("%s has no fp8: the weights stay as they are in the file", device)
-        return False
-    return True
+    if weights == WEIGHTS[0] or any(value.itemsize < 2 for value in layers):
+        return ()
+    formats = (INT8, FLOAT8) if weights == "int8" else (FLOAT8,)
+    if comfy.model_management.supports_cast(device, FORMAT):
+        return formats
+    if weights != "int8":
+        logger.warning("%s has no fp8: the weights stay as they are; choose int8", device)
+    return formats[:-1]
 
 
 def _round_tokens(module: nn.Module) -> None:

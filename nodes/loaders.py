@@ -164,9 +164,9 @@ class LoadLTX2(io.ComfyNode):
                     "weights",
                     options=list(WEIGHTS),
                     default=WEIGHTS[0],
-                    tooltip="fp8 halves the memory of a 16-bit file and changes the picture a "
-                    "little (numbers of two random networks by 2 to 6 %, where 16 bits are off by "
-                    "0.6 %). closer: by 1 to 4 %, for a fifth more memory. fast also multiplies in "
+                    tooltip="int8 halves the memory of a 16-bit file and hardly changes the "
+                    "picture (numbers of two random networks by about 1 %, where 16 bits are off "
+                    "by 0.6 %). fp8: as much memory, 2 to 6 % off. fp8, fast also multiplies in "
                     "fp8, on cards that can, and is a third further off. A file in 8 bits or fewer "
                     "stays as it is.",
                 ),

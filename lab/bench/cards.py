@@ -74,7 +74,7 @@ def rows_of(window: int | None) -> list[str]:
         made = setup(name, window=window)
         for eight_bits in (False, True):
             held = weights(made, eight_bits)
-            said = f"{'fp8' if eight_bits else 'bf16'}, {held / 1e9:.1f} GB"
+            said = f"{'int8 or fp8' if eight_bits else 'bf16'}, {held / 1e9:.1f} GB"
             for width, height in SIZES:
                 of = partial(
                     stream_bytes,
