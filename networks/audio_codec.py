@@ -16,7 +16,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Annotated, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +43,8 @@ Blocks = Annotated[int, Field(ge=0, le=64)]
 Samples = Annotated[int, Field(ge=2, le=8192)]
 Bands = Annotated[int, Field(ge=2, le=1024)]
 _AMPLITUDE_SLOPE = 2.3
+_TAPES: WeakKeyDictionary[AudioCodec, tuple[tuple[object, ...], Tape]] = WeakKeyDictionary()
+"""The tape that each codec's last block was decoded with, and what it reads."""
 
 
 @dataclass(frozen=True)
@@ -311,15 +315,27 @@ class AudioCodec(nn.Module):
         # One latent at a time: the convolutions then round alike in every cut. Pitch is summed up
         # to phase, so rounding that depended on the cut would be heard, growing, in all that
         # follows.
-        step = self._decode_one
+        step, key = self._decode_one, None
         for index, one in enumerate(latents := raw.split(1, dim=1)):
-            if index == 1 and len(latents) > 3 and taped_on(raw.device):
-                step = Tape(step, (one, *caches))
+            begins = state is None and index == 0
+            if key is None and not begins and len(latents) > 3 and taped_on(raw.device):
+                key = self._read_by_a_tape(one, *caches)
+                # Nobody else plays it meanwhile.
+                held, tape = _TAPES.pop(self, (None, None))
+                step = tape if held == key else Tape(step, (one, *caches))
             f0, harmonics, noise, *caches = step(one, *caches)
             played.append((f0, harmonics, noise))
+        if key is not None:
+            _TAPES[self] = key, step
         controls = Controls(*(torch.cat(values, dim=1) for values in zip(*played, strict=True)))
         wave, vocoder = self.vocoder(controls, None if state is None else state.vocoder)
         return wave, AudioDecoderState(tuple(caches), vocoder)
+
+    def _read_by_a_tape(self, *inputs: Tensor) -> tuple[object, ...]:
+        """What has to be as it was for a tape to go on."""
+        weights = (weight.data_ptr() for weight in chain(self.parameters(), self.buffers()))
+        forms = ((x.shape, x.dtype) for x in inputs)
+        return torch.is_inference_mode_enabled(), *forms, *weights
 
     def _decode_one(self, raw: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
         controls, _, left = self.decode_controls(raw, caches or None)

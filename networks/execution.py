@@ -280,7 +280,8 @@ class Workspace:
         self.keeps_still = execution.graph or execution.taped
         """Whether what a pass reads must lie in the same memory each time."""
         self.lays_out = execution.graph or execution.laid_out
-        self._taped = execution.taped and not execution.graph
+        self.taped = execution.taped and not execution.graph
+        """Whether passes that repeat are tapes."""
         self._prompts = Still(), Still()
         self._buffers: dict[str, tuple[Tensor, Tensor]] = {}
         self._tables: tuple[int, ModalityTables] | None = None
@@ -303,6 +304,13 @@ class Workspace:
             del held
             self._buffers[name] = like.new_empty(shape), like.new_empty(shape)
         return self._buffers[name]
+
+    def brought(self, name: str, place: str) -> tuple[Tensor, Tensor]:
+        """The room for one attention's first place, with what lies at another one of its places."""
+        own = self.buffers(f"{name}0", self._buffers[place][0].shape, self._buffers[place][0])
+        for one, other in zip(own, self._buffers[place], strict=True):
+            one.copy_(other)
+        return own
 
     def carrier(self, layers: int) -> Carrier:
         """What brings keys and values from the host's memory, where they are kept there."""
@@ -355,7 +363,7 @@ class Workspace:
     def still(self, texts: tuple[Nested, ...]) -> tuple[Nested, ...]:
         """The prompts of a pass where it reads them: in the same memory each time, if it is a tape,
         so that it goes on with another prompt."""
-        if not self._taped:
+        if not self.taped:
             return texts
         *before, last = texts
         own = self._prompts[-1].of(last)
@@ -388,13 +396,14 @@ class Workspace:
                 times = times + 1 if _same(before, reads) else 0
                 self._warm[name] = reads, times
                 # The first time warms up: compiles kernels and sets up libraries, which cannot be
-                # recorded.
-                if times < (TAPED_AGAIN if (name, place) in self._were_taped else 1):
+                # recorded in a graph.
+                again = TAPED_AGAIN if (name, place) in self._were_taped else 0
+                if times < (again if self.taped else 1):
                     return function(*inputs)
                 del recorded
                 self._passes.pop((name, place), None)  # there may not be room for both
                 try:
-                    if self._taped:
+                    if self.taped:
                         recorded = Tape(function, inputs)
                         self._were_taped.add((name, place))
                     else:

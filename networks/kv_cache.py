@@ -286,12 +286,20 @@ class OpenBlock:
 
     def _laid_out(self) -> tuple[LaidOutPast, ...]:
         """Stores that have the past rotated and laid out, in memory that stays."""
-        laid_out = {name: self._lay_out(name) for name in ATTENTIONS if self.cache.blocks}
+        return self._slots({name: self._lay_out(name) for name in ATTENTIONS if self.cache.blocks})
+
+    def _slots(self, laid_out: dict[str, tuple[Tensor, Tensor]]) -> tuple[LaidOutPast, ...]:
+        ends = {name: self.spans[name] for name in laid_out}
         return tuple(
             LaidOutPast(
                 self.workspace.kernels,
                 {
-                    name: Slot(k[layer], v[layer], self.spans[name][0], self._past_tables[name])
+                    name: Slot(
+                        k[layer, ..., : ends[name][1], :],
+                        v[layer, ..., : ends[name][1], :],
+                        ends[name][0],
+                        self._past_tables[name],
+                    )
                     for name, (k, v) in laid_out.items()
                 },
             )
@@ -326,8 +334,7 @@ class OpenBlock:
             rooms = all_k[..., start:stop, :], all_v[..., start:stop, :]
             self.workspace.kernels.keep(*rooms, k, v, table.tokens(start, stop))
             start = stop
-        end = self.spans[name][1]
-        return all_k[..., :end, :], all_v[..., :end, :]
+        return all_k, all_v
 
     @property
     def video_shape(self) -> tuple[int, int, int, int]:
@@ -412,7 +419,15 @@ class OpenBlock:
         self.follows = None
         if not self.workspace.lays_out:
             self.stores = self._joined(self.cache)
+        elif self.workspace.taped and not self.model.config.absolute_positions:
+            self._move()
         return out[:2]
+
+    def _move(self) -> None:
+        """To the first place, so that passes are noted there alone: a small past is soon copied."""
+        held = {name: self.workspace.brought(name, f"{name}{self.place}") for name in ATTENTIONS}
+        self.place = 0
+        self.stores = self._slots(held)
 
     @torch.no_grad()
     def commit(

@@ -10,8 +10,10 @@ still, and no branch depends on a tensor.
 
 from __future__ import annotations
 
+import gc
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import NamedTuple, TypeVar
 
@@ -39,11 +41,12 @@ class Tape:
 
     def __init__(self, function: Callable[..., Tensors], inputs: Tensors) -> None:
         self.inputs = tuple(x.clone() for x in inputs)
-        with _Noting() as noting:
-            made = function(*self.inputs)
-        places = _Places(noting.calls, made)
-        self.outputs = tuple(map(places.of, made))
-        self._steps = [step for call in noting.calls for step in _steps(call, places)]
+        with _uncollected():
+            with _Noting() as noting:
+                made = function(*self.inputs)
+            places = _Places(noting.calls, made)
+            self.outputs = tuple(map(places.of, made))
+            self._steps = [step for call in noting.calls for step in _steps(call, places)]
 
     def __call__(self, *inputs: Tensor) -> Tensors:
         """What the function makes of these, in memory of its own."""
@@ -52,6 +55,19 @@ class Tape:
         for step in self._steps:
             step()
         return tuple(x.clone() for x in self.outputs)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """In the body Python does not look for what is garbage: so many new objects, all of them kept,
+    would have it go through everything several times."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 class Still:
@@ -217,16 +233,23 @@ def _makes(operator: OpOverload) -> bool:
 
 
 @cache
+def _writes(operator: OpOverload) -> tuple[bool, bool]:
+    """Whether an operator writes into what it is given, and whether that is a place for a
+    result."""
+    schema = operator._schema
+    return schema.is_mutable, any(one.is_out for one in schema.arguments)
+
+
+@cache
 def _is_room(operator: OpOverload) -> bool:
     return "empty" in operator.overloadpacket.__name__
 
 
 def _steps(call: _Call, places: _Places) -> Iterator[Callable[[], object]]:
     """What has to be called again for a call: nothing for views, and for room to be filled."""
-    operator, schema = call.operator, call.operator._schema
-    is_mutable = schema.is_mutable
-    nothing = next(_tensors((call.made,)), None) is None
-    if nothing or any(one.is_out for one in schema.arguments):
+    operator = call.operator
+    is_mutable, is_placed = _writes(operator)
+    if is_placed or next(_tensors((call.made,)), None) is None:
         raise RuntimeError(f"{operator} cannot be played again")
     if not is_mutable and (_is_room(operator) or not _makes(operator)):
         return

@@ -79,17 +79,24 @@ def test_what_depends_on_a_number_is_refused() -> None:
 def test_sound_is_decoded_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     codec: AudioCodec = tiny_parts()[3]
     latents = torch.randn(2, 9, AUDIO.latent_channels)
+    notes: list[int] = []
     plays: list[int] = []
-    play = Tape.__call__
+    note, play = Tape.__init__, Tape.__call__
+    monkeypatch.setattr(Tape, "__init__", lambda tape, *x: notes.append(1) or note(tape, *x))
     monkeypatch.setattr(Tape, "__call__", lambda tape, *x: plays.append(1) or play(tape, *x))
     sound, state = codec.decode(latents)
+    codec.heads.weight = torch.nn.Parameter(codec.heads.weight + 1)
+    assert not torch.equal(codec.decode(latents)[0], sound) and len(notes) == 2
+    codec.heads.weight = torch.nn.Parameter(codec.heads.weight - 1)
+    sound, state = codec.decode(latents)
+    plays.clear()
     later, after = codec.decode(latents, state)
-    assert len(plays) == 8 + 8
+    assert len(plays) == 9 and len(notes) == 3  # one for as long as it reads the same
     monkeypatch.setattr(module, "taped_on", lambda device: False)
     monkeypatch.setattr("mutual_forcing.networks.audio_codec.taped_on", lambda device: False)
     plain, plain_state = codec.decode(latents)
     later_plain, plain_after = codec.decode(latents, plain_state)
-    assert torch.equal(sound, plain) and torch.equal(later, later_plain) and len(plays) == 16
+    assert torch.equal(sound, plain) and torch.equal(later, later_plain) and len(plays) == 9
     assert all(map(torch.equal, after.caches, plain_after.caches))
 
 

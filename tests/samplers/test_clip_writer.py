@@ -288,3 +288,13 @@ def test_the_contact_sheet_shows_frames_over_the_waveform(tmp_path: Path) -> Non
     with Image.open(tmp_path / "sheet.png") as image:
         assert image.width > image.height > 200
         assert np.asarray(image.convert("RGB")).std() > 10
+
+
+@pytest.mark.parametrize("scale", [2, 4, 3])
+def test_enlarged_pictures_have_the_colours_of_theirs(scale: int) -> None:
+    """By an even number exactly but for rounding: of four pixels none is of another colour."""
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), dtype=np.uint8)
+    frames = list(clip_writer._frames(pictures, scale))
+    shown = np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
+    wanted = pictures.repeat(scale, axis=1).repeat(scale, axis=2)
+    assert np.abs(shown.astype(int) - wanted).max() <= 6

@@ -77,7 +77,7 @@ def test_passes_of_a_small_network_on_a_cpu_are_tapes_of_the_same_bits(
     play = Tape.__call__
     monkeypatch.setattr(Tape, "__call__", lambda tape, *x: played.append(tape) or play(tape, *x))
     taped = states(bundle, 20, None, sampler)[-1]
-    assert len(set(played)) >= 4 and len(played) > 6
+    assert len(set(played)) >= 2 and len(played) > 6
     monkeypatch.setattr(rollout_module, "TAPED_NUMBERS", 0)
     count = len(played)
     plain = states(bundle, 20, None, sampler)[-1]
