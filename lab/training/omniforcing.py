@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     begin.add_argument("--base", type=Path, help="LTX-2 checkpoint, for a config with adapters")
     p.add_argument("--latents", type=Path, nargs="+", required=True)
     p.add_argument("--teacher", type=Path, help="run folder of one that is trained already")
+    p.add_argument("--rate", type=float, default=1.0, help="times the config's learning rates")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--out", type=Path, required=True)
@@ -55,9 +56,10 @@ def work(args: argparse.Namespace) -> None:
     for stage, (init, teacher) in CHAIN.items():
         if stage == TEACHER and (args.teacher or args.base):
             continue
-        steps = train.read_settings(args.config, stage, "mutual")["recipe"]["steps"]
+        recipe = train.read_settings(args.config, stage, "mutual")["recipe"]
         line = ["--stage", stage, "--config", args.config, "--latents", *args.latents]
-        line += ["--steps", steps, "--seed", args.seed, "--threads", args.threads]
+        line += ["--steps", recipe["steps"], "--learning-rate", args.rate * recipe["learning_rate"]]
+        line += ["--seed", args.seed, "--threads", args.threads]
         line += ["--log-every", 10, "--out", folders[stage]]
         if args.base:
             line += ["--base", args.base]
