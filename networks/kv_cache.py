@@ -372,7 +372,9 @@ class OpenBlock:
         network = getattr(modulation, "network", None) or self.model
 
         def denoise(video: Tensor, audio: Tensor, run: Pass) -> Tensors:
-            return run_layers(network, video, audio, replace(run, stores=self.stores))
+            run = replace(run, stores=self.stores)
+            recompute = getattr(self.model, "recompute", False)
+            return run_layers(network, video, audio, run, recompute=recompute)
 
         if self.follows is None:
             with self.workspace.watch("denoise"):

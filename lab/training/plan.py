@@ -44,6 +44,7 @@ from .train import CONFIGS, read_settings
 
 META = torch.device("meta")
 GB, HALF = 1e9, torch.float16.itemsize
+STEPS = 2000
 # Steps that are drawn, in cycles of the recipe; depths at which FLOPs and bytes are taken.
 CYCLES, FLOP_DEPTHS, BYTE_DEPTHS = 2, (1, 2), (2, 4)
 Settings = Mapping[str, Mapping[str, object]]
@@ -322,15 +323,16 @@ def report(
     found = parts(settings, stage, text_tokens, gpus)
     flops = flops_per_step(settings, stage, text_tokens)
     seconds = flops / gpus / (arguments.tflops * 1e12 * arguments.utilisation)
+    steps = arguments.steps or settings["recipe"].get("steps", STEPS)
     return {
         "parts GB per GPU": {part.name: part.per_gpu / GB for part in found},
         "parts GB on all GPUs together, each once": {part.name: part.whole / GB for part in found},
         "sum GB per GPU": sum(part.per_gpu for part in found) / GB,
         "PFLOP per step": flops / 1e15,
         "seconds per step": seconds,
-        "steps": arguments.steps,
-        "hours": seconds * arguments.steps / 3600,
-        "GPU hours": seconds * arguments.steps * gpus / 3600,
+        "steps": steps,
+        "hours": seconds * steps / 3600,
+        "GPU hours": seconds * steps * gpus / 3600,
     }
 
 
@@ -362,7 +364,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--stages", nargs="+", default=["joint", "mutual"])
     p.add_argument("--method", default="mutual", help="of stage mutual, from configs/methods.json")
     p.add_argument("--gpus", type=int, default=8)
-    p.add_argument("--steps", type=int, default=2000, help="of each stage (2000)")
+    p.add_argument("--steps", type=int, help="of each stage; default: the config's, or 2000")
     p.add_argument("--text-tokens", type=int, default=1024, help="of an embedded prompt (1024)")
     p.add_argument("--memory", type=float, default=80.0, help="GB of a GPU (80)")
     p.add_argument("--tflops", type=float, default=989.0, help="peak of a GPU (989: H100, bf16)")

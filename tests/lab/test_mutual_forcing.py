@@ -309,8 +309,15 @@ def test_the_rivals_loss_reaches_the_network_alone(system: System, batch: Batch)
         for parameter in fake.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=seeded()) * 0.02)
     clip = Pair(batch.video, batch.audio)
-    loss, _ = rollout_matching(system, teacher, fake, clip, batch.asked, recipe, draws())
-    loss.backward()
+    gradients = []
+    for recompute in (False, True):
+        system.transformer.recompute = recompute
+        system.zero_grad()
+        loss, _ = rollout_matching(system, teacher, fake, clip, batch.asked, recipe, draws())
+        loss.backward()
+        gradients.append([p.grad.clone() for p in system.parameters() if p.grad is not None])
+    # Also where the past rolled on before the layers of a block are computed again.
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     assert loss > 0 and system.transformer.proj_out.weight.grad.abs().sum() > 0
     assert all(p.grad is None for model in (teacher, fake) for p in model.parameters())
     # Two equal scores have nothing to say.
