@@ -18,7 +18,7 @@ from ..networks.attention import AttentionKernel, sdpa
 
 
 def attention_kernel(
-    device: torch.device, options: Mapping[str, object] | None = None
+    device: torch.device, options: Mapping[str, object] | None = None, alone: bool = True
 ) -> AttentionKernel:
     """PyTorch's attention on a CPU, and on a graphics card the one that ComfyUI was started with.
 
@@ -27,11 +27,15 @@ def attention_kernel(
 
     Args:
         options: a MODEL's own, in which another node may have named a kernel.
+        alone: False where other processes wait for what this one finds: then Cancel is looked for
+            between two steps only.
     """
     kernel = partial(comfy_attention, options=dict(options or {}))
     named = "optimized_attention_override" in (options or {})
     if comfy.model_management.is_device_cpu(device) and not named:
         kernel = sdpa
+    if not alone:
+        return kernel
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()

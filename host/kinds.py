@@ -15,6 +15,7 @@ from ..model_loaders.identity import Identity, of_network
 from ..model_loaders.ltx2 import PRESETS
 from ..networks.config import TransformerConfig
 from ..networks.layout import RELEASED_LAYOUT
+from ..samplers.side_ranks import SideRanks
 from ..samplers.sigmas import TAOMATE as TAOMATE_ENTRIES
 from .conditioning import UNPROCESSED
 from .stream_model import CausalModel, Kind
@@ -103,6 +104,7 @@ def ltx2_model(
     audio_vae: object = None,
     connected: bool = True,
     remarks: tuple[str, ...] = (),
+    ranks: SideRanks | None = None,
 ) -> CausalModel:
     """What is known of an LTX-2."""
     kind, defaults = LTX2, LTX2_DEFAULTS
@@ -121,6 +123,7 @@ def ltx2_model(
         audio_vae=audio_vae,
         connected=connected,
         remarks=remarks,
+        ranks=ranks,
     )
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -25,7 +27,13 @@ from torch import Tensor, nn
 
 from ..model_loaders.containers import REMEDY, Checkpoint
 from ..model_loaders.eight_bits import FLOAT8, INT8, LAYERS, Format, in_eight_bits
-from ..model_loaders.generator import STEP_SIZE, Generator, assemble
+from ..model_loaders.generator import (
+    STEP_SIZE,
+    Generator,
+    assemble,
+    load_part,
+    part_of_generator,
+)
 from ..model_loaders.identity import CONNECTORS, SINKS, Preset
 from ..model_loaders.keymap import CAUSAL_MARK
 from ..networks.checked import some
@@ -33,10 +41,12 @@ from ..networks.few_step import FEW_STEP, attach
 from ..networks.fp8 import FORMAT
 from ..networks.memory_branch import attach_branch, attach_encoders, is_memory
 from ..networks.timestep import TimestepEmbedder
+from ..samplers.side_ranks import ONE, SideRanks
 from ..samplers.tensor_file import TensorFileError
 from .kinds import ltx2_model
 from .leaves import adapted_layers_are_leaves
 from .room import has_room, usual_stream
+from .shared_out import along, shares, side_ranks
 from .stream_model import ATTACHMENT
 
 logger = logging.getLogger("mutualforcing")
@@ -57,29 +67,73 @@ def load_generator(
     *,
     vae: object = None,
     audio_vae: object = None,
+    devices: str = ONE,
 ) -> comfy.model_patcher.ModelPatcher:
     """A MODEL of a causal checkpoint.
 
     Args:
         vae, audio_vae: its own, for nodes that no other is connected to.
+        devices: that share it (`devices_named`).
 
     Raises:
-        TensorFileError: see `assemble`.
+        TensorFileError: see `assemble`; weights in 8 bits, which several devices can't share.
+        ValueError: devices that can't share it.
     """
+    several = shares(devices)
+    if several and weights != WEIGHTS[0]:
+        raise ValueError(
+            f"weights are {weights!r}, and several devices share them as they are in the file: "
+            f"choose {WEIGHTS[0]!r}, or one device"
+        )
     generator = assemble(path, base, preset=preset, ema=ema, normalise=_normalised)
-    patcher = hosted(generator, weights, str(path))
+    ranks, config = None, generator.config
+    if several:
+        patcher, ranks = _shared_out(
+            generator, path, partial(load_part, path, base, preset=preset, ema=ema), devices
+        )
+        config = replace(config, rope_type="split")
+    else:
+        patcher = hosted(generator, weights, str(path))
     _check_connectors(path, patcher.model.diffusion_model, generator)
     known = ltx2_model(
-        generator.config,
+        config,
         generator.model_id,
         title=path.stem,
         vae=vae,
         audio_vae=audio_vae,
         connected=generator.connected,
         remarks=generator.remarks,
+        ranks=ranks,
     )
     patcher.set_attachments(ATTACHMENT, known)
+    if ranks is not None:
+        along(ranks, patcher)
     return patcher
+
+
+def _shared_out(
+    generator: Generator, path: Path, load: Callable[..., nn.Module], devices: str
+) -> tuple[comfy.model_patcher.ModelPatcher, SideRanks]:
+    """ComfyUI's network with its own connectors and, in place of all else, this process's part of
+    ours; and the others, which begin to load theirs.
+
+    ComfyUI's layers look for Cancel in each product, while other ranks wait for what it gives.
+    """
+    later = re.compile(r"transformer_blocks\.[1-9]")
+    tensors = {name: x for name, x in generator.tensors.items() if not later.match(name)}
+    header = generator.header | {"num_layers": 1}
+    one = replace(generator, tensors=tensors, additions={}, header=header)
+    patcher = hosted(one, WEIGHTS[0], str(path), whole=True)
+    dtype = patcher.model.get_dtype_inference()
+    ranks = side_ranks(devices, partial(load, dtype=dtype))
+    own = part_of_generator(generator, path, dtype, patcher.offload_device, ranks.part)
+    module = patcher.model.diffusion_model
+    for name, one in (*own.named_children(), *own.named_parameters(recurse=False)):
+        setattr(module, name, one)
+    module.part = own.part
+    adapted_layers_are_leaves(module)
+    patcher.size = 0  # to be counted again
+    return patcher, ranks
 
 
 def hosted(

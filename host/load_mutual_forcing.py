@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
@@ -17,12 +18,14 @@ import comfy.supported_models_base
 import torch
 from torch import Tensor, nn
 
-from ..model_loaders.bundle import TRANSFORMER, Bundle, load_bundle, packed_header
+from ..model_loaders.bundle import TRANSFORMER, Bundle, load_bundle, load_part, packed_header
+from ..samplers.side_ranks import ONE
 from . import streams
 from .codecs import CodecVAE, audio_vae, video_vae
 from .kinds import OWN
 from .leaves import adapted_layers_are_leaves
 from .room import has_room, patcher_for, usual_stream
+from .shared_out import along, side_ranks
 from .stream_model import ATTACHMENT, CausalModel
 from .text_encoder import clip_of
 
@@ -114,24 +117,35 @@ class MutualForcing(comfy.model_base.BaseModel):
         return saved | (clip_state_dict or {}) | (vae_state_dict or {}) | self._header
 
 
-def load_mutual_forcing(path: Path, precision: Precision, attention: Attention) -> LoadedModel:
+def load_mutual_forcing(
+    path: Path, precision: Precision, attention: Attention, devices: str = ONE
+) -> LoadedModel:
     """Load a model file and hand its memory to ComfyUI.
+
+    Args:
+        devices: that share the network (`devices_named`).
 
     Raises:
         TensorFileError: see `load_bundle`.
+        ValueError: devices that can't share it.
     """
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
+    dtype = _dtype(precision, load_device)
+    ranks = side_ranks(devices, partial(load_part, path, dtype=dtype))
     bundle = load_bundle(
         path,
-        dtype=_dtype(precision, load_device),
+        dtype=dtype,
         device=offload_device,
-        operations=_EagerOperations,
+        # ComfyUI's look for Cancel in each product, while other ranks wait for what it gives.
+        operations=_EagerOperations if ranks is None else nn,
+        part=ranks and ranks.part,
     )
     weights = sum(p.numel() * p.itemsize for p in bundle.transformer.parameters())
     text_tokens = bundle.text_encoder.config.length
     stream = usual_stream(bundle.transformer.config, bundle.stream, text_tokens)
-    patcher = patcher_for(has_room(weights, stream, load_device))(
+    whole = ranks is not None or has_room(weights, stream, load_device)
+    patcher = patcher_for(whole)(
         MutualForcing(bundle, offload_device),
         load_device=load_device,
         offload_device=offload_device,
@@ -156,7 +170,10 @@ def load_mutual_forcing(path: Path, precision: Precision, attention: Attention) 
         vae=vaes[0],
         audio_vae=vaes[1],
         clip=clip,
+        ranks=ranks,
     )
+    if ranks is not None:
+        along(ranks, patcher)
     patcher.set_attachments(ATTACHMENT, known)
     streams.remember(known)
     return LoadedModel(patcher, clip, *vaes)

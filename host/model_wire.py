@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .attention import attention_kernel
 from .kinds import ltx2_model, stock_config, stock_identity
+from .page import stop_if_asked
 from .stream_model import ATTACHMENT, CausalModel, StreamModel
 
 
@@ -38,9 +39,17 @@ def stream_model(wire: object) -> StreamModel:
     options = wire.model_options.get("transformer_options", {})
     previewer = latent_preview.get_previewer(device, base.latent_format)
 
+    ranks = about.ranks
+    if ranks is not None:
+        check_whole(wire)
+
     def load(memory_required: int = 0, beside: Sequence[object] = ()) -> None:
         patchers = [wire, *beside]
-        comfy.model_management.load_models_gpu(patchers, memory_required=memory_required)
+        # Sums over ranks read weights where they lie.
+        whole = {"memory_required": memory_required, "force_full_load": ranks is not None}
+        comfy.model_management.load_models_gpu(patchers, **whole)
+        if ranks is not None:
+            ranks.ready(stop_if_asked)
 
     def picture(latent: Tensor) -> Image.Image:
         return previewer.decode_latent_to_preview(latent)
@@ -49,10 +58,25 @@ def stream_model(wire: object) -> StreamModel:
         module,
         about,
         torch.empty(0, device=device, dtype=dtype),
-        attention_kernel(device, options),
+        attention_kernel(device, options, alone=ranks is None),
         load,
         None if previewer is None else picture,
     )
+
+
+def check_whole(wire: object) -> None:
+    """Refuse what only a whole model can have.
+
+    Raises:
+        ValueError: a LoRA, or another change of its weights.
+    """
+    cast = "manual_cast_dtype" in wire.object_patches
+    if wire.patches or wire.weight_wrapper_patches or cast:
+        raise ValueError(
+            "a LoRA, or another precision, changes a whole model, and this one is shared out to "
+            "several devices: choose 'one' under devices in its loader, or save the model with the "
+            "LoRA in it (Save Model) and load that"
+        )
 
 
 def known_of(wire: object) -> CausalModel | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from PIL import Image
@@ -30,6 +30,7 @@ from ..networks.transformer import text_keys
 from ..samplers.clock import Clock
 from ..samplers.rollout import Method, Mode, Prompt, SamplerSettings, sampler_settings
 from ..samplers.schedule import Schedule, is_mark
+from ..samplers.side_ranks import PROMPT, UNGUIDED, SideRanks
 from ..samplers.sigmas import OMNIFORCING
 from ..samplers.state import BlockLatents
 from .conditioning import (
@@ -93,6 +94,7 @@ class CausalModel:
             where the file had none.
         connected: whether it has what prepares a prompt, as far as it needs any.
         remarks: what an artist should know of its files, in sentences.
+        ranks: the processes beside this one that hold the rest of it; None where all is here.
     """
 
     kind: Kind
@@ -108,6 +110,7 @@ class CausalModel:
     clip: object | None = field(default=None, repr=False)
     connected: bool = True
     remarks: tuple[str, ...] = ()
+    ranks: SideRanks | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -214,7 +217,8 @@ class StreamModel:
         Raises:
             ValueError: prompts that this model cannot use, in an artist's words.
         """
-        unguided = self._unguided(negative) if guided else None
+        unwanted = self._unwanted(negative) if guided else None
+        unguided = unwanted and self._keys(unwanted, "negative prompt")
         return self._prompt(positive, unguided)
 
     @torch.no_grad()
@@ -234,16 +238,20 @@ class StreamModel:
             negative, guided: as for `prompt_of`, errors likewise.
         """
         lines = lines_of(positive)
+        unwanted = self._unwanted(negative) if guided else None
         entries = {line.texts: [entry] for line, entry in zip(lines, positive, strict=True)}
         for entry in entries.values():
             self.check_prompt(entry)
-        unguided = self._unguided(negative) if guided else None
+
+        @cache
+        def unguided() -> Text | None:
+            return unwanted and self._keys(unwanted, "negative prompt")
 
         def prompt(texts: tuple[str, ...]) -> Prompt | None:
             entry = entries.get(texts)
             if entry is None and encode is not None and not is_mark(texts[0]):
                 entry = encode(texts[0])
-            return entry and self._prompt(entry, unguided)._replace(texts=texts)
+            return entry and self._prompt(entry, unguided())._replace(texts=texts)
 
         return Schedule(self.clock, lines, prompt)
 
@@ -277,18 +285,22 @@ class StreamModel:
         extras = self.check_prompt(positive)
         return Prompt(self._keys(positive, "prompt"), unguided, (extras.get(TRANSCRIPT),))
 
-    def _unguided(self, negative: Conditioning | None) -> Text:
+    def _unwanted(self, negative: Conditioning | None) -> Conditioning:
         if negative is None and self.about.empty is None:
             raise ValueError(
                 "guidance needs a second prompt to lead away from: connect another CLIP Text "
                 "Encode to 'negative' (its text may be empty), or set guidance to 1"
             )
         unwanted = [[self.about.empty, {}]] if negative is None else negative
-        return self._keys(unwanted, "negative prompt")
+        self._checked(unwanted, "negative prompt")
+        return unwanted
 
     def _keys(self, conditioning: Conditioning, name: str) -> Text:
         embedding, extras = self._checked(conditioning, name)
         contexts = self.about.kind.contexts(self.module, embedding.to(self.like), extras)
+        if self.about.ranks is not None:
+            which = PROMPT if name == "prompt" else UNGUIDED
+            return self.about.ranks.text_keys(self.transformer, which, *contexts)
         return text_keys(self.transformer, *contexts)
 
     def _checked(self, conditioning: Conditioning, name: str) -> tuple[Tensor, dict[str, object]]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..model_loaders.keymap import ROTATED, rotated_heads
 from ..networks.attention import AttentionKernel
 from ..networks.config import TransformerConfig
+from ..networks.tensor_parallel import over_some_heads, part_of
 
 # Where ComfyUI keeps what changes a weight while it is brought.
 _PATCHES = ("weight_function", "weight_lowvram_function")
@@ -37,6 +38,10 @@ class TransformerView:
     ) -> None:
         self.hosted = hosted
         self.config, self.kernel = config, kernel
+        if part_of(hosted) is not None:  # its rows are in split order
+            self.kernel = over_some_heads(kernel)
+            self.transformer_blocks = hosted.transformer_blocks
+            return
         self.transformer_blocks = [
             _Replacing(
                 block,

@@ -304,6 +304,17 @@ def load_bundle(
     )
 
 
+def load_part(
+    path: Path | str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    part: Callable[[TransformerConfig], Part],
+) -> CausalAVTransformer:
+    """What one process holds of a model file's transformer; errors as for `load_bundle`."""
+    return load_bundle(path, dtype=dtype, device=device, decode_device="cpu", part=part).transformer
+
+
 def save_bundle(
     path: Path | str,
     transformer: CausalAVTransformer,

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -23,12 +23,13 @@ from ..networks.checked import some
 from ..networks.config import TransformerConfig
 from ..networks.few_step import FEW_STEP
 from ..networks.memory_branch import is_memory
+from ..networks.tensor_parallel import Part
 from ..networks.transformer import CausalAVTransformer
 from ..samplers.tensor_file import TensorFileError
 from .blank import BlankWeights
 from .containers import REMEDY, Checkpoint
 from .identity import BASE, CONNECTORS, LATER_BASE, SINKS, Preset, Role
-from .keymap import KeyMap, check_shapes, map_keys
+from .keymap import KeyMap, check_shapes, map_keys, to_split
 from .ltx2 import PRESETS, Mark, check_file, describe, marked, transformer_header
 
 logger = logging.getLogger("mutualforcing")
@@ -156,6 +157,55 @@ def assemble(
     remarks += [] if base_file is None else _remarks(base_file, "base")
     made = tensors, additions, config, header, model_id, tuple(from_base)
     return Generator(*made, connected, tuple(remarks))
+
+
+def load_part(
+    path: Path,
+    base: Path | None,
+    *,
+    preset: Preset | None = None,
+    ema: bool = False,
+    dtype: torch.dtype,
+    device: torch.device,
+    part: Callable[[TransformerConfig], Part],
+) -> CausalAVTransformer:
+    """What one process holds of a generator's transformer; its connectors are left out.
+
+    Raises:
+        TensorFileError: as `assemble`, or weights that are not in 16 bits or more.
+    """
+    return part_of_generator(
+        assemble(path, base, preset=preset, ema=ema), path, dtype, device, part
+    )
+
+
+def part_of_generator(
+    generator: Generator,
+    path: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    part: Callable[[TransformerConfig], Part],
+) -> CausalAVTransformer:
+    """The same of one that is put together; arguments and errors likewise."""
+    config = replace(generator.config, rope_type="split")
+    with BlankWeights():
+        transformer = CausalAVTransformer(config, dtype=dtype, device="meta")
+    tensors = generator.tensors | generator.additions
+    names = transformer.state_dict().keys()
+    packed = [name for name in names if name not in tensors or tensors[name].itemsize < 2]
+    if packed or _quantised_layers(tensors):
+        raise TensorFileError(
+            f"the weights of {path.name} are in 8 bits or fewer, and those cannot be shared out to "
+            "several devices: choose its 16-bit file, or one device"
+        )
+    mine = part(config)
+    mine.divide(transformer)
+    held = {}
+    for name in names:
+        value = mine.cut(name, to_split(name, tensors[name], generator.config))
+        held[name] = value.to(device=device, dtype=dtype, copy=True).contiguous()
+    transformer.load_state_dict(held, strict=True, assign=True)
+    return transformer.eval().requires_grad_(False)
 
 
 def _remarks(checkpoint: Checkpoint, role: Role) -> list[str]:

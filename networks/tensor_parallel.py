@@ -242,7 +242,7 @@ class Part:
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
         model.part = self
-        model.kernel = _over_some_heads(model.kernel)
+        model.kernel = over_some_heads(model.kernel)
 
     def together(self, *sides: Sums[Result] | None) -> list[Result | None]:
         """Run several at once; what they have to sum at the same point goes in one message.
@@ -400,7 +400,7 @@ def whole_sum(part: Part | None, out: Tensor) -> Sums[Tensor]:
     return out
 
 
-def _over_some_heads(kernel: AttentionKernel) -> AttentionKernel:
+def over_some_heads(kernel: AttentionKernel) -> AttentionKernel:
     """Attention that may be asked for no head at all."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -18,6 +18,7 @@ from ..host.load_mutual_forcing import (
 from ..host.model_wire import known_of
 from ..host.page import say
 from ..model_loaders.identity import BASE, LATER_BASE, Preset, changed_at
+from ..samplers.side_ranks import ONE
 
 NO_MODEL, NO_FILE, NO_BASE = "no model found", "no LTX-2 checkpoint found", "none"
 _POSITIONS: dict[str, Preset | None] = {
@@ -36,6 +37,19 @@ _PUBLISHED = {
     "ComfyUI's models/checkpoints",
 }
 """Where the files that the templates name come from; nothing here ever asks a network."""
+
+
+def devices() -> io.Input:
+    """Which devices share a model."""
+    return io.String.Input(
+        "devices",
+        default=ONE,
+        optional=True,
+        advanced=True,
+        tooltip="one: the model is on ComfyUI's own device. Several share it, each with a part: "
+        "all (cards), or their names, ComfyUI's own first, such as 'cuda:0, cuda:1'. Without "
+        "LoRAs, and with weights in 16 bits.",
+    )
 
 
 class LoadModel(io.ComfyNode):
@@ -79,6 +93,7 @@ class LoadModel(io.ComfyNode):
                     tooltip="automatic uses what your ComfyUI was started with, such as xFormers. "
                     "PyTorch is the one to try if pictures look wrong.",
                 ),
+                devices(),
             ],
             outputs=[
                 io.Model.Output(
@@ -117,10 +132,14 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, file: str, dtype: Precision = PRECISIONS[0], attention: Attention = ATTENTIONS[0]
+        cls,
+        file: str,
+        dtype: Precision = PRECISIONS[0],
+        attention: Attention = ATTENTIONS[0],
+        devices: str = ONE,
     ) -> io.NodeOutput:
         """Load it."""
-        loaded = load_mutual_forcing(folders.model_files()[file], dtype, attention)
+        loaded = load_mutual_forcing(folders.model_files()[file], dtype, attention, devices)
         return io.NodeOutput(loaded.model, loaded.clip, loaded.vae, loaded.audio_vae)
 
 
@@ -186,6 +205,7 @@ class LoadLTX2(io.ComfyNode):
                     display_name="averaged weights",
                     tooltip="For training checkpoints (.pt) that hold averaged weights as well.",
                 ),
+                devices(),
             ],
             outputs=[
                 io.Model.Output(
@@ -234,6 +254,7 @@ class LoadLTX2(io.ComfyNode):
         weights: Weights = WEIGHTS[0],
         positions: str = "automatic",
         averaged: bool = False,
+        devices: str = ONE,
     ) -> io.NodeOutput:
         """Load all three."""
         path = folders.generator_files()[file]
@@ -247,6 +268,7 @@ class LoadLTX2(io.ComfyNode):
             ema=averaged,
             vae=vae,
             audio_vae=audio_vae,
+            devices=devices,
         )
         words = list(known_of(model).remarks)
         if not known_of(model).connected:

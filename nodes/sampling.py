@@ -76,7 +76,9 @@ def _made(asked: Request, progress: Progress, on_step: Callable[[Step], None]) -
     if asked.blocks and state.next_block == end:
         return
 
-    yield from rollout(
+    ranks = asked.model.about.ranks
+    rolled = rollout if ranks is None else ranks.rollout
+    yield from rolled(
         asked.model,
         asked.prompt,
         state,

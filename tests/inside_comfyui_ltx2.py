@@ -155,6 +155,36 @@ def plain_taomate(patcher: object) -> torch.Tensor:
     return stream(BareModel(network, "own"), prompt, 7)
 
 
+def check_shared_out() -> None:
+    """Several devices, here the CPU again and again, make the streams of one; an uneven split."""
+    for files, context, devices in (
+        ((CAUSAL, BASE), CONTEXT, "cpu, cpu, cpu"),
+        ((TAOMATE, LATER_BASE), LATER_CONTEXT, "cpu, cpu"),
+    ):
+        found = []
+        for shared in ("one", devices):
+            patcher = load_generator(*files, devices=shared)
+            model = stream_model(patcher)
+            model.load()
+            conditioning = [[context, {"unprocessed_ltxav_embeds": True}]]
+            schedule = model.schedule_of(conditioning, None, None, guided=False)
+            rolled = rollout if shared == "one" else model.about.ranks.rollout
+            rest = model.sampler("few", None, None)
+            made = list(rolled(model, schedule, new_stream(model, SETTINGS), 6, rest))
+            made += rolled(model, schedule, made[3][1], 1, rest)
+            found.append(torch.cat([x.flatten() for block, _ in made for x in block]))
+        assert said(f"{devices}_vs_one", difference(*reversed(found))) < 1e-5
+        held = sum(x.nbytes for x in patcher.model.state_dict().values())
+        assert patcher.model_size() == held
+    for path, weights, reason in ((CAUSAL, "fp8", "as in the file"), (SCALED, None, "16-bit")):
+        try:
+            load_generator(path, BASE, *filter(None, [weights]), devices="cpu, cpu")
+        except ValueError as error:
+            assert reason in str(error)
+        else:
+            raise AssertionError("8 bits were shared out")
+
+
 def without_connectors() -> Path:
     """The generator by itself, with a header: 32 heads, as without one, are too many here."""
     path = MODELS / "bare.safetensors"
@@ -500,6 +530,7 @@ with torch.inference_mode():
     vae, audio_vae = load_vaes(BASE)
     check_wires(model, vae)
     check_room()
+    check_shared_out()
     assert 0 < said("seam_at_the_default_overlap", seam()) < 0.05
     assert vae.latent_channels == 128 and audio_vae.audio_sample_rate_output == 24000
 with tempfile.TemporaryDirectory() as folder:
