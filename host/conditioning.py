@@ -67,7 +67,15 @@ def written_on(text: str, embedding: Tensor) -> dict[str, object]:
 
 
 def encoder_of(clip: object) -> Encode:
-    """What a CLIP makes of a text, as CLIP Text Encode does it; the last ones are kept."""
+    """What a CLIP makes of a text, as CLIP Text Encode does it; the last ones are kept.
+
+    It encodes with what its patcher holds: behind Select CLIP Device (ComfyUI 0.33) that lies on
+    the chosen card, and what CLIP Text Encode calls does not.
+    """
+    held = clip.patcher.model
+    if held is not clip.cond_stage_model:
+        clip = clip.clone()
+        clip.cond_stage_model = held
 
     @lru_cache(maxsize=16)
     def encode(text: str) -> Conditioning:

@@ -157,6 +157,7 @@ def load_mutual_forcing(
     for which, vae in enumerate(vaes):
         vae.patcher.cached_patcher_init = (_vae_again, (path, which))
     clip = clip_of(bundle)
+    clip.patcher.cached_patcher_init = (_clip_again, (path,))
     known = CausalModel(
         OWN,
         # In memory its rows are in split order, whatever the file had.
@@ -177,6 +178,12 @@ def load_mutual_forcing(
     patcher.set_attachments(ATTACHMENT, known)
     streams.remember(known)
     return LoadedModel(patcher, clip, *vaes)
+
+
+def _clip_again(path: Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """For ComfyUI's Select CLIP Device, which loads a text encoder once more for another card."""
+    device = comfy.model_management.text_encoder_offload_device()
+    return clip_of(load_bundle(path, device=device)).patcher
 
 
 def _vae_again(

@@ -88,16 +88,38 @@ class MutualForcingText(nn.Module):
         return placed, None, extras | written_on(text, placed)
 
 
+class _Clip(comfy.sd.CLIP):
+    """ComfyUI's, which encodes with what its patcher holds.
+
+    Select CLIP Device (ComfyUI 0.33) gives a copy another patcher, and leaves it the module that
+    encodes, which lies where it lay.
+    """
+
+    @property
+    def cond_stage_model(self) -> nn.Module:
+        """What encodes."""
+        return self.patcher.model
+
+    @cond_stage_model.setter
+    def cond_stage_model(self, _module: nn.Module) -> None:
+        """ComfyUI sets it in a copy, to the same."""
+
+    def clone(self, disable_dynamic: bool = False) -> _Clip:
+        """See ComfyUI's, which makes one of its own."""
+        copy = super().clone(disable_dynamic)
+        copy.__class__ = _Clip
+        return copy
+
+
 def clip_of(bundle: Bundle) -> comfy.sd.CLIP:
     """A CLIP over a bundle's text encoder."""
-    clip = comfy.sd.CLIP(no_init=True)
-    clip.cond_stage_model = MutualForcingText(bundle)
+    clip = _Clip(no_init=True)
     clip.tokenizer = _Tokenizer(bundle.text_encoder)
     clip.layer_idx, clip.use_clip_schedule, clip.apply_hooks_to_conds = None, False, None
     clip.tokenizer_options = {}
     # Its layers are torch's own: they are whole on the device, or not there at all.
     clip.patcher = comfy.model_patcher.ModelPatcher(
-        clip.cond_stage_model,
+        MutualForcingText(bundle),
         load_device=comfy.model_management.text_encoder_device(),
         offload_device=comfy.model_management.text_encoder_offload_device(),
     )

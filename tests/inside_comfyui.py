@@ -35,6 +35,7 @@ _spec.loader.exec_module(launch)
 launch.register()
 
 from mutual_forcing.host.attention import comfy_attention  # noqa: E402
+from mutual_forcing.host.conditioning import encoder_of  # noqa: E402
 from mutual_forcing.host.decoding import clip_decoder  # noqa: E402
 from mutual_forcing.host.load_mutual_forcing import load_mutual_forcing  # noqa: E402
 from mutual_forcing.host.model_wire import stream_model  # noqa: E402
@@ -196,6 +197,31 @@ def vaes_go_to_another_device(loaded: object) -> None:
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+def clips_go_to_another_device(clip: object) -> None:
+    """What Select CLIP Device does: the same words are read there. Of a CLIP of ComfyUI's own it
+    leaves the module behind, which our nodes do not call."""
+    other, here = torch.device("cpu:0"), torch.device("cpu")
+    clip.load_model()
+    (expected, _), moved = clip.encode_from_tokens_scheduled(clip.tokenize(TEXT))[0], clip.clone()
+    moved.patcher = _retarget_patcher(moved.patcher, other, here)
+    theirs = comfy.sd.CLIP(no_init=True)
+    theirs.__dict__ |= moved.__dict__ | {"cond_stage_model": clip.cond_stage_model}
+    called = []
+    for module in (moved.patcher.model, clip.patcher.model):
+        encode = module.encode_token_weights
+        module.encode_token_weights = lambda tokens, encode=encode, module=module: (
+            called.append(module) or encode(tokens)
+        )
+    assert moved.patcher.load_device == other and moved.patcher.model is not clip.patcher.model
+    for found in (
+        moved.encode_from_tokens_scheduled(moved.tokenize(TEXT)),
+        encoder_of(moved.clone())(TEXT),
+        encoder_of(theirs)(TEXT),
+    ):
+        assert torch.equal(found[0][0], expected) and called.pop() is moved.patcher.model
+    assert not called
+
+
 def saved_and_loaded(model: object, folder: Path, name: str) -> Path:
     """What Save Model writes."""
     path = folder / name
@@ -228,6 +254,7 @@ with torch.inference_mode():
 
     codecs_are_the_codecs(loaded)
     vaes_go_to_another_device(loaded)
+    clips_go_to_another_device(loaded.clip)
 
     with tempfile.TemporaryDirectory() as folder:
         copy = saved_and_loaded(loaded.model, Path(folder), "copy.safetensors")
