@@ -1,19 +1,25 @@
 """Where the time of some work goes, and how much is started for it: products, attention, the rest.
 
 On CUDA a call is a kernel that the card has run, recorded graphs' included; on a CPU it is an
-operator that calls no other one, views not counted.
+operator that calls no other one, views not counted, and the same products and attentions are timed
+by themselves: what they take longer on their way, their operands cost that have left the caches.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
+
+from .stopwatch import best
 
 _KINDS = {
     "attention": re.compile("attention|flash|fmha|sdpa|mha_", re.IGNORECASE),
@@ -31,11 +37,20 @@ _IDLE = re.compile("::(reshape|contiguous|to|result_type|resolve_conj|resolve_ne
 """No work of their own: what they call, if anything, does it."""
 
 
+_PRODUCTS = {"aten::mm": torch.mm, "aten::addmm": torch.addmm, "aten::bmm": torch.bmm}
+Shapes = tuple[tuple[int, ...], ...]
+
+
 class Part(NamedTuple):
-    """Seconds that were spent, and how many calls that took."""
+    """Seconds that were spent, and how many calls that took.
+
+    Attributes:
+        alone: seconds of the same calls one by one, at best; None where that is not measured.
+    """
 
     seconds: float
     calls: int
+    alone: float | None = None
 
 
 class Breakdown(NamedTuple):
@@ -50,41 +65,60 @@ def kind_of(name: str) -> str:
     return next((kind for kind, known in _KINDS.items() if known.search(name)), "rest")
 
 
-def breakdown(work: Callable[[], object], device: torch.device, longest: int = 12) -> Breakdown:
+def breakdown(work: Callable[[], object], like: Tensor, longest: int = 12) -> Breakdown:
     """Profile some work.
 
     Args:
+        like: tensor with the dtype and device that it computes in.
         longest: how many names to give.
     """
-    on_card = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CUDA if on_card else ProfilerActivity.CPU]) as seen:
+    on_card = like.device.type == "cuda"
+    activity = ProfilerActivity.CUDA if on_card else ProfilerActivity.CPU
+    with profile(activities=[activity], record_shapes=not on_card) as seen:
         work()
         if on_card:
-            torch.cuda.synchronize(device)
-    calls = _kernels(seen) if on_card else _operators(seen)
+            torch.cuda.synchronize(like.device)
+    calls = list(_kernels(seen) if on_card else _operators(seen))
     names: dict[str, Part] = {}
     kinds = {kind: Part(0.0, 0) for kind in KINDS}
-    for name, seconds in calls:
+    for name, seconds, _ in calls:
         for parts, key in ((names, name), (kinds, kind_of(name))):
             before = parts.get(key, Part(0.0, 0))
             parts[key] = Part(before.seconds + seconds, before.calls + 1)
+    known = (kind_of(name) != "products" or name in _PRODUCTS for name, *_ in calls)
+    if not on_card and all(known):
+        alone: Counter[str] = Counter()
+        for (name, shapes), count in Counter((name, shapes) for name, _, shapes in calls).items():
+            if kind_of(name) != "rest":
+                alone[kind_of(name)] += count * _alone(name, shapes, like)
+        kinds |= {kind: kinds[kind]._replace(alone=seconds) for kind, seconds in alone.items()}
     ranked = sorted(names.items(), key=lambda item: -item[1].seconds)
     return Breakdown(kinds, ranked[:longest])
 
 
-def _kernels(seen: profile) -> Iterator[tuple[str, float]]:
+def _alone(name: str, shapes: Shapes, like: Tensor) -> float:
+    """Seconds of one product or attention of these sizes, over and over."""
+    given = [torch.randn(shape).to(like) for shape in shapes if shape]
+    if kind_of(name) == "attention":
+        return best(lambda: F.scaled_dot_product_attention(*given), like.device, 0.05).wall
+    if given[-1].ndim == 2:  # a weight, which has output channels first
+        given[-1] = given[-1].t().contiguous().t()
+    return best(lambda: _PRODUCTS[name](*given), like.device, 0.05).wall
+
+
+def _kernels(seen: profile) -> Iterator[tuple[str, float, Shapes]]:
     for event in seen.events():
         if event.device_type == DeviceType.CUDA:
-            yield event.name, event.time_range.elapsed_us() / 1e6
+            yield event.name, event.time_range.elapsed_us() / 1e6, ()
 
 
-def _operators(seen: profile) -> Iterator[tuple[str, float]]:
+def _operators(seen: profile) -> Iterator[tuple[str, float, Shapes]]:
     for event in seen.events():
         if event.cpu_parent is None:
             yield from _innermost(event)
 
 
-def _innermost(event: FunctionEvent) -> Iterator[tuple[str, float]]:
+def _innermost(event: FunctionEvent) -> Iterator[tuple[str, float, Shapes]]:
     """The operators that do the work: those that call no other one, and products and attention with
     what they call."""
     inside = [child for child in event.cpu_children if not _VIEWS.search(child.name)]
@@ -93,7 +127,7 @@ def _innermost(event: FunctionEvent) -> Iterator[tuple[str, float]]:
     if whole or not inside:
         ours = event.name.startswith("aten::")
         if ours and not (_VIEWS.search(event.name) or _IDLE.search(event.name)):
-            yield event.name, event.cpu_time_total / 1e6
+            yield event.name, event.cpu_time_total / 1e6, tuple(map(tuple, event.input_shapes))
         return
     for child in inside:
         yield from _innermost(child)

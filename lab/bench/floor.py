@@ -10,7 +10,6 @@ ratio of 1 cannot be reached.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,7 +21,7 @@ from ...networks.execution import attention_order
 from ...networks.kv_cache import kept_blocks
 from ...samplers.stream_memory import AUDIO_TOKENS, picture_tokens
 from .setups import Setup
-from .stopwatch import Span, spanned
+from .stopwatch import Span, best
 
 
 class Work(NamedTuple):
@@ -196,11 +195,11 @@ def measure_rates(
 
     return Rates(
         28.0 * tokens * width**2,
-        _best(_products(setup, tokens, new), device, seconds),
+        best(_products(setup, tokens, new), device, seconds),
         2.0 * block.numel(),
-        _best(lambda: target.copy_(block), device, seconds / 3),
+        best(lambda: target.copy_(block), device, seconds / 3),
         4.0 * tokens * keys * width,
-        _best(attend, device, seconds / 3),
+        best(attend, device, seconds / 3),
     )
 
 
@@ -221,7 +220,7 @@ def rates_of_rows(
     counts = [block_tokens(setup) * blocks for blocks in (1, 2, 8)]
     flops = 28.0 * setup.config.video_dim**2
     return {
-        rows: flops * rows / _best(_products(setup, rows, new), device, seconds).wall
+        rows: flops * rows / best(_products(setup, rows, new), device, seconds).wall
         for rows in counts
     }
 
@@ -240,13 +239,3 @@ def _products(setup: Setup, tokens: int, new: dict[str, object]) -> Callable[[],
         F.linear(wide, down)
 
     return products
-
-
-def _best(work: Callable[[], object], device: torch.device, seconds: float) -> Span:
-    """The shortest of at least three runs, and as many as fit into `seconds`, after a warm-up."""
-    work()
-    spans: list[Span] = []
-    end = time.perf_counter() + seconds
-    while len(spans) < 3 or time.perf_counter() < end:
-        spans.append(spanned(work, device))
-    return Span(min(span.wall for span in spans), min(span.cpu for span in spans))

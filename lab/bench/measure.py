@@ -175,7 +175,8 @@ def measure(load: Workload) -> Measured:
             rates.append(measure_rates(setup, load.dtype, device))
     rates = rates if between else [*rates, measure_rates(setup, load.dtype, device)]
     peak = _peak(load)
-    spent = breakdown(lambda: next(made), device) if load.profile else None
+    like = torch.empty(0, dtype=load.dtype, device=device)
+    spent = breakdown(lambda: next(made), like) if load.profile else None
     typical = _typical(rates)
     for index, block in enumerate(blocks):
         around = _typical(rates[index : index + 2]) if between else typical

@@ -211,9 +211,10 @@ def _repeating(load: Workload, found: Measured) -> list[float]:
     return rates[max(1 + load.setup.window, config.opening_blocks) + 4 :] or rates[-1:]
 
 
-def _spent(load: Workload, found: Measured) -> dict[str, dict[str, float]]:
-    """Seconds and calls by kind in the profiled block, and the least that its work could take at
-    the rates of its own shapes."""
+def _spent(load: Workload, found: Measured) -> dict[str, dict[str, float | None]]:
+    """Seconds and calls by kind in the profiled block, the least that its work could take at the
+    rates of a layer's products and of attention to a full window, and what each of its products
+    and attentions takes by itself."""
     work = block_work(load.setup, load.blocks, load.steps, load.element_size)
     rates, kinds = found.rates, found.breakdown.kinds
     least = {
@@ -224,7 +225,12 @@ def _spent(load: Workload, found: Measured) -> dict[str, dict[str, float]]:
         "rest": 0.0,
     }
     return {
-        kind: {"seconds": part.seconds, "least": least[kind], "calls": part.calls}
+        kind: {
+            "seconds": part.seconds,
+            "least": least[kind],
+            "alone": part.alone,
+            "calls": part.calls,
+        }
         for kind, part in kinds.items()
     }
 
@@ -293,9 +299,9 @@ def work(arguments: argparse.Namespace) -> int:
             lines += ["", f"{key}: {said(value)}"]
     if found.breakdown is not None:
         spent = summary["one block"]
-        heads = ["one block", "seconds", "least", "calls"]
+        heads = ["one block", "seconds", "least", "alone", "calls"]
         lines += ["", *table(heads, [[kind, *row.values()] for kind, row in spent.items()])]
-        names = [[name[:90], *part] for name, part in found.breakdown.longest]
+        names = [[name[:90], part.seconds, part.calls] for name, part in found.breakdown.longest]
         lines += ["", *table(["longest", "seconds", "calls"], names)]
     publish(arguments.out, summary, lines)
     return 0

@@ -39,6 +39,16 @@ def spanned(work: Callable[[], object], device: torch.device) -> Span:
     return since(start)
 
 
+def best(work: Callable[[], object], device: torch.device, seconds: float) -> Span:
+    """The shortest of at least three runs, and as many as fit into `seconds`, after a warm-up."""
+    work()
+    spans: list[Span] = []
+    end = time.perf_counter() + seconds
+    while len(spans) < 3 or time.perf_counter() < end:
+        spans.append(spanned(work, device))
+    return Span(min(span.wall for span in spans), min(span.cpu for span in spans))
+
+
 def _finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -149,6 +149,7 @@ def test_the_hosted_network_is_the_same_and_its_time_is_broken_down() -> None:
     found = measure(replace(own, host="view"))
     kinds = found.breakdown.kinds
     assert set(kinds) == set(KINDS) and all(part.seconds > 0 for part in kinds.values())
+    assert [kind for kind in KINDS if kinds[kind].alone] == ["attention", "products"]
     plain = measure(own).breakdown.kinds
     assert all(kinds[kind].calls == plain[kind].calls for kind in ("products", "attention"))
     assert list(found.rows) == [18, 36, 144] and found.path == "eager"
