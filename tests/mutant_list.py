@@ -53,6 +53,14 @@ PLACES = " ".join(
 )
 TURN = f"{NETWORK}::test_a_rotation_turns_pairs_half_a_head_apart"
 FEW_STEP = f"{NETWORK}::test_few_step_adapters_act_by_half_of_guidance_above_one"
+ADAPTERS = " ".join(
+    f"networks/test_few_step.py::test_{name}"
+    for name in (
+        "passes_of_few_step_mode_alone_have_the_adapters_in_their_weights",
+        "adapters_stay_beside_weights_that_are_not_there_as_they_are_multiplied",
+    )
+)
+TAPE, RANKS = "networks/test_tape.py", "networks/test_tensor_parallel.py"
 TIMES = f"{NETWORK}::test_times_become_128_cosines_and_128_sines"
 MASKS = f"{NETWORK}::test_who_sees_whom_is_equations_3_to_5"
 CODECS = "networks/test_codec_formulas.py"
@@ -917,6 +925,80 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
         [
             ("memories[-1 - later : -1]", "memories[-later:]"),
             ("keys, level, track, past)", "keys, level, track)"),
+        ],
+    ),
+    (
+        "networks/few_step.py",
+        ADAPTERS,
+        [
+            ("alpha=gate_of(guidance)", "alpha=guidance"),
+            ('adapter = other._modules.pop("few_step", None)', "adapter = None"),
+            ("adapter.down.weight.t(), adapter.up", "-adapter.down.weight.t(), adapter.up"),
+            ("not parts or not all(_is_plain", "not all(_is_plain"),
+            ("> FOLDED_BYTES", "> FOLDED_BYTES * len(linears)"),
+            ("not patched\n        and type", "type"),
+            ("and weight.dtype == like.dtype", "or weight.dtype == like.dtype"),
+            ("if weight.dtype == torch.float32", "if weight.dtype != torch.float32"),
+        ],
+    ),
+    (
+        "networks/tape.py",
+        TAPE,
+        [
+            ("tuple(x.clone() for x in self.outputs)", "self.outputs"),
+            (
+                "            own.copy_(given)\n        for step",
+                "            pass\n        for step",
+            ),
+            ("dtype.itemsize + value.storage_offset()", "dtype.itemsize"),
+            ("in (*given, *made):\n                last", "in made:\n                last"),
+            ("len(calls) for tensor in kept", "0 for tensor in kept"),
+            ("size = -(-tensor.untyped", "size = (tensor.untyped"),
+            ("elif given and id(given[0]) in self._root:", "elif not index:"),
+            ("leaving.pop(index, ())", "leaving.pop(index + 1, ())"),
+            ("if free[size]:", "if False:"),
+            ("if given == wanted and [", "if ["),
+        ],
+    ),
+    (
+        "networks/tensor_parallel.py",
+        RANKS,
+        [
+            ("whole[rank] - exact[rank]", "exact[rank] - whole[rank]"),
+            ("sum(counts[:rank])", "sum(counts[rank + 1 :])"),
+            ("and self.rank and _is_added_once", "and _is_added_once"),
+            ('found["leaf"] == "bias" and found["layer"] in _COLUMNS', "False"),
+            (
+                '"few_step.down.weight" if rows else "few_step.up',
+                '"few_step.up.weight" if rows else "few_step.down',
+            ),
+            ("squares / (heads * dim)", "squares / made.shape[-1]"),
+            ("* factor * asked.norm.weight.float()", "* factor"),
+            (
+                'kinds = "video", "audio", "crossing", "crossing"',
+                'kinds = "video", "audio", "video", "audio"',
+            ),
+            (".square().sum(-1", ".square().mean(-1"),
+            (
+                "return x[:, :, self.held(name)].clone()",
+                "return x[:, :, : self.count(name)].clone()",
+            ),
+            ('"audio_to_video_attn": "crossing"', '"audio_to_video_attn": "audio"'),
+            (
+                "message.split([tensor.numel() for tensor in tensors])",
+                "message.split([tensor.numel() for tensor in tensors[::-1]])",
+            ),
+            ("return made if asked.table is None else rotate(made, asked.table)", "return made"),
+        ],
+    ),
+    ("networks/layer.py", RANKS, [("own = yield from whole_sum(part, own)", "own = own")]),
+    ("networks/kv_cache.py", RANKS, [("whole = part.tables(whole)", "pass")]),
+    (
+        "model_loaders/eight_bits.py",
+        "model_loaders/test_eight_bits.py",
+        [
+            ("min(formats, key", "max(formats, key"),
+            ("{} if products else {_MULTIPLIED_OUT: True}", "{_MULTIPLIED_OUT: True}"),
         ],
     ),
     ("lab/training/video_codec.py", DRAWN, [("torch.exp(0.5 * logvar)", "torch.exp(logvar)")]),
