@@ -935,7 +935,7 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ('adapter = other._modules.pop("few_step", None)', "adapter = None"),
             ("adapter.down.weight.t(), adapter.up", "-adapter.down.weight.t(), adapter.up"),
             ("not parts or not all(_is_plain", "not all(_is_plain"),
-            ("> FOLDED_BYTES", "> FOLDED_BYTES * len(linears)"),
+            ("> FOLDED_BYTES", "< 0"),
             ("not patched\n        and type", "type"),
             ("and weight.dtype == like.dtype", "or weight.dtype == like.dtype"),
             ("if weight.dtype == torch.float32", "if weight.dtype != torch.float32"),
