@@ -40,7 +40,7 @@ def ranks_of(server: Server) -> list[int]:
 
 
 def until(there: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not there():
         assert time.monotonic() < end
         time.sleep(0.05)
