@@ -66,6 +66,7 @@ FEW = SamplerSettings("few", (1.0, 0.6, 0.0), few_step_guidance=2.0)
 FOUR = sampler_settings("few")
 GUIDED = SamplerSettings("multi", (1.0, 0.6, 0.0), 2.0)
 PROMPT = "a girl with red hair says ba mi tu"
+KINDS = (EIGHT_BITS, ON_HOST)
 Split = Callable[[TransformerConfig], Part] | None
 Found = dict[str, Tensor]
 
@@ -138,7 +139,7 @@ class Streams:
         return new_stream(self.bundle, replace(self.bundle.begin(seeds).settings, kept=kept))
 
 
-def streams(split: Split, folder: Path, name: str, *, all_kinds: bool) -> Found:
+def streams(split: Split, folder: Path, name: str, *, kinds: tuple[Kept, ...]) -> Found:
     """Past the window's end, over a switch; and what is made of the state then."""
     streams = Streams(split, folder)
     middle = streams.roll("whole", streams.new(), 5)
@@ -147,12 +148,11 @@ def streams(split: Split, folder: Path, name: str, *, all_kinds: bool) -> Found:
         save_state(folder / f"{name}.state", middle)
     if split is not None:
         streams.roll("of one process", load_state(folder / "one.state"), 1)
-    if all_kinds:
-        streams.roll("guided", streams.new((3,)), 3, GUIDED)
-        streams.roll("forked", middle.reseeded((8, 9)), 1)
-        for kept in (EIGHT_BITS, ON_HOST):
-            streams.roll(f"on, {kept}", streams.roll(kept, streams.new((3,), kept), 2), 1)
-        streams.roll("without keys", middle.without_keys(), 1)
+    streams.roll("guided", streams.new((3,)), 3, GUIDED)
+    streams.roll("forked", middle.reseeded((8, 9)), 1)
+    for kept in kinds:
+        streams.roll(f"on, {kept}", streams.roll(kept, streams.new((3,), kept), 2), 1)
+    streams.roll("without keys", middle.without_keys(), 1)
     return streams.found
 
 
@@ -200,9 +200,9 @@ def work(ranks: Ranks, folder: Path) -> None:
     def split(config: TransformerConfig) -> Part:
         return Part(config, SHARES[ranks.world], ranks.rank)
 
-    found = streams(split, folder, f"{ranks.world}", all_kinds=ranks.world == 2)
+    kinds = KINDS if ranks.world == 2 else ()
+    found = streams(split, folder, f"{ranks.world}", kinds=kinds) | fixtures(split) | shipped(split)
     if ranks.world == 2:
-        found |= fixtures(split) | shipped(ranks.part)
         count_messages(ranks.part)
     if not ranks.rank:
         save_file({k: x.contiguous() for k, x in found.items()}, folder / f"{ranks.world}.found")
@@ -219,7 +219,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> Found:
     """What one process makes."""
-    return streams(None, folder, "one", all_kinds=True) | fixtures(None) | shipped(None)
+    return streams(None, folder, "one", kinds=KINDS) | fixtures(None) | shipped(None)
 
 
 @pytest.mark.parametrize("count", SHARES)
