@@ -13,6 +13,7 @@ import queue
 import signal
 import sys
 import threading
+from contextlib import suppress
 from functools import partial
 from typing import BinaryIO, TypeVar
 
@@ -97,6 +98,8 @@ class Inbox:
             if not isinstance(message, Place):
                 return message
             self.module.to(message.device)
+            if message.device == "cpu" and torch.cuda.is_initialized():
+                torch.cuda.empty_cache()  # else the card stays as full as it was
 
     def expected(self, kind: type[Message]) -> Message:
         """The next message, which is of this kind unless the rollout is over."""
@@ -117,9 +120,9 @@ class Inbox:
 class _Followed:
     """The first process's schedule, as far as it is due."""
 
-    def __init__(self, inbox: Inbox, clock: Clock, device: torch.device, texts: dict) -> None:
+    def __init__(self, inbox: Inbox, clock: Clock, device: torch.device) -> None:
         self.clock, self._inbox, self._device = clock, inbox, device
-        self._texts: dict[str, Text] = texts
+        self._texts: dict[str, Text] = {}
         self._line: Line | None = None
 
     def heard(self, _block: int) -> None:
@@ -140,13 +143,13 @@ class _Followed:
         return Prompt(self._texts[PROMPT], unguided, message.transcripts, texts)
 
 
-def follow(inbox: Inbox, asked: Asked, device: torch.device, texts: dict[str, Text]) -> None:
+def follow(inbox: Inbox, asked: Asked, device: torch.device) -> None:
     """Take a rollout's steps along with the first process, until it is over."""
     inbox.module.config = asked.config
     model = BareModel(
         inbox.module, asked.model_id, torch.empty(0, device=device, dtype=asked.dtype)
     )
-    schedule = _Followed(inbox, Clock.of(asked.config), device, texts)
+    schedule = _Followed(inbox, Clock.of(asked.config), device)
     with torch.no_grad():
         for _ in rollout(
             model,
@@ -183,18 +186,25 @@ def main(package: str) -> None:
     os.close(said)
     inbox.go()
     join(rank, devices, started.store)
-    texts: dict[str, Text] = {}
-    while True:
-        message = inbox.next()
-        if isinstance(message, Asked):
-            try:
-                follow(inbox, message, device, texts)
-            except (_Ended, ValueError, NonFiniteBlockError):
-                continue  # the first process knows, or has found the same
-            except RankLostError:
-                os._exit(1)  # it has ended, or says why
-        elif not isinstance(message, Over):
-            raise RuntimeError(f"found {type(message).__name__} between two rollouts")
+    try:
+        while True:
+            _take_part(inbox, device)
+    except RankLostError:
+        pass  # the first process has ended, or says why
+    except Exception:
+        logger.exception("rank %d ends", rank)
+    os._exit(1)  # at once: the others wait for what this one gives, and an orderly end may not come
+
+
+def _take_part(inbox: Inbox, device: torch.device) -> None:
+    """In the next rollout; nothing of it is left on the device."""
+    message = inbox.next()
+    if isinstance(message, Asked):
+        # The first process knows, or has found the same.
+        with suppress(_Ended, ValueError, NonFiniteBlockError):
+            follow(inbox, message, device)
+    elif not isinstance(message, Over):
+        raise RuntimeError(f"found {type(message).__name__} between two rollouts")
 
 
 if __name__ == "__main__":

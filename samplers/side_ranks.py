@@ -9,6 +9,7 @@ name.
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import queue
@@ -394,7 +395,7 @@ class SideRanks:
         it for all, and they wait for the next one; what ends it elsewhere ends the other ranks.
 
         Args:
-            prompt: its texts must be read by way of `text_keys`.
+            prompt: its texts must be read by way of `text_keys`, in each rollout anew.
 
         Raises:
             ValueError, NonFiniteBlockError, RankLostError: as `rollout`.
@@ -520,8 +521,20 @@ class _Led:
         return prompt
 
 
+class _Packer(pickle.Pickler):
+    """Tensors without the rest of the memory that they are views of: files of a whole stream."""
+
+    def reducer_override(self, value: object) -> object:
+        """See pickle."""
+        if isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.nbytes:
+            return value.clone().__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        return NotImplemented
+
+
 def _packed(message: object) -> bytes:
-    return pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    content = io.BytesIO()
+    _Packer(content, pickle.HIGHEST_PROTOCOL).dump(message)
+    return content.getvalue()
 
 
 def _package() -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
+import queue
 import signal
 import time
 from functools import partial
@@ -13,7 +15,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from mutual_forcing.model_loaders.bundle import load_part
-from mutual_forcing.samplers.side_ranks import SideRanks, devices_named
+from mutual_forcing.samplers.rank_process import Inbox
+from mutual_forcing.samplers.side_ranks import Over, Place, SideRanks, _packed, devices_named
 from mutual_forcing.tests.tiny import save_tiny
 
 pytestmark = pytest.mark.skipif(
@@ -75,3 +78,22 @@ def test_what_cannot_be_started_is_said_in_a_sentence(tmp_path: Path) -> None:
     for wrong in ("meta", "cpu, cuda:63", "mps, cpu", "cpu,"):
         with pytest.raises(ValueError):
             devices_named(wrong, CPU)
+
+
+def test_a_message_has_no_more_of_a_tensor_than_is_shown_and_a_rank_lets_go_of_its_card(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = torch.arange(2.0**18)
+    shown = file[100:164].view(8, 8).t()
+    sent = _packed((shown, shown))
+    assert len(sent) < 2000
+    assert all(torch.equal(one, shown) for one in pickle.loads(sent))
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    inbox = object.__new__(Inbox)
+    inbox._queue, inbox.module = queue.Queue(), torch.nn.Linear(1, 1)
+    for message in (Place("cpu"), Over()):
+        inbox._queue.put(message)
+    assert isinstance(inbox.next(), Over)
+    assert emptied == [True]
