@@ -48,7 +48,7 @@ def devices() -> io.Input:
         advanced=True,
         tooltip="one: the model is on ComfyUI's own device. Several share it, each with a part: "
         "all (cards), or their names, ComfyUI's own first, such as 'cuda:0, cuda:1'. Without "
-        "LoRAs, and with weights in 16 bits.",
+        "LoRAs, and not with weights in 8 bits.",
     )
 
 
