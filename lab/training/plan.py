@@ -7,7 +7,8 @@ own step (lab.training.stages) runs on torch's meta device, on which tensors hav
 values. Parameters are counted there, products are counted as they are called (those that are
 computed again for the backward pass too), and tensors are followed from where they come to where
 they go. FLOPs are the mean of some steps as the recipe draws them. All layers being alike, both are
-taken at a few layers and drawn out in a straight line.
+taken at a few layers and drawn out in a straight line. Where another moment of the step is the
+fullest at more layers, that line is too low (--depths).
 Attention is a GPU's, which keeps no scores. Fragments, libraries and loading are not counted. Hours
 are FLOPs at a utilisation that is assumed, not measured. Takes some minutes.
 """
@@ -269,15 +270,21 @@ def _held(made: Stage) -> Iterator[Tensor]:
         yield from _moments_of(weights)
 
 
-def parts(settings: Settings, stage: str, text_tokens: int, gpus: int) -> list[Part]:
-    """All that a GPU holds at the fullest moment of a step.
+def parts(
+    settings: Settings,
+    stage: str,
+    text_tokens: int,
+    gpus: int,
+    depths: tuple[int, int] = BYTE_DEPTHS,
+) -> list[Part]:
+    """All that a GPU holds at the fullest moment of a step, working memory drawn out from `depths`.
 
     Raises:
         ValueError: a batch that cannot be split among so many.
     """
     layers = settings["transformer"]["num_layers"]
     working = drawn_out(
-        lambda depth: working_bytes(settings, stage, depth, text_tokens, gpus), BYTE_DEPTHS, layers
+        lambda depth: working_bytes(settings, stage, depth, text_tokens, gpus), depths, layers
     )
     made = build(settings, stage, layers, text_tokens)
     _moments(made)
@@ -320,7 +327,7 @@ def report(
 ) -> dict[str, object]:
     """Everything about one stage, as JSON."""
     gpus = arguments.gpus
-    found = parts(settings, stage, text_tokens, gpus)
+    found = parts(settings, stage, text_tokens, gpus, tuple(arguments.depths))
     flops = flops_per_step(settings, stage, text_tokens)
     seconds = flops / gpus / (arguments.tflops * 1e12 * arguments.utilisation)
     steps = arguments.steps or settings["recipe"].get("steps", STEPS)
@@ -366,6 +373,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--gpus", type=int, default=8)
     p.add_argument("--steps", type=int, help="of each stage; default: the config's, or 2000")
     p.add_argument("--text-tokens", type=int, default=1024, help="of an embedded prompt (1024)")
+    p.add_argument(
+        "--depths",
+        type=int,
+        nargs=2,
+        default=BYTE_DEPTHS,
+        help="layers at which working memory is taken; deeper is slower and surer (2 4)",
+    )
     p.add_argument("--memory", type=float, default=80.0, help="GB of a GPU (80)")
     p.add_argument("--tflops", type=float, default=989.0, help="peak of a GPU (989: H100, bf16)")
     p.add_argument("--utilisation", type=float, default=0.35, help="share of it, assumed (0.35)")
