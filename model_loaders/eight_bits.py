@@ -38,10 +38,17 @@ class Format(NamedTuple):
     name: str
     rounded: Callable[[Tensor], tuple[Tensor, Tensor]]
 
+
+class _Rounded(NamedTuple):
+    """A matrix in one of the formats."""
+
+    format: str
+    data: Tensor
+    scale: Tensor
+
     def off(self, weight: Tensor) -> Tensor:
-        """How far a matrix is from itself then, a distance ()."""
-        data, scale = self.rounded(weight)
-        return (data.float() * scale - weight).norm()
+        """How far it is from what it was made of, a distance ()."""
+        return (self.data.float() * self.scale - weight).norm()
 
 
 FLOAT8 = Format("float8_e4m3fn", in_float8)
@@ -69,13 +76,13 @@ def in_eight_bits(
             made[name] = value
             continue
         weight = value.to(device)
-        best = min(formats, key=lambda one: one.off(weight)) if len(formats) > 1 else formats[0]
-        data, scale = best.rounded(weight)
-        described = {"format": best.name} | ({} if products else {_MULTIPLIED_OUT: True})
+        tried = [_Rounded(one.name, *one.rounded(weight)) for one in formats]
+        best = min(tried, key=lambda one: one.off(weight)) if len(tried) > 1 else tried[0]
+        described = {"format": best.format} | ({} if products else {_MULTIPLIED_OUT: True})
         layer = name.removesuffix(_WEIGHT)
         made |= {
-            name: data.to(value.device),
-            f"{layer}.weight_scale": scale.to(value.device),
+            name: best.data.to(value.device),
+            f"{layer}.weight_scale": best.scale.to(value.device),
             f"{layer}.comfy_quant": torch.tensor(
                 list(json.dumps(described).encode()), dtype=torch.uint8
             ),

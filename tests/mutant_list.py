@@ -997,7 +997,7 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
         "model_loaders/eight_bits.py",
         "model_loaders/test_eight_bits.py",
         [
-            ("min(formats, key", "max(formats, key"),
+            ("min(tried, key", "max(tried, key"),
             ("{} if products else {_MULTIPLIED_OUT: True}", "{_MULTIPLIED_OUT: True}"),
         ],
     ),
