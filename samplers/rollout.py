@@ -557,8 +557,8 @@ def rollout(
         noise: where noise comes from; by default named by the state's seeds.
         execution: how passes are carried out; the numbers are the same.
         start: video latents that block 0 begins with.
-        given: one modality of blocks to come; the other one is made to go with it. Where it is the
-            sound, no transcript is told.
+        given: one modality of blocks to come; the other one is made to go with it. No
+            transcript is told meanwhile.
         settle: what to do with the state after every block, so that a long stream does not fill
             the memory: `StreamState.trimmed`, or `parking.spooled` with a folder.
         whole: where several processes share the network, states have the keys of all of them on
@@ -668,8 +668,8 @@ def rollout(
             ]
             if config.transcript_channels:
                 now = prompts.of(state.schedule[-1]).transcripts
-                if kept is not None and kept.audio is not None:
-                    # A given sound has its own times, and pictures would follow the told ones.
+                if given is not None and given.block(state.next_block) is not None:
+                    # What is given has its own times, and the rest would follow the told ones.
                     now = (None,) * len(now)
                 speeches = _told(state.speeches, now, config, state.next_block)
                 state = replace(state, speeches=speeches)

@@ -132,10 +132,13 @@ def test_what_is_said_is_heard_and_nothing_told_changes_nothing(bundle: Bundle) 
     assert not torch.equal(spoken[1].audio, other[1].audio)
 
 
-def test_with_a_sound_given_nothing_is_told_until_it_ends(bundle: Bundle) -> None:
+@pytest.mark.parametrize("what", ["video", "audio"])
+def test_with_one_stream_given_nothing_is_told_until_it_ends(bundle: Bundle, what: str) -> None:
     layout = bundle.clock.layout
     told, _ = made(bundle, bundle.begin(), 3, SAID)
-    given = Given(layout, 0, audio=torch.cat([block.audio for block in told[:2]], dim=1))
+    time = BlockLatents._fields.index(what)
+    latents = torch.cat([block[time] for block in told[:2]], dim=2 - time)
+    given = Given(layout, 0, **{what: latents})
     prompts = (bundle.prompt("face")._replace(transcripts=(said,)) for said in (SAID, None))
     with_track, without = (
         list(rollout(bundle, prompt, bundle.begin(), 3, FEW, given=given)) for prompt in prompts
