@@ -61,6 +61,8 @@ class MutualRecipe:
             has one knob for both, which the adapters are told as video's.
         unguided: share of its clips on which ShortCut teaches guidance 1, where the adapters rest
             and the step size alone learns.
+        backbone: whether, beside few-step adapters, all other weights learn meanwhile, from flow
+            alone: ShortCut and DMD reach the adapters only.
         matching_range: noise levels at which the two scores are compared.
         modalities: weights of video's and audio's losses in the rival's stages, its lambdas.
     """
@@ -79,6 +81,7 @@ class MutualRecipe:
     teacher_steps: int = 16
     guidance: tuple[float, float] = (3.0, 3.0)
     unguided: float = 0.5
+    backbone: bool = False
     matching_range: tuple[float, float] = (0.02, 0.98)
     history: HistoryMix = field(default_factory=HistoryMix)
     window: int = 3

@@ -146,7 +146,8 @@ class MutualStage:
     """Both modes of one network (lab.training.mutual_forcing), with teacher and fake score.
 
     With few-step adapters few-step mode alone learns, in them: the teacher is the same network with
-    them at rest. Nothing learns from flow but a memory branch, if there is one: both modes have it.
+    them at rest. Nothing learns from flow but a memory branch, if there is one, which both modes
+    have; or all but the adapters, if the recipe says so.
     """
 
     mode: Mode | None = "few"
@@ -158,10 +159,17 @@ class MutualStage:
         self.system, self.recipe = system, recipe
         config = system.transformer.config
         self.apart = bool(config.few_step_rank)
-        self.flows = not self.apart or bool(config.memory_interval)
+        self.backbone = self.apart and recipe.backbone
+        if self.backbone and trained.processes.world > 1:
+            raise ValueError(
+                f"found {trained.processes.world} processes, expected one: what has a gradient "
+                "changes within a step where 'backbone' is on, and split weights can't do that"
+            )
+        self.flows = not self.apart or bool(config.memory_interval) or self.backbone
         self.teacher = self.fake = self.fake_weights = None
         if self.apart:
-            only_few_step(system)
+            if not self.backbone:
+                only_few_step(system)
             self.teacher = system
             # Adapters compute as the layers do that they lie beside.
             trained = replace(trained, dtype=system.transformer.proj_out.weight.dtype)
@@ -184,9 +192,13 @@ class MutualStage:
         logged: Logged = {}
         # Backward term by term: only one of them has its activations in memory at a time.
         if self.flows:
+            if self.backbone:
+                system.requires_grad_(True)
             loss = system(flow_loss, system, shown, recipe, draws)
             (recipe.flow * loss).backward()
             logged["flow"] = loss.detach()
+        if self.backbone:
+            only_few_step(system)
         if recipe.shortcut:
             loss = system(shortcut_loss, system, self.teacher, taught, recipe)
             (recipe.shortcut * loss).backward()

@@ -31,7 +31,7 @@ from mutual_forcing.lab.training.pair import Pair, by_block, joined, velocity
 from mutual_forcing.lab.training.parallel import ALONE
 from mutual_forcing.lab.training.self_forcing import exit_rollout, rollout_matching
 from mutual_forcing.lab.training.stages import MutualStage, Trained
-from mutual_forcing.lab.training.system import System, initialise, twin
+from mutual_forcing.lab.training.system import System, initialise, of_few_step, twin
 from mutual_forcing.networks.config import TransformerConfig
 from mutual_forcing.samplers.model import BareModel
 from mutual_forcing.samplers.rollout import Prompt, new_stream, rollout, sampler_settings
@@ -97,6 +97,39 @@ def test_a_real_history_is_the_clip_and_a_resampled_one_departs_from_it(
         # Nobody sees the last block; a full rollout is a clip of its own to its end.
         assert torch.equal(made.video[:, :, -3:], clip.video[:, :, -3:]) == (start > 0)
     assert 0 < distances[0] < distances[1]
+
+
+@pytest.mark.parametrize("backbone", [False, True])
+def test_the_backbone_learns_from_flow_alone_and_only_if_it_is_to(
+    batch: Batch, backbone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {}
+    for shortcut in (0.0, 1.0):
+        with torch.random.fork_rng(devices=[]):
+            made = System(replace(CONFIG, few_step_rank=2))
+            initialise(made, 0)
+        # Fresh gates are closed and heads zero, so that nothing would reach the layers.
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=seeded(1)) * 0.05)
+        recipe = MutualRecipe(shortcut=shortcut, matching=0.0, backbone=backbone, window=2)
+        stage = MutualStage(made, Trained(0.01, 0.9, torch.float32, ALONE), recipe, 0.01)
+        grads = {}
+
+        def caught(rate: float, made: System = made, grads: dict = grads) -> torch.Tensor:
+            grads.update((n, p.grad) for n, p in made.named_parameters() if p.grad is not None)
+            return torch.zeros(())
+
+        monkeypatch.setattr(stage.weights, "step", caught)
+        logged = stage.step(batch, draws(), 0, 0.0, 1.0)
+        assert ("flow" in logged) == backbone
+        found[shortcut] = grads
+    without, with_shortcut = found[0.0], found[1.0]
+    assert any(of_few_step(name) for name in with_shortcut)
+    learned = {name for name in with_shortcut if not of_few_step(name)}
+    assert bool(learned) == backbone
+    assert learned == {name for name in without if not of_few_step(name)}
+    assert all(torch.equal(without[name], with_shortcut[name]) for name in learned)
 
 
 @pytest.mark.parametrize("further", [0, 2])
