@@ -197,8 +197,8 @@ class MutualStage:
             loss = system(flow_loss, system, shown, recipe, draws)
             (recipe.flow * loss).backward()
             logged["flow"] = loss.detach()
-        if self.backbone:
-            only_few_step(system)
+            if self.backbone:
+                only_few_step(system)
         if recipe.shortcut:
             loss = system(shortcut_loss, system, self.teacher, taught, recipe)
             (recipe.shortcut * loss).backward()

@@ -37,6 +37,7 @@ from mutual_forcing.samplers.model import BareModel
 from mutual_forcing.samplers.rollout import Prompt, new_stream, rollout, sampler_settings
 from mutual_forcing.samplers.sigmas import few_step_sigmas
 from mutual_forcing.samplers.state import StreamSettings
+from mutual_forcing.tests.tiny_training import awake
 
 CONFIG = TransformerConfig(
     num_layers=1, num_attention_heads=2, attention_head_dim=12, audio_num_attention_heads=2,
@@ -108,10 +109,7 @@ def test_the_backbone_learns_from_flow_alone_and_only_if_it_is_to(
         with torch.random.fork_rng(devices=[]):
             made = System(replace(CONFIG, few_step_rank=2))
             initialise(made, 0)
-        # Fresh gates are closed and heads zero, so that nothing would reach the layers.
-        with torch.no_grad():
-            for parameter in made.parameters():
-                parameter.add_(torch.randn(parameter.shape, generator=seeded(1)) * 0.05)
+        awake(made)
         recipe = MutualRecipe(shortcut=shortcut, matching=0.0, backbone=backbone, window=2)
         stage = MutualStage(made, Trained(0.01, 0.9, torch.float32, ALONE), recipe, 0.01)
         grads = {}
