@@ -1,7 +1,7 @@
 """Makes ComfyUI see layers that it passes over.
 
 It patches and moves modules with parameters, but not those with others below them
-(`comfy.model_patcher.ModelPatcher._load_list`). A linear layer with a few-step adapter below it is
+(`comfy.model_patcher.ModelPatcher._load_list`). A linear layer with an adapter below it is
 such a one, so a LoRA would change nothing in it and say nothing.
 """
 
@@ -23,5 +23,5 @@ def _own(
 def adapted_layers_are_leaves(model: nn.Module) -> None:
     """Layers with adapters name their own parameters alone; all are still found from the top."""
     for module in model.modules():
-        if hasattr(module, "few_step"):
+        if hasattr(module, "few_step") or hasattr(module, "pictures"):
             module.named_parameters = MethodType(_own, module)

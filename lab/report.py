@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -50,7 +51,8 @@ def write_json(path: Path, results: Mapping[str, object]) -> None:
 
 
 def publish(out: Path | None, results: Mapping[str, object], lines: Sequence[str]) -> None:
-    """Show lines; with `out`, write them to OUT.md, and numbers and their record to OUT.json.
+    """Show lines; with `out`, write them to OUT.md, and numbers and their record to OUT.json, one
+    line an entry: there are thousands.
 
     Raises:
         ValueError: a number that is not finite.
@@ -59,7 +61,10 @@ def publish(out: Path | None, results: Mapping[str, object], lines: Sequence[str
     text = "\n".join(lines)
     log.info("%s", text)
     if out is not None:
-        write_json(Path(f"{out}.json"), {"record": record(), **results})
+        entries = {"record": record(), **results}.items()
+        compact = partial(json.dumps, allow_nan=False, separators=(",", ":"))
+        text_of = ",\n".join(f"{compact(name)}:{compact(value)}" for name, value in entries)
+        write_whole(Path(f"{out}.json"), f"{{{text_of}}}\n")
         write_whole(Path(f"{out}.md"), text + "\n")
         log.info("wrote %s.json and %s.md", out, out)
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..networks.audio_codec import LATENT_FRAMES, AudioCodec, AudioCodecConfig
 from ..networks.checked import quoted, reason_of
 from ..networks.config import TransformerConfig
+from ..networks.picture_track import SIGHT_DTYPE, is_sight
 from ..networks.tensor_parallel import Part
 from ..networks.text_encoder import TextEncoder, TextEncoderConfig
 from ..networks.transcript import TranscriptConfig
@@ -332,8 +333,9 @@ def save_bundle(
     """Write a model file; one that lies at `path` is replaced only when the new one is whole.
 
     Args:
-        dtype: of the matrices of transformer and text encoder. Vectors (norms, biases, statistics)
-            always stay float32: they cost nothing.
+        dtype: of the matrices of transformer and text encoder; those that act for given pictures
+            alone were trained for 8 bits (`picture_track.SIGHT_DTYPE`). Vectors (norms, biases,
+            statistics) always stay float32: they cost nothing.
         codec_dtype: of the codecs' matrices; float16 has three bits more precision than bfloat16,
             which can be seen and heard.
 
@@ -348,8 +350,11 @@ def save_bundle(
     for prefix, module in parts.items():
         matrix_dtype = dtype if prefix in (TRANSFORMER, TEXT) else codec_dtype
         for key, value in module.state_dict().items():
-            kept = value.detach().cpu().to(matrix_dtype if value.ndim > 1 else torch.float32)
-            if not torch.isfinite(kept).all():
+            stored = matrix_dtype if value.ndim > 1 else torch.float32
+            if prefix == TRANSFORMER and value.ndim > 1 and is_sight(key):
+                stored = SIGHT_DTYPE
+            kept = value.detach().cpu().to(stored)
+            if not torch.isfinite(kept.float()).all():
                 raise ValueError(
                     f"{prefix}{key} is not finite as {kept.dtype}; save an earlier checkpoint"
                 )
@@ -485,7 +490,8 @@ def _check_keys(path: Path, parts: Mapping[str, nn.Module], tensors: Mapping[str
     check_shapes(f"the model file {path}", expected, found, REMEDY)
     for key, value in tensors.items():
         # Statistics and norms included; NaN would come out as a black clip, or as none.
-        if value.dtype not in STORED or not torch.isfinite(value).all():
+        fits = value.dtype in STORED or (value.dtype == SIGHT_DTYPE and is_sight(key))
+        if not fits or not torch.isfinite(value.float()).all():
             kind = str(value.dtype).removeprefix("torch.")
             raise TensorFileError(
                 f"the model file {path} has {key} as {kind}, expected finite floating point; "

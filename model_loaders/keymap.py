@@ -39,7 +39,7 @@ _BLOCKS = "transformer_blocks."
 ROTATED = ("attn1", "audio_attn1", "audio_to_video_attn", "video_to_audio_attn")
 _ROTATED = re.compile(
     rf"transformer_blocks\.\d+\.({'|'.join(ROTATED)})\."
-    r"(to_q|to_k|to_q\.few_step\.up|to_k\.few_step\.up|q_norm|k_norm)\.(weight|bias)$"
+    r"(to_[qk](\.(few_step|pictures)\.up)?|q_norm|k_norm)\.(weight|bias)$"
 )
 
 

@@ -133,12 +133,12 @@ def keys_values(
     module: nn.Module,
     context: Tensor,
     heads: int,
-    few_step: Tensor | None = None,
+    factors: Tensor | None = None,
     kernels: Kernels = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """Normalised, unrotated keys and values (b, a, m, d) of a context (b, m, c)."""
-    k = normed_heads(module.k_norm, adapted(module.to_k, context, few_step), heads, kernels)
-    return k, split_heads(adapted(module.to_v, context, few_step), heads)
+    k = normed_heads(module.k_norm, adapted(module.to_k, context, factors), heads, kernels)
+    return k, split_heads(adapted(module.to_v, context, factors), heads)
 
 
 def attend(
@@ -151,7 +151,7 @@ def attend(
     query_rope: RopeTable | None = None,
     mask: Tensor | KeyPattern | None = None,
     kernels: Kernels = PLAIN,
-    few_step: Tensor | None = None,
+    factors: Tensor | None = None,
     q: Tensor | None = None,
 ) -> Tensor:
     """Attend from x (b, n, c) over ready (rotated) keys and values; (b, n, c).
@@ -163,7 +163,7 @@ def attend(
         q: x's queries (b, a, n, d), normalised and rotated, where they are there already.
     """
     if q is None:
-        q = adapted(module.to_q, x, few_step)
+        q = adapted(module.to_q, x, factors)
         q = normed_heads(module.q_norm, q, heads, kernels, query_rope)
     k, v, *others = (x.to(q.dtype) for x in key_values)
     if others:
@@ -175,7 +175,7 @@ def attend(
     gates = getattr(module, "to_gate_logits", None)
     if gates is not None:
         out = kernels.gate_heads(out, gates(x))
-    return adapted(module.to_out[0], rearrange(out, "b a n d -> b n (a d)"), few_step)
+    return adapted(module.to_out[0], rearrange(out, "b a n d -> b n (a d)"), factors)
 
 
 def _in_parts(kernel: AttentionKernel, q: Tensor, *key_values: Tensor) -> Tensor:

@@ -34,6 +34,9 @@ _LATER = frozenset(
         "absolute_positions",
         "opening_blocks",
         "rotated_sinks",
+        "picture_track_hidden",
+        "picture_track_channels",
+        "picture_track_rank",
     }
 )
 
@@ -81,6 +84,11 @@ class TransformerConfig:
     step_size_embedding: bool = False
     # Numbers per audio latent of the timed transcript (`transcript.py`); 0: it is told none.
     transcript_channels: Annotated[int, Field(ge=0, le=65536)] = 0
+    # Widths of what reads given pictures for the sound, and rank of the adapters that listen to it
+    # (`picture_track.py`); 0: the sound is told nothing.
+    picture_track_hidden: Annotated[int, Field(ge=0, le=65536)] = 0
+    picture_track_channels: Annotated[int, Field(ge=0, le=65536)] = 0
+    picture_track_rank: Annotated[int, Field(ge=0, le=1024)] = 0
     # Rank of the adapters that act in few-step mode alone (`few_step.py`); 0: both modes share all.
     few_step_rank: Annotated[int, Field(ge=0, le=1024)] = 0
     # LTX-2.3 (docs/ltx23.md, section 1), by the names in its header: text queries, keys and values
@@ -180,6 +188,11 @@ class TransformerConfig:
                 "transformer config: step_size_embedding is false, expected true beside a "
                 f"few_step_rank of {self.few_step_rank}"
             )
+        names = ("picture_track_hidden", "picture_track_channels", "picture_track_rank")
+        sizes = [getattr(self, name) for name in names]
+        if any(sizes) and not all(sizes):
+            found = ", ".join(f"{name} is {size}" for name, size in zip(names, sizes, strict=True))
+            raise ValueError(f"transformer config: {found}, expected all of them or none")
         for name in ("memory_video_dim", "memory_audio_dim"):
             if self.memory_interval and getattr(self, name) % self.memory_heads:
                 raise ValueError(

@@ -1,6 +1,7 @@
 """Adapters that act in few-step mode alone, so that it cannot harm multi-step mode, its teacher.
 
-b batch, n tokens, c channels, r rank.
+b batch, n tokens, c channels, r rank. Those for given pictures are of the same kind
+(`picture_track.py`).
 Guided velocities are linear in w - 1 (classifier-free guidance, arXiv:2207.12598), so the step size
 has its embedding and guidance has these: y = W x + (w - 1) / 2 * B (A x) where d > 0, and y = W x
 where d = 0, bit for bit. Mutual Forcing (arXiv:2604.25819) shares all parameters between its modes;
@@ -16,9 +17,12 @@ from torch import Tensor, nn
 
 FEW_STEP = ".few_step."
 """What the names of the adapters' parameters have in them, between a layer's and their own."""
+_ADAPTERS = "few_step", "pictures"
+"""A layer's adapters by name, as their factors lie beside each other; `picture_track.py` has the
+second ones."""
 
 
-class FewStepAdapter(nn.Module):
+class Adapter(nn.Module):
     """The product of two thin matrices beside a linear layer; zero at first."""
 
     def __init__(
@@ -36,13 +40,17 @@ class FewStepAdapter(nn.Module):
         nn.init.zeros_(self.up.weight)
 
 
-def adapted(linear: nn.Module, x: Tensor, gate: Tensor | None) -> Tensor:
-    """A linear layer of x (b, n, c) with its adapter, if it has one, times gate (b, n or 1, 1)."""
+def adapted(linear: nn.Module, x: Tensor, factors: Tensor | None) -> Tensor:
+    """A linear layer of x (b, n, c) with its adapters, if it has any, each times its own of the
+    factors (b, n or 1, 1 or 2)."""
     y = linear(x)
-    adapter = getattr(linear, "few_step", None)
-    if gate is None or adapter is None:
+    if factors is None:
         return y
-    return y + gate * adapter.up(adapter.down(x))
+    for name, factor in zip(_ADAPTERS, factors.split(1, dim=-1), strict=False):
+        adapter = getattr(linear, name, None)
+        if adapter is not None:
+            y = y + factor * adapter.up(adapter.down(x))
+    return y
 
 
 def gate_of(guidance: float | Tensor) -> float | Tensor:
@@ -55,7 +63,7 @@ def attach(model: nn.Module, rank: int, operations: object, dtype: object, devic
 
     def beside(linear: nn.Module) -> None:
         channels = linear.in_features, linear.out_features
-        linear.few_step = FewStepAdapter(channels, rank, operations, dtype, device)
+        linear.few_step = Adapter(channels, rank, operations, dtype, device)
 
     for block in model.transformer_blocks:
         for attention in (

@@ -28,8 +28,8 @@ from .memory_branch import Remembered, encoded, of_all_blocks
 from .modulation import TokenModulation
 from .rope import ModalityTables, RopeTable, modality_tables
 from .tensor_parallel import part_of
-from .timestep import GUIDANCE, timestep_embedding
-from .transformer import patch_audio, patch_video, run_layers
+from .timestep import GUIDANCE, seeing, timestep_embedding
+from .transformer import patch_audio, patch_video, run_layers, with_seen
 
 
 class Told(NamedTuple):
@@ -41,6 +41,8 @@ class Told(NamedTuple):
             it; None: none.
         track: timed transcript (b, s, c) of all blocks; None: none.
         guidance: of few-step mode, one for all or (b, 1), for a network that has adapters for it.
+        seen: what given pictures show (b, s, t) of all blocks, told to all of a plain sequence, and
+            beside a history to its noisy copies alone; None: none are given.
         memory: of the stream before it, for every block but the first, to a network with a memory
             branch; None: nothing.
     """
@@ -48,6 +50,7 @@ class Told(NamedTuple):
     text: Text
     later: tuple[Text, Tensor] | None = None
     track: Tensor | None = None
+    seen: Tensor | None = None
     guidance: float | Tensor = GUIDANCE
     memory: tuple[Remembered, ...] | None = None
 
@@ -61,6 +64,20 @@ class Told(NamedTuple):
     def block_track(self, index: int, layout: BlockLayout) -> Tensor | None:
         """Timed transcript (b, s, c) of a block."""
         return None if self.track is None else self.track[:, slice(*layout.audio_span(index))]
+
+    def tracks(self, config: TransformerConfig, copies: int = 0) -> Tensor | None:
+        """All that the sound is told, (b, s, c), or of a clean clip and copies (b (1+r), s, c)."""
+        if self.seen is None:
+            if self.track is None or not copies:
+                return self.track
+            return self.track.repeat_interleave(1 + copies, dim=0)
+        seen = self.seen
+        if not copies:
+            return with_seen(self.track, seen, config)
+        # A history is what a stream has read by itself: its sound is told nothing of its pictures.
+        noisy = with_seen(self.track, seen, config).unsqueeze(1).expand(-1, copies, -1, -1)
+        clean = with_seen(self.track, torch.zeros_like(seen), config).unsqueeze(1)
+        return torch.cat((clean, noisy), dim=1).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -293,6 +310,8 @@ def causal_forward(
     embedding = timestep_embedding(
         model, video_sigma, audio_sigma, step_size, video.dtype, told.guidance
     )
+    if told.seen is not None:
+        embedding = embedding._replace(audio=seeing(embedding.audio))
     run = Pass(
         TokenModulation(model, embedding, video_groups, audio_groups),
         text,
@@ -305,7 +324,7 @@ def causal_forward(
     video_out, audio_out = run_layers(
         model,
         patch_video(model, video_tokens(video)),
-        patch_audio(model, audio, with_sinks=True, track=told.track),
+        patch_audio(model, audio, with_sinks=True, track=told.tracks(config)),
         run,
         recompute=getattr(model, "recompute", False),
     )
@@ -400,6 +419,9 @@ def history_forward(
         like.dtype,
         told.guidance,
     )
+    if told.seen is not None:
+        shown = torch.arange(embedding.audio.own.shape[1], device=like.device) > 0
+        embedding = embedding._replace(audio=seeing(embedding.audio, shown))
     groups = plan.video_group, plan.audio_group
     run = Pass(
         TokenModulation(model, embedding, *groups),
@@ -416,9 +438,7 @@ def history_forward(
         video = patch_video(model, torch.cat((history, current), dim=1))
     if with_audio:
         sequences = torch.cat((clean[1][:, None], noisy[1]), dim=1)
-        track = told.track
-        if track is not None:
-            track = track.repeat_interleave(1 + copies, dim=0)
+        track = told.tracks(config, copies)
         sequences = rearrange(sequences, "b r s c -> (b r) s c")
         tokens = patch_audio(model, sequences, with_sinks=True, track=track)
         tokens = rearrange(tokens, "(b r) n c -> b r n c", r=1 + copies)

@@ -131,7 +131,7 @@ class BlockInput(NamedTuple):
     Attributes:
         video, audio: latents (b, c, f, h, w) and (b, s, c).
         text: keys of its prompt.
-        track: (b, s, c) timed transcript of the audio; None where the network is told none.
+        track: (b, s, c) what the audio is told (`transformer.patch_audio`); None for nothing.
         memory: what a network with a memory branch is told of the stream.
     """
 
@@ -363,7 +363,7 @@ class OpenBlock:
     ) -> tuple[Tensor, Tensor]:
         """Velocity of noisy latents: video (b, c, f, h, w) and audio (b, s, c), same shapes out.
 
-        `track` (b, s, c) is the timed transcript of the audio, `memory` what a network with a
+        `track` (b, s, c) is what the audio is told, `memory` what a network with a
         memory branch is told of the stream. The first pass of a block that `follows` another reads
         that one as well, and its modulation is that of both (`SigmaConstants.after_refresh`).
         """

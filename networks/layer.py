@@ -329,7 +329,7 @@ def _own_heads(
         context = text.context(kind, mod)
         asked.append(Projection(side.text.to_k, context, kind, side.text.k_norm))
         asked.append(Projection(side.text.to_v, context, kind))
-    made = yield from projected(part, mod.few_step, *asked)
+    made = yield from projected(part, mod.factors, *asked)
     return tuple(made[:3]), tuple(made[3:]) or None
 
 
@@ -347,7 +347,7 @@ def _until_meeting(
     hidden = kernels.modulate(x, mod.attn_scale, mod.attn_shift, eps)
     q = text = None
     if part is None:
-        k, v = keys_values(side.own, hidden, side.heads, mod.few_step, kernels)
+        k, v = keys_values(side.own, hidden, side.heads, mod.factors, kernels)
     else:
         (q, k, v), text = yield from _own_heads(part, hidden, side, run.text)
     own = attend(
@@ -359,7 +359,7 @@ def _until_meeting(
         query_rope=side.rope,
         mask=getattr(run.masks, side.modality),
         kernels=kernels,
-        few_step=mod.few_step,
+        factors=mod.factors,
         q=q,
     )
     own = yield from whole_sum(part, own)
@@ -374,7 +374,7 @@ def _until_meeting(
     q = None
     if part is not None:
         asked = Projection(side.text.to_q, hidden, side.modality, side.text.q_norm)
-        (q,) = yield from projected(part, mod.few_step, asked)
+        (q,) = yield from projected(part, mod.factors, asked)
     mask = getattr(run.masks, f"{side.modality}_text")
     from_text = attend(
         side.text,
@@ -384,7 +384,7 @@ def _until_meeting(
         key_values=text,
         mask=mask,
         kernels=kernels,
-        few_step=mod.few_step,
+        factors=mod.factors,
         q=q,
     )
     from_text = yield from whole_sum(part, from_text)
@@ -395,12 +395,12 @@ def _until_meeting(
     x, query, shown = kernels.add_modulate_twice(x, from_text, *cross, eps, gate)
     q = None
     if part is None:
-        k, v = keys_values(side.outgoing, shown, side.cross_heads, mod.few_step, kernels)
+        k, v = keys_values(side.outgoing, shown, side.cross_heads, mod.factors, kernels)
     else:
         incoming, outgoing = side.incoming, side.outgoing
         q, k, v = yield from projected(
             part,
-            mod.few_step,
+            mod.factors,
             Projection(incoming.to_q, query, "crossing", incoming.q_norm, side.cross_rope),
             Projection(outgoing.to_k, shown, "crossing", outgoing.k_norm),
             Projection(outgoing.to_v, shown, "crossing"),
@@ -449,7 +449,7 @@ def _after_meeting(
             query_rope=side.cross_rope,
             mask=getattr(run.masks, side.incoming_name),
             kernels=kernels,
-            few_step=mod.few_step,
+            factors=mod.factors,
             q=meeting.heads,
         )
         other = yield from whole_sum(part, other)
@@ -457,8 +457,8 @@ def _after_meeting(
             meeting.x, mod.cross_gate, other, mod.ff_scale, mod.ff_shift, eps
         )
     net = side.feed_forward.net
-    inner = F.gelu(adapted(net[0].proj, hidden, mod.few_step), approximate="tanh")
-    out = yield from whole_sum(part, adapted(net[2], inner, mod.few_step))
+    inner = F.gelu(adapted(net[0].proj, hidden, mod.factors), approximate="tanh")
+    out = yield from whole_sum(part, adapted(net[2], inner, mod.factors))
     return torch.addcmul(x, mod.ff_gate, out)
 
 

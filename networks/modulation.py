@@ -27,7 +27,8 @@ class ModalityModulation(NamedTuple):
 
     Self-attention and feed-forward are the modality's own; towards the other one it is the query
     once (and gates what comes in) and the key once. The cross-modal ones are None where a modality
-    runs alone. `few_step` (b, n or 1, 1) is the adapters' factor; None where they do not act.
+    runs alone. `factors` (b, n or 1, 1 or 2) are the adapters' factors (`few_step.adapted`); None
+    where none act.
     `text_*` are for the text's queries and what they bring, `prompt_*` (b, 1, c) for the text
     itself; None before LTX-2.3.
     """
@@ -43,7 +44,7 @@ class ModalityModulation(NamedTuple):
     key_scale: Tensor | None = None
     key_shift: Tensor | None = None
     cross_gate: Tensor | None = None
-    few_step: Tensor | None = None
+    factors: Tensor | None = None
     text_scale: Tensor | None = None
     text_shift: Tensor | None = None
     text_gate: Tensor | None = None
@@ -59,7 +60,7 @@ class LayerModulation(NamedTuple):
 
 
 class HeadModulation(NamedTuple):
-    """(scale, shift, few_step) of each modality's head; None for one that is not run."""
+    """(scale, shift, factors) of each modality's head; None for one that is not run."""
 
     video: tuple[Tensor, Tensor, Tensor | None] | None
     audio: tuple[Tensor, Tensor, Tensor | None] | None
@@ -127,7 +128,7 @@ class TokenModulation:
             if embedding is None:
                 return None
             shift, scale = _spread(table, embedding.head[:, :, None], groups)
-            return 1 + scale, shift, _gates(embedding, groups)
+            return 1 + scale, shift, _factors(embedding, groups)
 
         return HeadModulation(
             one(self.model.scale_shift_table, self.embedding.video, self.video_groups),
@@ -158,9 +159,9 @@ def _modality(
     (5, c), where both are run, and the text's (2, c)."""
     rows = _spread(own, embedding.own, groups)
     shift, scale, gate, ff_shift, ff_scale, ff_gate = rows[:6]
-    few_step = _gates(embedding, groups)
+    factors = _factors(embedding, groups)
     alone = ModalityModulation(
-        1 + scale, shift, gate, 1 + ff_scale, ff_shift, ff_gate, few_step=few_step
+        1 + scale, shift, gate, 1 + ff_scale, ff_shift, ff_gate, factors=factors
     )
     if prompt is not None:
         text_shift, text_scale, text_gate = rows[6:]
@@ -181,10 +182,10 @@ def _modality(
     return ModalityModulation(*alone[:6], *query, *key, cross_gate, *alone[11:])
 
 
-def _gates(embedding: ModalityEmbedding, groups: Tensor | None) -> Tensor | None:
-    """The adapters' factor for each token (b, n or 1, 1)."""
-    gates = embedding.few_step
-    return gates if gates is None or groups is None else gates[:, groups]
+def _factors(embedding: ModalityEmbedding, groups: Tensor | None) -> Tensor | None:
+    """The adapters' factors for each token (b, n or 1, 1 or 2)."""
+    factors = embedding.factors
+    return factors if factors is None or groups is None else factors[:, groups]
 
 
 class SharedModulation(NamedTuple):

@@ -62,7 +62,7 @@ _COLUMNS = ("to_out.0", "net.2")
 _NAME = re.compile(
     rf"transformer_blocks\.\d+\.(?P<module>{'|'.join(_KIND_OF)})"
     rf"\.(?P<layer>{'|'.join(map(re.escape, (*_ROWS, *_COLUMNS)))})"
-    r"\.(?P<leaf>weight|bias|few_step\.(?:up|down)\.weight)"
+    r"\.(?P<leaf>weight|bias|(?:few_step|pictures)\.(?:up|down)\.weight)"
 )
 
 
@@ -210,7 +210,7 @@ class Part:
             return None
         rows = found["layer"] in _ROWS
         # A thin matrix of an adapter is whole on the side that the layer's own is.
-        if found["leaf"] == ("few_step.down.weight" if rows else "few_step.up.weight"):
+        if found["leaf"].endswith(".down.weight" if rows else ".up.weight"):
             return None
         kind, axis = _KIND_OF[found["module"]], 0 if rows else 1
         each = shape[axis] // sum(getattr(self.shares, kind))
@@ -375,14 +375,14 @@ def alone(side: Sums[Result]) -> Result:
     raise RuntimeError("a whole network asked for a sum over ranks")
 
 
-def projected(part: Part, few_step: Tensor | None, *asked: Projection) -> Sums[list[Tensor]]:
+def projected(part: Part, factors: Tensor | None, *asked: Projection) -> Sums[list[Tensor]]:
     """Queries, keys and values (b, a, n, d) of a rank's heads, the first two normalised over all
     heads. Values are made while the sums of squares are under way."""
-    normed = [None if one.norm is None else adapted(one.linear, one.x, few_step) for one in asked]
+    normed = [None if one.norm is None else adapted(one.linear, one.x, factors) for one in asked]
     squares = [x.float().square().sum(-1, keepdim=True) for x in normed if x is not None]
     summed = yield squares
     made = [
-        adapted(one.linear, one.x, few_step) if x is None else x
+        adapted(one.linear, one.x, factors) if x is None else x
         for x, one in zip(normed, asked, strict=True)
     ]
     totals = iter(summed())

@@ -97,7 +97,7 @@ class ModalityEmbedding(NamedTuple):
     cross: Tensor  # (b, g, 4, c): scale, shift of A2V, then of V2A
     gate: Tensor  # (b, g, 1, c): gate of what the other modality adds to this one
     head: Tensor  # (b, g, c): for the output head
-    few_step: Tensor | None  # (b, g, 1): factor of few-step mode's adapters; None without any
+    factors: Tensor | None  # (b, g, 1 or 2): factors of the adapters; None where none act
     prompt: Tensor | None = None  # (b, 1, 2, c): shift, scale of the text; None: it has none
 
 
@@ -106,6 +106,15 @@ class TimestepEmbedding(NamedTuple):
 
     video: ModalityEmbedding | None
     audio: ModalityEmbedding | None
+
+
+def seeing(embedding: ModalityEmbedding, shown: Tensor | None = None) -> ModalityEmbedding:
+    """A sound's embedding for pictures that are given: their adapters act as well, in all of its
+    groups or in those that are `shown` (g) them."""
+    ones = torch.ones_like(embedding.own[:, :, 0, :1])
+    few_step = 0 * ones if embedding.factors is None else embedding.factors
+    pictures = ones if shown is None else ones * shown[:, None]
+    return embedding._replace(factors=torch.cat((few_step, pictures), dim=-1))
 
 
 def timestep_embedding(

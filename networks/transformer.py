@@ -21,6 +21,7 @@ from .config import TransformerConfig
 from .few_step import adapted, attach
 from .layer import Pass, Text, TextContexts, TextKeys, run_layer
 from .memory_branch import attach_branch, attach_encoders
+from .picture_track import PictureTrack, attach_sight
 from .tensor_parallel import Part, Projection, part_of, projected
 from .timestep import AdaLNSingle
 
@@ -181,6 +182,9 @@ class CausalAVTransformer(nn.Module):
             self.audio_transcript_proj = TranscriptProjection(
                 config.transcript_channels, audio, operations, dtype, device
             )
+        if config.picture_track_channels:
+            self.picture_track = PictureTrack(config, operations, dtype, device)
+            attach_sight(self, config.picture_track_rank, operations, dtype, device)
         if config.few_step_rank:
             attach(self, config.few_step_rank, operations, dtype, device)
         if config.num_audio_sink_tokens:
@@ -238,9 +242,9 @@ def _head(
     projection: nn.Module, modulation: tuple[Tensor, Tensor, Tensor | None], x: Tensor
 ) -> Tensor:
     """Tokens (b, n, c) to velocity (b, n, channels)."""
-    scale, shift, few_step = modulation
+    scale, shift, factors = modulation
     x = torch.addcmul(shift, F.layer_norm(x, (x.shape[-1],), eps=1e-6), scale)
-    return adapted(projection, x, few_step)
+    return adapted(projection, x, factors)
 
 
 def run_layers(
@@ -293,19 +297,32 @@ def patch_video(model: nn.Module, tokens: Tensor) -> Tensor:
     return model.patchify_proj(tokens)
 
 
+def with_seen(track: Tensor | None, seen: Tensor, config: TransformerConfig) -> Tensor:
+    """A timed transcript (b, n, transcript_channels), or none, and behind it what given pictures
+    show (b, n, t)."""
+    if track is None:
+        track = seen.new_zeros(*seen.shape[:2], config.transcript_channels)
+    return torch.cat((track.to(seen), seen), dim=2)
+
+
 def patch_audio(
     model: nn.Module, tokens: Tensor, with_sinks: bool, track: Tensor | None = None
 ) -> Tensor:
     """Audio latents (b, n, in_channels) to tokens (b, [S+]n, c), sinks in front if asked for.
 
     Args:
-        track: timed transcript of each, (b, n, transcript_channels); None: they are told nothing.
+        track: timed transcript of each, (b, n, transcript_channels), or that and what is seen
+            (`with_seen`); None: they are told nothing.
     """
     tokens = model.audio_patchify_proj(tokens)
     if track is not None:
-        projection = model.audio_transcript_proj
-        hidden = F.silu(projection.linear_1(track.to(tokens)))
-        tokens = tokens + projection.linear_2(hidden)
+        units = model.config.transcript_channels
+        transcript, seen = track[..., :units].to(tokens), track[..., units:].to(tokens)
+        if units:
+            projection = model.audio_transcript_proj
+            tokens = tokens + projection.linear_2(F.silu(projection.linear_1(transcript)))
+        if seen.shape[-1]:
+            tokens = tokens + model.picture_track.proj_out(seen)
     if with_sinks and model.config.num_audio_sink_tokens:
         sinks = model.audio_sink_tokens.to(tokens).expand(tokens.shape[0], -1, -1)
         tokens = torch.cat((sinks, tokens), dim=1)

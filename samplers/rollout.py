@@ -40,6 +40,7 @@ from ..networks.tape import is_plain
 from ..networks.tensor_parallel import part_of
 from ..networks.timestep import GUIDANCE as FEW_STEP_GUIDANCE
 from ..networks.timestep import TimestepEmbedding, timestep_embedding
+from ..networks.transformer import with_seen
 from .clock import Clock
 from .model import StreamModel
 from .noise import NoiseSource, noise_of
@@ -248,7 +249,7 @@ def _acting(embedding: TimestepEmbedding, step_size: float) -> TimestepEmbedding
     """An embedding without what does not act: nothing of few-step mode's does in the other."""
     if step_size:
         return embedding
-    return TimestepEmbedding(*(one._replace(few_step=None) for one in embedding))
+    return TimestepEmbedding(*(one._replace(factors=None) for one in embedding))
 
 
 class _Branch:
@@ -675,11 +676,12 @@ def rollout(
                 state = replace(state, speeches=speeches)
             texts = (prompts.text(state.schedule, state.next_block), first.unguided)
             memory = state.past.told() if config.memory_interval and state.past else None
+            seen = _seen(network, given, opened[0], state, like)
+            told_now = [told(state.next_block, state.next_block) for told in tracks]
+            if seen is not None:
+                told_now = [with_seen(track, seen, config) for track in told_now]
             latents = _denoised(
-                [
-                    (block, text, told(state.next_block, state.next_block))
-                    for block, text, told in zip(opened, texts, tracks, strict=False)
-                ],
+                list(zip(opened, texts, told_now, strict=False)),
                 state,
                 _placed(memory, like),
                 sampler,
@@ -687,6 +689,7 @@ def rollout(
                 source,
                 on_step,
                 kept,
+                seen is not None,
             )
             caches = [block.cache for block in opened]
             if config.keeps_memory:
@@ -744,6 +747,24 @@ def _told(
     return tuple(a.going_on(t, *seconds) for a, t in pairs)
 
 
+def _seen(
+    model: nn.Module, given: Given | None, opened: OpenBlock, state: StreamState, like: Tensor
+) -> Tensor | None:
+    """What the given pictures of the next block show, (b, s, t), told to its sound; None where none
+    are given, or the network is told none."""
+    shown = None if given is None else given.shown(state.next_block)
+    if shown is None or not model.config.picture_track_channels:
+        return None
+    clips, (video, after), before = len(state.settings.seeds), shown, min(state.next_block, 1)
+    block = (like.new_empty(clips, *shape) for shape in (opened.video_shape, opened.audio_shape))
+    given.block(state.next_block).placed(*block)  # refuses those of another size
+    parts = [to_device(video, like).expand(clips, -1, -1, -1, -1)]
+    if before:
+        parts.insert(0, to_device(state.block(state.next_block - 1).video[:, :, -1:], like))
+    video = torch.cat([part.to(like.dtype) for part in parts], dim=2)
+    return model.picture_track(video, opened.audio_shape[0], before, after)
+
+
 def _embedding_at(constants: SigmaConstants, sigma: float, share: float) -> TimestepEmbedding:
     return constants.embedding(share * sigma)
 
@@ -757,6 +778,7 @@ def _denoised(
     noise: NoiseSource,
     on_step: Callable[[Step], None] | None,
     kept: Held | None,
+    sees: bool,
 ) -> BlockLatents:
     """The next block from noise; the first branch is the prompt's, a second the empty prompt's."""
     index, batch = state.next_block, len(state.settings.seeds)
@@ -780,7 +802,8 @@ def _denoised(
             video, audio = kept.placed(video, audio)
             embeddings = constants.embedding(0.0), constants.embedding(*level)
             text_at = partial(_embedding_at, constants, sigma)
-            modulation = kept.modulation(constants.model, *embeddings, video, audio, text_at)
+            latents = video, audio, text_at
+            modulation = kept.modulation(constants.model, *embeddings, *latents, sees=sees)
         noisy = video.to(like.dtype), audio.to(like.dtype)
         velocities = [
             branch.velocity(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..networks.layout import BlockLayout
 from ..networks.modulation import TokenModulation
-from ..networks.timestep import ModalityEmbedding, TimestepEmbedding
+from ..networks.timestep import ModalityEmbedding, TimestepEmbedding, seeing
 from .state import BlockLatents
 
 
@@ -69,6 +69,16 @@ class Given:
         begin, end = (at - offset for at in self.layout.audio_span(index))
         return Held(audio=audio[:, begin:end]) if end <= audio.shape[1] else None
 
+    def shown(self, index: int) -> tuple[Tensor, int] | None:
+        """Pictures of a block with the latent after it, and how many that is: 1, or 0 where nothing
+        more is given; None where the block's pictures are not given."""
+        if self.video is None or self.block(index) is None:
+            return None
+        offset = self.layout.video_latents(self.first)
+        begin, end = (at - offset for at in self.layout.video_span(index))
+        after = int(end < self.video.shape[2])
+        return self.video[:, :, begin : end + after], after
+
 
 class Held(NamedTuple):
     """The latents of a block that are given: its first ones, up to all of them.
@@ -105,8 +115,11 @@ class Held(NamedTuple):
         video: Tensor,
         audio: Tensor,
         text_at: Callable[[float], TimestepEmbedding] | None = None,
+        *,
+        sees: bool = False,
     ) -> TokenModulation:
-        """Of a block with such latents: all but the given ones noisy.
+        """Of a block with such latents: all but the given ones noisy. `sees`: its sound is told
+        what its pictures show.
 
         A network that modulates the text with the noise level has one for all latents, their mean
         (docs/ltx23.md, section 1): `text_at` gives the embedding of a share of the noisy ones'.
@@ -121,6 +134,8 @@ class Held(NamedTuple):
             shares = 1 - frames / video.shape[2], 1 - sounds / audio.shape[1]
             seen = seen._replace(prompt=text_at(shares[0]).video.prompt)
             heard = heard._replace(prompt=text_at(shares[1]).audio.prompt)
+        if sees:
+            heard = seeing(heard)
         return TokenModulation(model, TimestepEmbedding(seen, heard), *groups)
 
 

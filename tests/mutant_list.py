@@ -60,6 +60,18 @@ ADAPTERS = " ".join(
         "adapters_stay_beside_weights_that_are_not_there_as_they_are_multiplied",
     )
 )
+SIGHTS = "networks/test_picture_track.py"
+SIGHT = f"{SIGHTS}::test_it_is_the_same_as_by_hand"
+TOLD_SIGHT = " ".join(
+    f"{SIGHTS}::test_{name}"
+    for name in (
+        "a_stream_that_goes_on_sees_what_it_would_have_seen_without_a_break",
+        "a_stream_is_told_where_pictures_are_given_and_is_the_same_bits_elsewhere",
+        "a_step_of_a_stream_is_the_pass_over_the_clip",
+        "noisy_blocks_are_told_and_their_history_is_not",
+    )
+)
+LEARNED_SIGHT = f"{SIGHTS}::test_what_is_learned_from_sees_no_sound_to_copy"
 TAPE, RANKS = "networks/test_tape.py", "networks/test_tensor_parallel.py"
 TIMES = f"{NETWORK}::test_times_become_128_cosines_and_128_sines"
 MASKS = f"{NETWORK}::test_who_sees_whom_is_equations_3_to_5"
@@ -865,10 +877,55 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
         "networks/few_step.py",
         FEW_STEP,
         [
-            ("y + gate * adapter", "y - gate * adapter"),
-            ("y + gate * adapter", "gate * (y + adapter.up(adapter.down(x))) + 0 * adapter"),
+            ("y + factor * adapter", "y - factor * adapter"),
+            ("y + factor * adapter", "factor * (y + adapter.up(adapter.down(x))) + 0 * adapter"),
             ("return (guidance - 1) / 2", "return guidance - 1"),
             ("return (guidance - 1) / 2", "return guidance / 2"),
+        ],
+    ),
+    (
+        "networks/picture_track.py",
+        SIGHT,
+        [
+            ("1 - before, 1 - after", "1 - after, 1 - before"),
+            ("+ 0.5) * (2 / n) - 1", ") * (2 / n) - 1"),
+            ('meshgrid(down, across, indexing="ij")', 'meshgrid(across, down, indexing="xy")'),
+            (".mean(dim=(2, 3))", ".amax(dim=(2, 3))"),
+            ("(self.frames, self.channels)).flatten", "(self.channels, self.frames)).flatten"),
+            ("return F.gelu(at", "return (at"),
+        ],
+    ),
+    (
+        "networks/timestep.py",
+        f"{SIGHTS}::test_a_layer_has_two_adapters_and_each_its_own_factor",
+        [
+            ("(few_step, pictures), dim=-1", "(pictures, few_step), dim=-1"),
+            ("ones * shown[:, None]", "ones"),
+        ],
+    ),
+    (
+        "samplers/rollout.py",
+        TOLD_SIGHT,
+        [
+            ("                seen is not None,", "                kept is not None,"),
+            ("shown, min(state.next_block, 1)", "shown, 0"),
+            ("opened.audio_shape[0], before, after", "opened.audio_shape[0], after, before"),
+        ],
+    ),
+    (
+        "samplers/start.py",
+        TOLD_SIGHT,
+        [("after = int(end < self.video.shape[2])", "after = 0")],
+    ),
+    (
+        "lab/training/pictures.py",
+        LEARNED_SIGHT,
+        [
+            ("draws.integers(2 * NEAR + 1) - NEAR", "draws.integers(2 * NEAR + 1)"),
+            ("torch.where(kind < ends[0]", "torch.where(kind > ends[0]"),
+            ("shifted, shifted, audio.roll(1, 0), begun", "shifted, audio, audio, begun"),
+            ("Pair(torch.zeros_like(audio), audio)", "Pair(audio, audio)"),
+            ("caption_dropout, draws, 1.0)", "caption_dropout, draws, 0.0)"),
         ],
     ),
     (
@@ -969,9 +1026,10 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
             ("and self.rank and _is_added_once", "and _is_added_once"),
             ('found["leaf"] == "bias" and found["layer"] in _COLUMNS', "False"),
             (
-                '"few_step.down.weight" if rows else "few_step.up',
-                '"few_step.up.weight" if rows else "few_step.down',
+                '".down.weight" if rows else ".up.weight"',
+                '".up.weight" if rows else ".down.weight"',
             ),
+            ("(?:few_step|pictures)", "(?:few_step)"),
             ("squares / (heads * dim)", "squares / made.shape[-1]"),
             ("* factor * asked.norm.weight.float()", "* factor"),
             (

@@ -70,7 +70,7 @@ def tiny_parts(
         for name, parameter in parts[0].named_parameters():
             if "table" in name:
                 parameter.normal_(0, 0.3)
-            elif ".few_step.up" in name:
+            elif name.endswith((".few_step.up.weight", ".pictures.up.weight")):
                 parameter.normal_(0, 0.1)
         # Untrained heads are nearly silent and pictures too bright: neither should be clipped.
         parts[3].heads.weight.mul_(3)

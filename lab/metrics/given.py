@@ -38,6 +38,7 @@ _SHOWN = {
     "attributes": ("attributes",),
     "kind": ("kind",),
 }
+_WORST = "worst kind of scene, ms"
 
 
 def given_of(bundle: Bundle, clips: Sequence[PromptedClip], what: str) -> Given | None:
@@ -92,15 +93,27 @@ def made(
     return clips
 
 
+def measured(bundle: Bundle, clips: Sequence[PromptedClip]) -> Table:
+    """A row's numbers, those of every kind of scene by itself under "kinds"."""
+    judged = [judge(clip, bundle.clock) for clip in clips]
+    kinds = sorted({one.clip.prompt.scene.kind for one in judged})
+    by_kind = {k: summary([j for j in judged if j.clip.prompt.scene.kind == k]) for k in kinds}
+    return summary(judged) | {"kinds": by_kind}
+
+
 def shown(row: Table) -> list[str]:
-    """A row's numbers."""
+    """A row's numbers, and the kind whose hits are furthest off."""
     cells = []
     for path in _SHOWN.values():
         value: object = row
         for key in path:
             value = value[key]
         cells.append(said(value, 3))
-    return cells
+    key = _SHOWN["median offset, ms"][1]
+    found = {kind: one["hits"][key] for kind, one in row["kinds"].items()}
+    off = {kind: value for kind, value in found.items() if value is not None}
+    worst = max(off, key=off.get, default=None)
+    return [*cells, "-" if worst is None else f"{worst} {said(off[worst], 3)}"]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -121,12 +134,12 @@ def work(args: argparse.Namespace) -> int:
     bundle = load_bundle(args.model, device=args.device)
     prompts = held_out(args.prompts)
     floor = [through_codecs(bundle, true_clip(one, args.seconds)) for one in prompts]
-    rows = {"true clips through the codecs": summary([judge(c, bundle.clock) for c in floor])}
+    rows = {"true clips through the codecs": measured(bundle, floor)}
     for sampler in (sampler_settings("few"), sampler_settings("multi", args.steps)):
         for what in (NOTHING, SOUND, PICTURES):
             clips = made(bundle, prompts, args.seed, args.seconds, sampler, what)
             name = f"{sampler.mode} {sampler.steps}, {what} given"
-            rows[name] = summary([judge(clip, bundle.clock) for clip in clips])
+            rows[name] = measured(bundle, clips)
     results = {
         "model": {"file": args.model.name, "id": bundle.model_id},
         "settings": {
@@ -137,7 +150,8 @@ def work(args: argparse.Namespace) -> int:
         },
         "rows": rows,
     }
-    publish(args.out, results, table(["", *_SHOWN], [[n, *shown(row)] for n, row in rows.items()]))
+    cells = [[name, *shown(row)] for name, row in rows.items()]
+    publish(args.out, results, table(["", *_SHOWN, _WORST], cells))
     # What is given must not go worse together than what is made together.
     few = {what: rows[f"few 4, {what} given"]["mouth"]["correlation"] for what in (NOTHING, SOUND)}
     return int(args.check and not (few[SOUND] or 0) >= (few[NOTHING] or 0))

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ...networks.picture_track import SIGHT_DTYPE, is_sight
 from ...samplers.rollout import Method, Mode
 from .causal_ode import ode_loss
 from .data import Asked, Batch
@@ -32,13 +33,14 @@ from .mutual_forcing import (
 from .optimiser import MasterWeights
 from .pair import block_count
 from .parallel import Processes
+from .pictures import HISTORIES, sound_of_pictures, sound_read
 from .self_forcing import Rollout, exit_rollout, rollout_matching, whole_rollout
 from .system import Parts, only_few_step, twin, without_some
 
 Logged = dict[str, Tensor]
 TAUGHT = ("bidirectional_dmd", "causal_ode", "self_forcing")
 """OmniForcing's three stages; each has another network for a teacher."""
-STAGES = ("unimodal", "joint", "mutual", "bidirectional", *TAUGHT)
+STAGES = ("unimodal", "joint", "mutual", "reading", "pictures", "bidirectional", *TAUGHT)
 
 
 class Stage(Protocol):
@@ -133,6 +135,69 @@ class FlowStage:
         (found.video + found.audio).backward()
         norm = self.weights.step(rate)
         return {"video": found.video.detach(), "audio": found.audio.detach(), "gradient": norm}
+
+    def state_dict(self) -> dict[str, object]:
+        """Nothing beyond the weights."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Inverse of `state_dict`."""
+
+
+class PictureStage:
+    """What acts for given pictures alone; every other stream stays as it is, bit for bit. The track
+    learns to read first (stage "reading"), then with the adapters for the sound ("pictures").
+
+    It learns with its matrices rounded to the 8 bits that they are shipped in.
+    """
+
+    mode: Mode | None = None
+    method: Method = "euler"
+
+    def __init__(
+        self, system: Parts, trained: Trained, recipe: Mapping[str, object], reads: bool
+    ) -> None:
+        if not system.transformer.config.picture_track_channels:
+            raise ValueError(
+                "the network has no picture track, expected picture_track_channels, _hidden and "
+                "_rank under 'transformer' in the config (configs/pictures.json)"
+            )
+        if trained.processes.world > 1:
+            raise ValueError(
+                f"found {trained.processes.world} processes, expected one for what given pictures "
+                "are read with: split weights can't be rounded for a step, and its histories take "
+                "sounds from all over the batch"
+            )
+        self.system, self.reads = system, reads
+        for name, parameter in system.named_parameters():
+            parameter.requires_grad_(is_sight(name))
+        self.rounded = [p for p in system.parameters() if p.requires_grad and p.ndim > 1]
+        # Like few-step mode's adapters it computes as the layers do that it speaks to.
+        dtype = system.transformer.proj_out.weight.dtype
+        self.weights = replace(trained, dtype=dtype).weights(system)
+        names = ("sigma_mean", "sigma_spread", "caption_dropout", "histories")
+        self.settings = {} if reads else {name: recipe[name] for name in names}
+        unknown = sorted(set(self.settings.get("histories", ())) - set(HISTORIES))
+        if unknown:
+            raise ValueError(
+                f"histories has {', '.join(unknown)}, expected shares of {', '.join(HISTORIES)}"
+            )
+
+    def step(self, batch: Batch, draws: Draws, number: int, progress: float, rate: float) -> Logged:
+        """One update."""
+        exact = [p.detach().clone() for p in self.rounded]
+        for p, value in zip(self.rounded, exact, strict=True):
+            p.data.copy_(value.to(SIGHT_DTYPE))
+        args = self.system, batch
+        if self.reads:
+            loss = self.system(sound_read, *args)
+        else:
+            loss = self.system(lambda: sound_of_pictures(*args, draws, **self.settings))
+        loss.backward()
+        for p, value in zip(self.rounded, exact, strict=True):
+            p.data.copy_(value)
+        norm = self.weights.step(rate)
+        return {"audio": loss.detach(), "gradient": norm}
 
     def state_dict(self) -> dict[str, object]:
         """Nothing beyond the weights."""
@@ -356,6 +421,8 @@ def build_stage(
             f"the network keeps a memory and the stage is {stage}, expected stage mutual with the "
             "network as its own teacher: nothing else trains a memory"
         )
+    if stage in ("reading", "pictures"):
+        return PictureStage(system, trained, settings["recipe"], stage == "reading")
     if stage not in ("mutual", *TAUGHT):
         return FlowStage(system, trained, settings["recipe"], stage)
     values = dict(settings["mutual"])

@@ -201,8 +201,10 @@ def initialise(system: System, seed: int) -> None:
             attention.to_out[0].weight.mul_(0.1)
     if model.config.transcript_channels:
         nn.init.zeros_(model.audio_transcript_proj.linear_2.weight)
+    if model.config.picture_track_channels:
+        nn.init.zeros_(model.picture_track.proj_out.weight)
     for name, module in model.named_modules():
-        if name.endswith(".few_step"):
+        if name.endswith((".few_step", ".pictures")):
             nn.init.zeros_(module.up.weight)
         if name.endswith(("_memory_attn.to_out", "_color_film.net.2")):
             nn.init.zeros_(module.weight)

@@ -59,7 +59,7 @@ from .system import (
 logger = logging.getLogger("mutualforcing")
 CONFIGS = Path(__file__).parent / "configs"
 SAVE_SECONDS = 120
-DROPPED = (".few_step.", ".audio_sink_tokens")
+DROPPED = (".few_step.", ".audio_sink_tokens", ".picture_track.", ".pictures.")
 ADDITIONS = (".audio_transcript_proj.", *DROPPED)
 
 

@@ -67,7 +67,7 @@ def test_adapters_become_part_of_the_weights_of_what_is_hosted() -> None:
     twin = folded(hosted, 2.0, torch.empty(0))
     x = torch.randn(1, 3, ours.config.video_dim)
     ours, theirs = (one.transformer_blocks[1].attn1 for one in (hosted, twin))
-    assert torch.allclose(theirs.to_q(x), adapted(ours.to_q, x, torch.tensor(0.5)), atol=1e-6)
+    assert torch.allclose(theirs.to_q(x), adapted(ours.to_q, x, torch.tensor([0.5])), atol=1e-6)
     assert theirs.q_norm.weight_for(x) is ours.q_norm.weight_for(x)
 
 

@@ -116,7 +116,7 @@ def test_passes_of_few_step_mode_alone_have_the_adapters_in_their_weights() -> N
             SigmaConstants(model, video, guidance, network).at(SIGMA, STEP)
             for network in (None, twin)
         )
-        assert within.network is twin and within.layers[0].video.few_step is None
+        assert within.network is twin and within.layers[0].video.factors is None
         pairs = zip(
             opened.velocity(*noisy, text, within),
             opened.velocity(*noisy, text, apart),

@@ -274,7 +274,7 @@ def test_few_step_adapters_act_by_half_of_guidance_above_one() -> None:
     for guidance, factor in ((1.0, 0.0), (3.0, 1.0), (4.0, 1.5)):
         made = timestep_embedding(model, levels, levels, steps, torch.float32, guidance)
         for modality in made:
-            assert modality.few_step.flatten().tolist() == [0.0, factor]
+            assert modality.factors.flatten().tolist() == [0.0, factor]
     linear, x = model.transformer_blocks[0].attn1.to_k, torch.linspace(-1, 1, 32)[None, None]
     thin = linear.few_step
     with torch.no_grad():

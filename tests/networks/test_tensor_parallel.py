@@ -15,7 +15,9 @@ import torch
 from mutual_forcing.networks import tensor_parallel
 from mutual_forcing.networks.kept_keys import BlockKeys
 from mutual_forcing.networks.kv_cache import OpenBlock, RollingCache
+from mutual_forcing.networks.modulation import TokenModulation
 from mutual_forcing.networks.tensor_parallel import Part, Shares
+from mutual_forcing.networks.timestep import seeing
 from mutual_forcing.networks.transformer import CausalAVTransformer, text_keys
 from mutual_forcing.samplers.rollout import SigmaConstants
 from mutual_forcing.tests.networks.test_networks import close
@@ -74,7 +76,11 @@ def two_blocks(model: CausalAVTransformer) -> Found:
     with torch.no_grad():
         text = text_keys(model, *(drawn(1, 5, width) for width in widths))
         constants = SigmaConstants(model, like, 2.0)
-        noisy, clean = constants.at(0.6, 0.25 if config.few_step_rank else 0.0), constants.at(0.0)
+        level, clean = (0.6, 0.25 if config.few_step_rank else 0.0), constants.at(0.0)
+        noisy = constants.at(*level)
+        if config.picture_track_rank:
+            told = constants.embedding(*level)
+            noisy = TokenModulation(model, told._replace(audio=seeing(told.audio)))
         cache, found = RollingCache(2), ()
         for _ in range(2):
             opened = OpenBlock(model, cache, 2, 3, like)
@@ -84,7 +90,14 @@ def two_blocks(model: CausalAVTransformer) -> Found:
     return found, cache.blocks[0]
 
 
-@pytest.mark.parametrize("changes", [{"few_step_rank": 2}, LATER], ids=("LTX-2", "LTX-2.3"))
+SEEING = {"picture_track_hidden": 4, "picture_track_channels": 2, "picture_track_rank": 2}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"few_step_rank": 2}, {"few_step_rank": 2, **SEEING}, LATER],
+    ids=("LTX-2", "given pictures", "LTX-2.3"),
+)
 def test_two_ranks_make_what_one_network_makes(
     changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
