@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from typing import NamedTuple
 
+import torch
 from comfy_api.latest import io
 
 from ..host import kept_runs
@@ -333,6 +335,8 @@ def read(
     prompt = model.schedule_of(positive, negative, encode, guided=guided)
     start = plan.start if plan else None
     coming = given and given_of(given["samples"], state.layout, state.next_block, model.audio_bins)
+    if coming is not None:
+        remarks += _followed(coming, model, state, blocks)
     path = Execution.named(str(execution))
     remarks += remarks_on(positive)
     latents = {"start": start and start.latents, "given": given and given["samples"]}
@@ -352,6 +356,30 @@ def read(
     settled = model, prompt, state, sampler, blocks, start, coming, path, asked
     decoder, glimpse = (shown, None) if vaes is None else (decoder, shown)
     return Request(*settled, decoder, glimpse, tuple(remarks), encode)
+
+
+def _followed(
+    coming: Given, model: StreamModel, state: StreamState, blocks: int | None
+) -> Iterator[str]:
+    """What is to be said of a given modality that ends before the clip does.
+
+    Raises:
+        ValueError: it does not fit the stream.
+    """
+    config, settings, clock = model.transformer.config, state.settings, model.clock
+    first, grid = coming.first, (settings.height, settings.width)
+    video = torch.empty(len(settings.seeds), config.in_channels, 9, *grid, device="meta")
+    audio = torch.empty(len(settings.seeds), 99, config.audio_in_channels, device="meta")
+    coming.block(first).placed(video, audio)
+    end = next(block for block in count(first) if coming.block(block) is None)
+    if blocks is not None and end < first + blocks:
+        rule = ""
+        if coming.video is not None:
+            rule = f" (pictures need {float(clock.fps):g} for each second, and one more)"
+        yield (
+            f"what is given is followed up to second {clock.time_of(end):g} of "
+            f"{clock.time_of(first + blocks):g}{rule}; after that both are made"
+        )
 
 
 def check_frames(clock: Clock, state: StreamState, first: int, blocks: int) -> None:

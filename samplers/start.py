@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..networks.layout import BlockLayout
 from ..networks.modulation import TokenModulation
 from ..networks.timestep import ModalityEmbedding, TimestepEmbedding, seeing
+from ..networks.video_codec import SPACE_STRIDE, TIME_STRIDE
 from .state import BlockLatents
 
 
@@ -153,13 +154,24 @@ def _level(
 def _check(what: str, given: Tensor, block: Tensor, time: int) -> None:
     """Refuse given latents that don't fit a block's, `time` being the dimension of time."""
     found, expected = (tuple(x.shape[:time][1:] + x.shape[time + 1 :]) for x in (given, block))
-    one_each = len(given) in (1, len(block))
-    if found != expected or given.shape[time] > block.shape[time] or not one_each:
+    if len(given) not in (1, len(block)):
         raise ValueError(
-            f"the given {what} have latents of shape {tuple(given.shape)}, and the block takes up "
-            f"to {block.shape[time]} of {tuple(block.shape)}: encode one picture, or a clip or its "
-            "sound, with this model's VAE and at the stream's size"
+            f"the given {what} are those of {len(given)} clips, and the stream has {len(block)}: "
+            "give one for all, or one each"
         )
+    if found == expected and given.shape[time] <= block.shape[time]:
+        return
+    if what == "pictures" and found[0] == expected[0] and found[1:] != expected[1:]:
+        sizes = [f"{w * SPACE_STRIDE} x {h * SPACE_STRIDE}" for h, w in (found[1:], expected[1:])]
+        raise ValueError(
+            f"the given pictures are {sizes[0]} pixels, and the stream's {sizes[1]}: scale them, "
+            "or set width and height in the stream's settings"
+        )
+    raise ValueError(
+        f"the given {what} have latents of shape {tuple(given.shape)}, and the block takes up to "
+        f"{block.shape[time]} of {tuple(block.shape)}: encode one picture, or a clip or its sound, "
+        "with this model's VAE"
+    )
 
 
 def held(start: Start | None, given: Given | None, block: int) -> Held | None:
@@ -183,8 +195,13 @@ def given_of(
         audio_bins: q; None for any. Still pictures' latents have four dimensions too.
 
     Raises:
-        ValueError: no such latent, or less than a block.
+        ValueError: no such latent, or less than a second.
     """
+    if getattr(samples, "is_nested", False):  # ComfyUI's latent of both
+        raise ValueError(
+            "the given latent holds pictures and sound, expected one of them: put "
+            "LTXVSeparateAVLatent before it"
+        )
     is_video = samples.ndim == 5
     if not is_video and (samples.ndim != 4 or audio_bins not in (None, samples.shape[3])):
         raise ValueError(
@@ -194,11 +211,19 @@ def given_of(
     if first:
         samples = samples[:, :, 1:]
     spans, have = (layout.video_latents, layout.audio_latents)[not is_video], samples.shape[2]
-    needed = spans(first + 1) - spans(first)
+    # A prefix of one latent is no second yet.
+    needed = spans(first + 1 if first or spans(1) > 1 else 2) - spans(first)
     if have < needed:
+        alone = int(first > 0)  # the one that was left out
+        lengths = [n + alone for n in (have, needed)]
+        kind, unit = "sound", "latents"
+        if is_video:
+            kind, unit = "pictures", "frames"
+            lengths = [1 + TIME_STRIDE * (n - 1) for n in lengths]
         raise ValueError(
-            f"the given {'pictures' if is_video else 'sound'} has {have} latents, expected at "
-            f"least {needed} for a block of a second: give a longer clip"
+            f"of the given {kind} {lengths[0]} {unit} can be used, expected at least {lengths[1]}, "
+            "a second and one more: give a longer clip (a picture to begin with is 'start' in "
+            "Stream Settings)"
         )
     samples = samples.float().cpu()
     if is_video:

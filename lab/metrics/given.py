@@ -98,7 +98,8 @@ def measured(bundle: Bundle, clips: Sequence[PromptedClip]) -> Table:
     judged = [judge(clip, bundle.clock) for clip in clips]
     kinds = sorted({one.clip.prompt.scene.kind for one in judged})
     by_kind = {k: summary([j for j in judged if j.clip.prompt.scene.kind == k]) for k in kinds}
-    return summary(judged) | {"kinds": by_kind}
+    kept = ("clips", "attributes", "kind", "hits", "mouth")
+    return summary(judged) | {"kinds": {k: {x: v[x] for x in kept} for k, v in by_kind.items()}}
 
 
 def shown(row: Table) -> list[str]:

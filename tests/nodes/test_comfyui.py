@@ -24,6 +24,7 @@ from mutual_forcing.samplers.schedule import written
 from mutual_forcing.samplers.state import StreamState
 from mutual_forcing.samplers.state_file import load_state
 from mutual_forcing.tests.comfyui_prompts import (
+    LIVE,
     cached_nodes,
     endings,
     frames_of,
@@ -348,6 +349,40 @@ def test_a_clip_goes_on_in_takes_to_a_given_sound_and_is_one_video_again(
     second, first = (np.abs(takes[:24, :, at : at + 64] - whole[49:]).mean() for at in (64, 0))
     assert 2 * second < first
     assert np.abs(span - whole[25:49]).mean() < 2 * second
+
+
+def test_given_pictures_that_end_early_or_do_not_fit_are_said(
+    server: Server, schemas: dict
+) -> None:
+    prompt = prompt_of("1_text_to_clip.json", schemas)
+    (key,) = [key for key, node in prompt.items() if node["class_type"] == "MF_GenerateClip"]
+    (saving,) = [key for key, node in prompt.items() if node["class_type"] == "SaveVideo"]
+    first = prompt[key]["inputs"]
+    model = first["model"]
+    first["seconds"] = 2
+    again = first | {"given": ["80", 0], "seconds": 4}
+    prompt |= {
+        "80": {"class_type": "VAEEncode", "inputs": {"pixels": [key, 1], "vae": [model[0], 2]}},
+        "81": {"class_type": "MF_GenerateClip", "inputs": again},
+    }
+    prompt[saving]["inputs"]["video"] = ["81", 0]
+    answer = server.post("/prompt", {"prompt": prompt})
+    server.finished(answer["prompt_id"])
+    runs = server.get(LIVE)
+    words = "\n".join(word for run in runs if run["node_id"] == "81" for word in run["words"])
+    assert "is given is followed up to second 2 of 4 (pictures need 24 for each second" in words
+
+    sound = {"audio": [key, 2], "vae": [model[0], 3]}
+    both = {"video_latent": ["80", 0], "audio_latent": ["83", 0]}
+    prompt["83"] = {"class_type": "VAEEncodeAudio", "inputs": sound}
+    prompt["84"] = {"class_type": "LTXVConcatAVLatent", "inputs": both}
+    large = {"image": [key, 1], "upscale_method": "area", "width": 96, "height": 96}
+    prompt["85"] = {"class_type": "ImageScale", "inputs": large | {"crop": "disabled"}}
+    encoded = {"pixels": ["85", 0], "vae": [model[0], 2]}
+    prompt["86"] = {"class_type": "VAEEncode", "inputs": encoded}
+    for given, said in (("84", "holds pictures and sound"), ("86", "are 96 x 96 pixels, and the")):
+        prompt["81"]["inputs"]["given"] = [given, 0]
+        assert said in refusal(server, prompt)
 
 
 def test_a_clip_is_plotted_alike_from_its_file_and_from_frames_and_sound(

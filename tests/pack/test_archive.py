@@ -120,4 +120,4 @@ def test_nothing_in_it_names_what_is_left_out(archive: Path) -> None:
 def test_it_is_small() -> None:
     sizes = {path: (ROOT / path).stat().st_size for path in archived()}
     models = sum(size for path, size in sizes.items() if path.startswith("models/"))
-    assert models < 26e6 and sum(sizes.values()) - models < 10e6
+    assert models < 25e6 and sum(sizes.values()) - models < 10e6

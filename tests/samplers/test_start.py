@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from einops import rearrange
@@ -120,8 +122,20 @@ def test_one_modality_is_given_from_any_block_on_and_the_other_goes_with_it(
     more = rolled(free[-1][1], given=given_of(seen, layout, 3))
     found = torch.cat([block.video for block, _ in more[:2]], dim=2)
     assert torch.equal(found, seen[:, :, 1:].expand(2, -1, -1, -1, -1))
-    with pytest.raises(ValueError, match="give a longer clip"):
-        given_of(seen[:, :, :2], layout, 3)
+    for frames, expected in ((2, "9 frames can be used, expected at least 25"), (3, "17 frames")):
+        for first in (0, 3):
+            with pytest.raises(ValueError, match=expected):
+                given_of(seen[:, :, :frames], layout, first)
+    with pytest.raises(ValueError, match="sound 25 latents can be used, expected at least 26, a"):
+        given_of(sound[:, :, :25], layout, 0)
+    with pytest.raises(ValueError, match="pictures and sound, expected one of them"):
+        given_of(SimpleNamespace(is_nested=True, ndim=5), layout, 0)
+    with pytest.raises(
+        ValueError, match=r"given pictures are 96 x 64 pixels, and the stream's 64 x"
+    ):
+        rolled(bundle.begin(), given=given_of(seen.repeat(1, 1, 1, 1, 2)[..., :3], layout, 0))
+    with pytest.raises(ValueError, match="are those of 3 clips, and the stream has 2: give one"):
+        rolled(bundle.begin((1, 2)), given=given_of(seen.repeat(3, 1, 1, 1, 1), layout, 0))
     with pytest.raises(ValueError, match="expected pictures"):
         given_of(torch.zeros(1, 4, 32, 8), layout, 0, audio_bins=1)  # a still picture's
     with pytest.raises(ValueError, match="encode one picture"):
@@ -143,8 +157,13 @@ def test_a_given_latent_in_the_papers_layout_is_the_whole_prefix(bundle: Bundle)
 
 
 def test_a_start_of_another_kind_is_refused(bundle: Bundle) -> None:
-    for shape in ((3, 1, 2, 2), (SHAPE[0], 5, 2, 2), (SHAPE[0], 1, 2, 3)):
-        with pytest.raises(ValueError, match="encode one picture"):
+    sizes = "are 96 x 64 pixels, and the stream's 64 x 64: scale"
+    for shape, said in (
+        ((3, 1, 2, 2), "encode one picture"),
+        ((SHAPE[0], 5, 2, 2), "encode one picture"),
+        ((SHAPE[0], 1, 2, 3), sizes),
+    ):
+        with pytest.raises(ValueError, match=said):
             stream(bundle, Start(torch.zeros(1, *shape)), 1)
 
 

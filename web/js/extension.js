@@ -10,6 +10,7 @@ import { learn } from "./words.js";
 
 const EVENT = "mutual_forcing.run"; // host/page.py
 const WIDGET = "mutual_forcing_player";
+const PLAYED = ["MF_GenerateClip", "MF_SampleChunk"];
 const HEIGHT = 300;
 const LINES_HEIGHT = 150; // for six prompts
 
@@ -33,7 +34,7 @@ function show(status) {
   runs.set(`${status.workflow} ${status.node_id}`, status);
   const here = rootGraph()?.id;
   if (status.workflow && here && status.workflow !== here) return; // another tab's
-  if (!nodeOf(status.node_id)?.comfyClass?.startsWith("MF_")) return;
+  if (!PLAYED.includes(nodeOf(status.node_id)?.comfyClass)) return;
   // Of a subgraph the outermost node is what an artist sees.
   playerOf(nodeOf(status.node_id.split(":")[0])).show(status);
 }
