@@ -52,7 +52,7 @@ def write_json(path: Path, results: Mapping[str, object]) -> None:
 
 def publish(out: Path | None, results: Mapping[str, object], lines: Sequence[str]) -> None:
     """Show lines; with `out`, write them to OUT.md, and numbers and their record to OUT.json, in
-    six figures and one line an entry: there are thousands.
+    eight figures and one line an entry: there are thousands.
 
     Raises:
         ValueError: a number that is not finite.
@@ -61,7 +61,7 @@ def publish(out: Path | None, results: Mapping[str, object], lines: Sequence[str
     text = "\n".join(lines)
     log.info("%s", text)
     if out is not None:
-        entries = {"record": record(), **_in_six_figures(results)}.items()
+        entries = {"record": record(), **_in_eight_figures(results)}.items()
         compact = partial(json.dumps, allow_nan=False, separators=(",", ":"))
         text_of = ",\n".join(f"{compact(name)}:{compact(value)}" for name, value in entries)
         write_whole(Path(f"{out}.json"), f"{{{text_of}}}\n")
@@ -69,12 +69,12 @@ def publish(out: Path | None, results: Mapping[str, object], lines: Sequence[str
         log.info("wrote %s.json and %s.md", out, out)
 
 
-def _in_six_figures(value: object) -> object:
+def _in_eight_figures(value: object) -> object:
     if isinstance(value, Mapping):
-        return {key: _in_six_figures(one) for key, one in value.items()}
+        return {key: _in_eight_figures(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_in_six_figures(one) for one in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+        return [_in_eight_figures(one) for one in value]
+    return float(f"{value:.8g}") if isinstance(value, float) else value
 
 
 def record() -> dict[str, str | int]:

@@ -8,7 +8,6 @@ from functools import partial
 from itertools import count
 from typing import NamedTuple
 
-import torch
 from comfy_api.latest import io
 
 from ..host import kept_runs
@@ -366,11 +365,17 @@ def _followed(
     Raises:
         ValueError: it does not fit the stream.
     """
-    config, settings, clock = model.transformer.config, state.settings, model.clock
-    first, grid = coming.first, (settings.height, settings.width)
-    video = torch.empty(len(settings.seeds), config.in_channels, 9, *grid, device="meta")
-    audio = torch.empty(len(settings.seeds), 99, config.audio_in_channels, device="meta")
-    coming.block(first).placed(video, audio)
+    config, settings, clock, first = (
+        model.transformer.config,
+        state.settings,
+        model.clock,
+        coming.first,
+    )
+    channels, grid = (
+        (config.in_channels, config.audio_in_channels),
+        (settings.height, settings.width),
+    )
+    coming.check(len(settings.seeds), channels, grid)
     end = next(block for block in count(first) if coming.block(block) is None)
     if blocks is not None and end < first + blocks:
         rule = ""

@@ -70,6 +70,18 @@ class Given:
         begin, end = (at - offset for at in self.layout.audio_span(index))
         return Held(audio=audio[:, begin:end]) if end <= audio.shape[1] else None
 
+    def check(self, clips: int, channels: tuple[int, int], grid: tuple[int, int]) -> None:
+        """Refuse what a stream of so many clips, channels (video, audio) and this grid can't take.
+
+        Raises:
+            ValueError: saying what was found.
+        """
+        spans = self.layout.video_span(self.first), self.layout.audio_span(self.first)
+        frames, sounds = (end - begin for begin, end in spans)
+        video = torch.empty(clips, channels[0], frames, *grid, device="meta")
+        audio = torch.empty(clips, sounds, channels[1], device="meta")
+        self.block(self.first).placed(video, audio)
+
     def shown(self, index: int) -> tuple[Tensor, int] | None:
         """Pictures of a block with the latent after it, and how many that is: 1, or 0 where nothing
         more is given; None where the block's pictures are not given."""
