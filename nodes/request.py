@@ -365,17 +365,10 @@ def _followed(
     Raises:
         ValueError: it does not fit the stream.
     """
-    config, settings, clock, first = (
-        model.transformer.config,
-        state.settings,
-        model.clock,
-        coming.first,
-    )
-    channels, grid = (
-        (config.in_channels, config.audio_in_channels),
-        (settings.height, settings.width),
-    )
-    coming.check(len(settings.seeds), channels, grid)
+    config, settings = model.transformer.config, state.settings
+    channels = config.in_channels, config.audio_in_channels
+    coming.check(len(settings.seeds), channels, (settings.height, settings.width))
+    clock, first = model.clock, coming.first
     end = next(block for block in count(first) if coming.block(block) is None)
     if blocks is not None and end < first + blocks:
         rule = ""
