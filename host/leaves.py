@@ -12,6 +12,8 @@ from types import MethodType
 
 from torch import nn
 
+from ..networks.few_step import ADAPTERS
+
 
 def _own(
     self: nn.Module, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -23,5 +25,5 @@ def _own(
 def adapted_layers_are_leaves(model: nn.Module) -> None:
     """Layers with adapters name their own parameters alone; all are still found from the top."""
     for module in model.modules():
-        if hasattr(module, "few_step") or hasattr(module, "pictures"):
+        if any(hasattr(module, name) for name in ADAPTERS):
             module.named_parameters = MethodType(_own, module)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 FEW_STEP = ".few_step."
 """What the names of the adapters' parameters have in them, between a layer's and their own."""
-_ADAPTERS = "few_step", "pictures"
+ADAPTERS = "few_step", "pictures"
 """A layer's adapters by name, as their factors lie beside each other; `picture_track.py` has the
 second ones."""
 
@@ -46,7 +46,7 @@ def adapted(linear: nn.Module, x: Tensor, factors: Tensor | None) -> Tensor:
     y = linear(x)
     if factors is None:
         return y
-    for name, factor in zip(_ADAPTERS, factors.split(1, dim=-1), strict=False):
+    for name, factor in zip(ADAPTERS, factors.split(1, dim=-1), strict=False):
         adapter = getattr(linear, name, None)
         if adapter is not None:
             y = y + factor * adapter.up(adapter.down(x))

@@ -335,7 +335,7 @@ def read(
     start = plan.start if plan else None
     coming = given and given_of(given["samples"], state.layout, state.next_block, model.audio_bins)
     if coming is not None:
-        remarks += _followed(coming, model, state, blocks)
+        remarks += _followed(coming, model, blocks)
     path = Execution.named(str(execution))
     remarks += remarks_on(positive)
     latents = {"start": start and start.latents, "given": given and given["samples"]}
@@ -357,17 +357,8 @@ def read(
     return Request(*settled, decoder, glimpse, tuple(remarks), encode)
 
 
-def _followed(
-    coming: Given, model: StreamModel, state: StreamState, blocks: int | None
-) -> Iterator[str]:
-    """What is to be said of a given modality that ends before the clip does.
-
-    Raises:
-        ValueError: it does not fit the stream.
-    """
-    config, settings = model.transformer.config, state.settings
-    channels = config.in_channels, config.audio_in_channels
-    coming.check(len(settings.seeds), channels, (settings.height, settings.width))
+def _followed(coming: Given, model: StreamModel, blocks: int | None) -> Iterator[str]:
+    """What is to be said of a given modality that ends before the clip does."""
     clock, first = model.clock, coming.first
     end = next(block for block in count(first) if coming.block(block) is None)
     if blocks is not None and end < first + blocks:

@@ -566,10 +566,10 @@ def rollout(
             the first one, and of their own on the others (`WholeStates`); False: none anywhere.
 
     Raises:
-        ValueError: at once, if the state belongs to another model, guidance has no empty prompt to
-            compare with, there is no prompt for the next block, its batch is not the stream's, or
-            the device lacks this way of execution; while iterating, if a prompt that is due cannot
-            be encoded.
+        ValueError: at once, if the state belongs to another model, what is given does not fit it,
+            guidance has no empty prompt to compare with, there is no prompt for the next block, its
+            batch is not the stream's, or the device lacks this way of execution; while iterating,
+            if a prompt that is due cannot be encoded.
         NonFiniteBlockError: while iterating, if a block has NaN; names the block.
         RankLostError: while iterating, if a process that shares the network is gone.
     """
@@ -580,6 +580,11 @@ def rollout(
     if blocks is not None and blocks < 1:
         raise ValueError(f"blocks is {blocks}, expected at least 1")
     check_guidance(sampler, network.config)
+    if given is not None:
+        channels = network.config.in_channels, network.config.audio_in_channels
+        given.check(
+            len(state.settings.seeds), channels, (state.settings.height, state.settings.width)
+        )
     if isinstance(prompt, Prompt):
         prompt = Schedule.of(Clock.of(network.config), prompt)
     prompts = _Prompts(prompt, len(state.settings.seeds), bool(network.config.memory_interval))
@@ -676,7 +681,7 @@ def rollout(
                 state = replace(state, speeches=speeches)
             texts = (prompts.text(state.schedule, state.next_block), first.unguided)
             memory = state.past.told() if config.memory_interval and state.past else None
-            seen = _seen(network, given, opened[0], state, like)
+            seen = _seen(network, given, opened[0].audio_shape[0], state, like)
             told_now = [told(state.next_block, state.next_block) for told in tracks]
             if seen is not None:
                 told_now = [with_seen(track, seen, config) for track in told_now]
@@ -748,21 +753,19 @@ def _told(
 
 
 def _seen(
-    model: nn.Module, given: Given | None, opened: OpenBlock, state: StreamState, like: Tensor
+    model: nn.Module, given: Given | None, latents: int, state: StreamState, like: Tensor
 ) -> Tensor | None:
-    """What the given pictures of the next block show, (b, s, t), told to its sound; None where none
-    are given, or the network is told none."""
+    """What the given pictures of the next block show, (b, s, t), told to its so many latents of
+    sound; None where none are given, or the network is told none."""
     shown = None if given is None else given.shown(state.next_block)
     if shown is None or not model.config.picture_track_channels:
         return None
     clips, (video, after), before = len(state.settings.seeds), shown, min(state.next_block, 1)
-    block = (like.new_empty(clips, *shape) for shape in (opened.video_shape, opened.audio_shape))
-    given.block(state.next_block).placed(*block)  # refuses those of another size
     parts = [to_device(video, like).expand(clips, -1, -1, -1, -1)]
     if before:
         parts.insert(0, to_device(state.block(state.next_block - 1).video[:, :, -1:], like))
     video = torch.cat([part.to(like.dtype) for part in parts], dim=2)
-    return model.picture_track(video, opened.audio_shape[0], before, after)
+    return model.picture_track(video, latents, before, after)
 
 
 def _embedding_at(constants: SigmaConstants, sigma: float, share: float) -> TimestepEmbedding:

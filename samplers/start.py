@@ -76,11 +76,14 @@ class Given:
         Raises:
             ValueError: saying what was found.
         """
+        held = self.block(self.first)
+        if held is None:
+            return
         spans = self.layout.video_span(self.first), self.layout.audio_span(self.first)
         frames, sounds = (end - begin for begin, end in spans)
         video = torch.empty(clips, channels[0], frames, *grid, device="meta")
         audio = torch.empty(clips, sounds, channels[1], device="meta")
-        self.block(self.first).placed(video, audio)
+        held.placed(video, audio)
 
     def shown(self, index: int) -> tuple[Tensor, int] | None:
         """Pictures of a block with the latent after it, and how many that is: 1, or 0 where nothing

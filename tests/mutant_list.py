@@ -909,7 +909,10 @@ WRONG: list[tuple[str, str, list[tuple[str, ...]]]] = [
         [
             ("                seen is not None,", "                kept is not None,"),
             ("shown, min(state.next_block, 1)", "shown, 0"),
-            ("opened.audio_shape[0], before, after", "opened.audio_shape[0], after, before"),
+            (
+                "picture_track(video, latents, before, after)",
+                "picture_track(video, latents, after, before)",
+            ),
         ],
     ),
     (
